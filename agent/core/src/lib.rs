@@ -1,0 +1,1 @@
+//! What an agent decides: the next step of each task.

@@ -1,0 +1,1 @@
+//! What an agent does: session, tasks, runtime and network calls.

@@ -1,0 +1,2 @@
+//! The rswarm command line.
+fn main() {}

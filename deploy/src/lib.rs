@@ -1,0 +1,1 @@
+//! Compose files to model specs: interpolation, merge, conversion, diff.

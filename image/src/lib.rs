@@ -1,0 +1,1 @@
+//! Images on one host: store, unpack, load, import, build.

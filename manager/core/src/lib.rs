@@ -1,0 +1,1 @@
+//! What a manager decides: pure functions over the replicated state.

@@ -1,0 +1,1 @@
+//! What a manager does: API, Raft, leader loop, dispatcher.

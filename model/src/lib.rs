@@ -1,0 +1,1 @@
+//! The nouns of rswarm: ids, units, specs, objects and the ladder of task states.

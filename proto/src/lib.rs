@@ -1,0 +1,1 @@
+//! The wire: messages, services and the conversion to and from the model.

@@ -1,0 +1,1 @@
+//! The embedded container runtime: namespaces, cgroups, overlay, shim, logs, exec.

@@ -1,0 +1,1 @@
+//! Simulation, invariants, scenarios and style checks over the whole workspace.
