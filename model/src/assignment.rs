@@ -1,0 +1,87 @@
+//! What one node is told: its tasks, and only what they need.
+
+use std::collections::BTreeMap;
+use std::net::IpAddr;
+use std::sync::Arc;
+
+use crate::object::{Config, Network, Secret, Task};
+use crate::spec::{EndpointMode, PortSpec};
+use crate::{ConfigId, NetworkId, SecretId, ServiceId, TaskId};
+
+/// Everything a node may see.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub struct AssignmentSet {
+    /// Its tasks, those that are to stop included, until they are removed.
+    pub tasks: BTreeMap<TaskId, Arc<Task>>,
+    /// Networks of its live tasks.
+    pub networks: BTreeMap<NetworkId, Arc<Network>>,
+    /// Secrets of its live tasks.
+    pub secrets: BTreeMap<SecretId, Arc<Secret>>,
+    /// Configs of its live tasks.
+    pub configs: BTreeMap<ConfigId, Arc<Config>>,
+    /// Services that share a network with its tasks, or publish a port on every node.
+    pub services: BTreeMap<ServiceId, Arc<ServiceEndpoints>>,
+}
+
+/// How a service is reached from a node: names, virtual addresses, ports and the tasks behind them.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct ServiceEndpoints {
+    /// The service.
+    pub id: ServiceId,
+    /// Its name.
+    pub name: String,
+    /// What its name resolves to.
+    pub mode: EndpointMode,
+    /// In each network: more names, and the virtual address if it has one.
+    pub networks: Vec<ServiceNetwork>,
+    /// Ports published on every node.
+    pub ports: Vec<PortSpec>,
+    /// Tasks that take connections: running, healthy, and wanted to run.
+    pub backends: Vec<Backend>,
+}
+
+/// A service in one network.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct ServiceNetwork {
+    /// The network.
+    pub network: NetworkId,
+    /// More names of the service there.
+    pub aliases: Vec<String>,
+    /// Virtual address; none with `dnsrr`.
+    pub vip: Option<IpAddr>,
+}
+
+/// A task that takes connections.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Backend {
+    /// The task.
+    pub task: TaskId,
+    /// Name of the task, such as `web.1`.
+    pub name: String,
+    /// Its address in each network.
+    pub addresses: Vec<(NetworkId, IpAddr)>,
+}
+
+/// What changed in an [`AssignmentSet`].
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub struct AssignmentDiff {
+    /// New or changed objects.
+    pub update: AssignmentSet,
+    /// Tasks the node may forget.
+    pub remove_tasks: Vec<TaskId>,
+    /// Networks it no longer needs.
+    pub remove_networks: Vec<NetworkId>,
+    /// Secrets it must forget.
+    pub remove_secrets: Vec<SecretId>,
+    /// Configs it may forget.
+    pub remove_configs: Vec<ConfigId>,
+    /// Services it no longer reaches.
+    pub remove_services: Vec<ServiceId>,
+}
+
+impl AssignmentDiff {
+    /// Whether nothing changed.
+    pub fn is_empty(&self) -> bool {
+        *self == Self::default()
+    }
+}

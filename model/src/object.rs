@@ -1,0 +1,416 @@
+//! What the cluster remembers: spec + status + version.
+
+use std::net::IpAddr;
+use std::sync::Arc;
+use std::time::Duration;
+
+use ipnet::IpNet;
+
+use crate::spec::{ConfigSpec, Labels, NetworkSpec, Platform, PortSpec, SecretSpec, ServiceSpec, TaskSpec};
+use crate::task_state::{DesiredState, TaskState};
+use crate::{
+    Bytes, ClusterId, ConfigId, NanoCpus, NetworkId, NodeId, SecretId, ServiceId, TaskId, Timestamp,
+};
+
+/// When an object was made and last changed.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct Meta {
+    /// Index of the log entry that last wrote the object; a write based on an older one is refused.
+    pub version: u64,
+    /// When it was made.
+    pub created_at: Timestamp,
+    /// When it was last written.
+    pub updated_at: Timestamp,
+}
+
+/// The cluster itself; one a state.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Cluster {
+    /// Its id.
+    pub id: ClusterId,
+    /// Version and times.
+    pub meta: Meta,
+    /// Finished tasks kept per slot; negative: all that fit [`Cluster::HISTORY_MAX`].
+    pub task_history_limit: i32,
+    /// Time between two heartbeats of a node.
+    pub heartbeat: Duration,
+    /// Where networks without a subnet take theirs from.
+    pub address_pools: Vec<IpNet>,
+    /// Prefix length of such a subnet.
+    pub subnet_prefix: u8,
+}
+
+impl Cluster {
+    /// Most finished tasks kept per slot, whatever the limit says.
+    pub const HISTORY_MAX: usize = 100;
+}
+
+/// A host of the cluster.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Node {
+    /// Its id.
+    pub id: NodeId,
+    /// Version and times.
+    pub meta: Meta,
+    /// What operators set.
+    pub spec: NodeSpec,
+    /// What the host says of itself.
+    pub description: NodeDescription,
+    /// What the manager sees of it.
+    pub status: NodeStatus,
+}
+
+/// What operators set on a node.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub struct NodeSpec {
+    /// Labels, for placement.
+    pub labels: Labels,
+    /// Whether it takes tasks.
+    pub availability: Availability,
+    /// Whether it is one of the managers.
+    pub role: NodeRole,
+}
+
+/// Whether a node takes tasks.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum Availability {
+    /// It does.
+    #[default]
+    Active,
+    /// It keeps those it has and takes no more.
+    Pause,
+    /// Its tasks move elsewhere.
+    Drain,
+}
+
+/// Part a node plays.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum NodeRole {
+    /// Runs tasks.
+    #[default]
+    Worker,
+    /// Runs tasks and keeps the state.
+    Manager,
+}
+
+/// What a host says of itself.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub struct NodeDescription {
+    /// Host name.
+    pub hostname: String,
+    /// Operating system and processor.
+    pub platform: Platform,
+    /// CPUs.
+    pub cpus: NanoCpus,
+    /// Memory.
+    pub memory: Bytes,
+    /// Version of rswarm.
+    pub engine_version: String,
+    /// Labels of the engine, for placement.
+    pub engine_labels: Labels,
+    /// Address at which it is reached; empty while it has none.
+    pub address: String,
+}
+
+/// What the manager sees of a node.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub struct NodeStatus {
+    /// State.
+    pub state: NodeState,
+    /// Why.
+    pub message: String,
+}
+
+/// Whether a node is heard of.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum NodeState {
+    /// Not yet, since this leader began.
+    #[default]
+    Unknown,
+    /// Yes.
+    Ready,
+    /// Not for three heartbeats.
+    Down,
+}
+
+/// A service.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Service {
+    /// Its id.
+    pub id: ServiceId,
+    /// Version and times.
+    pub meta: Meta,
+    /// What the user wants.
+    pub spec: Arc<ServiceSpec>,
+    /// Number of the spec: grows by one with every change of `spec`. Tasks carry the number they were made from.
+    pub spec_version: u64,
+    /// The spec before the last change, for rollback.
+    pub previous_spec: Option<Arc<ServiceSpec>>,
+    /// The rollout of the last change, if there was one.
+    pub update: Option<UpdateStatus>,
+    /// Published ports, with the chosen numbers, and virtual addresses.
+    pub endpoint: Endpoint,
+}
+
+/// How a service is reached, as allocated.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub struct Endpoint {
+    /// Published ports; `published` is never 0.
+    pub ports: Vec<PortSpec>,
+    /// Virtual address in each network, none with `dnsrr`.
+    pub vips: Vec<(NetworkId, IpAddr)>,
+}
+
+/// How far a rollout is.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct UpdateStatus {
+    /// State.
+    pub state: UpdateState,
+    /// When it began.
+    pub started_at: Timestamp,
+    /// When it ended.
+    pub completed_at: Option<Timestamp>,
+    /// Why it is in this state.
+    pub message: String,
+    /// Slots that failed so far, each counted once; in the log, so that a new leader goes on counting.
+    pub failed_slots: Vec<SlotKey>,
+    /// Slots it has to change in all.
+    pub total_slots: u32,
+    /// When the last group of slots was finished, for `delay`.
+    pub last_slot_at: Option<Timestamp>,
+}
+
+/// State of a rollout.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum UpdateState {
+    /// In progress.
+    Updating,
+    /// Stopped by failures.
+    Paused,
+    /// Done.
+    Completed,
+    /// Going back.
+    RollbackStarted,
+    /// Going back was stopped by failures.
+    RollbackPaused,
+    /// Went back.
+    RollbackCompleted,
+}
+
+impl UpdateState {
+    /// Docker's name of it.
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            Self::Updating => "updating",
+            Self::Paused => "paused",
+            Self::Completed => "completed",
+            Self::RollbackStarted => "rollback_started",
+            Self::RollbackPaused => "rollback_paused",
+            Self::RollbackCompleted => "rollback_completed",
+        }
+    }
+
+    /// Whether it is still changing tasks.
+    pub const fn is_active(self) -> bool {
+        matches!(self, Self::Updating | Self::RollbackStarted)
+    }
+}
+
+/// The place of a task in its service: tasks that follow one another share it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub enum SlotKey {
+    /// Replica number, from 1.
+    Replica(u32),
+    /// The node, of a global service.
+    Node(NodeId),
+}
+
+/// One attempt to run one container of a service. It never changes its spec or its node.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Task {
+    /// Its id.
+    pub id: TaskId,
+    /// Version and times.
+    pub meta: Meta,
+    /// Its service.
+    pub service: ServiceId,
+    /// Name of the service when the task was made.
+    pub service_name: String,
+    /// Its place in the service.
+    pub slot: SlotKey,
+    /// What it runs.
+    pub spec: Arc<TaskSpec>,
+    /// Number of the service's spec it was made from.
+    pub spec_version: u64,
+    /// Its node, once assigned.
+    pub node: Option<NodeId>,
+    /// What the manager wants.
+    pub desired: DesiredState,
+    /// When `desired` became Running, or not before this while it is Ready (restart delay).
+    pub run_at: Timestamp,
+    /// What the agent saw.
+    pub status: TaskStatus,
+    /// Address in each network.
+    pub addresses: Vec<(NetworkId, IpAddr)>,
+    /// Ports published on its node (mode host).
+    pub host_ports: Vec<PortSpec>,
+}
+
+impl Task {
+    /// `web.1`, or `web.<node id>` of a global service.
+    pub fn name(&self) -> String {
+        match self.slot {
+            SlotKey::Replica(n) => format!("{}.{n}", self.service_name),
+            SlotKey::Node(node) => format!("{}.{node}", self.service_name),
+        }
+    }
+
+    /// Name of its container, as Docker has it: `web.1.<task id>`.
+    pub fn container_name(&self) -> String {
+        format!("{}.{}", self.name(), self.id)
+    }
+}
+
+/// What was seen of a task.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct TaskStatus {
+    /// How far it came.
+    pub state: TaskState,
+    /// When it came there.
+    pub at: Timestamp,
+    /// What is being done, such as `preparing`.
+    pub message: String,
+    /// What went wrong; empty: nothing.
+    pub error: String,
+    /// Of the container, once there is one.
+    pub container: Option<ContainerStatus>,
+}
+
+impl TaskStatus {
+    /// A task that was just made.
+    pub fn new(at: Timestamp) -> Self {
+        Self {
+            state: TaskState::New,
+            at,
+            message: "created".into(),
+            error: String::new(),
+            container: None,
+        }
+    }
+}
+
+/// What was seen of a container.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub struct ContainerStatus {
+    /// Its id.
+    pub id: String,
+    /// Process id on the node; 0: none.
+    pub pid: u32,
+    /// Exit code, once it ended; 128 + signal when a signal ended it.
+    pub exit_code: Option<i32>,
+    /// The kernel killed it because of its memory limit.
+    pub oom_killed: bool,
+}
+
+/// A network.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Network {
+    /// Its id.
+    pub id: NetworkId,
+    /// Version and times.
+    pub meta: Meta,
+    /// What the user wants.
+    pub spec: NetworkSpec,
+    /// Its subnets; the first address of each is kept as gateway.
+    pub subnets: Vec<IpNet>,
+    /// Its number on the wire (VXLAN network identifier, RFC 7348), unique in the cluster.
+    pub vni: u32,
+}
+
+/// A secret.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Secret {
+    /// Its id.
+    pub id: SecretId,
+    /// Version and times.
+    pub meta: Meta,
+    /// What the user gave.
+    pub spec: Arc<SecretSpec>,
+}
+
+/// A config.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Config {
+    /// Its id.
+    pub id: ConfigId,
+    /// Version and times.
+    pub meta: Meta,
+    /// What the user gave.
+    pub spec: Arc<ConfigSpec>,
+}
+
+/// Any object of the replicated state.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Object {
+    /// The cluster.
+    Cluster(Arc<Cluster>),
+    /// A node.
+    Node(Arc<Node>),
+    /// A service.
+    Service(Arc<Service>),
+    /// A task.
+    Task(Arc<Task>),
+    /// A network.
+    Network(Arc<Network>),
+    /// A secret.
+    Secret(Arc<Secret>),
+    /// A config.
+    Config(Arc<Config>),
+}
+
+/// Names any object of the replicated state.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub enum Key {
+    /// The cluster.
+    Cluster,
+    /// A node.
+    Node(NodeId),
+    /// A service.
+    Service(ServiceId),
+    /// A task.
+    Task(TaskId),
+    /// A network.
+    Network(NetworkId),
+    /// A secret.
+    Secret(SecretId),
+    /// A config.
+    Config(ConfigId),
+}
+
+impl Object {
+    /// Its key.
+    pub fn key(&self) -> Key {
+        match self {
+            Self::Cluster(_) => Key::Cluster,
+            Self::Node(o) => Key::Node(o.id),
+            Self::Service(o) => Key::Service(o.id),
+            Self::Task(o) => Key::Task(o.id),
+            Self::Network(o) => Key::Network(o.id),
+            Self::Secret(o) => Key::Secret(o.id),
+            Self::Config(o) => Key::Config(o.id),
+        }
+    }
+
+    /// Its version and times.
+    pub fn meta(&self) -> Meta {
+        match self {
+            Self::Cluster(o) => o.meta,
+            Self::Node(o) => o.meta,
+            Self::Service(o) => o.meta,
+            Self::Task(o) => o.meta,
+            Self::Network(o) => o.meta,
+            Self::Secret(o) => o.meta,
+            Self::Config(o) => o.meta,
+        }
+    }
+}
