@@ -1,1 +1,30 @@
 //! The wire: messages, services and the conversion to and from the model.
+//!
+//! It decides nothing: whether a message is well formed is all it knows.
+#![forbid(unsafe_code)]
+
+pub mod channel;
+pub mod convert;
+
+#[allow(
+    missing_docs,
+    unreachable_pub,
+    clippy::all,
+    clippy::allow_attributes_without_reason,
+    reason = "generated; the .proto files hold the comments"
+)]
+mod generated {
+    pub mod types {
+        tonic::include_proto!("rswarm.types");
+    }
+    pub mod control {
+        tonic::include_proto!("rswarm.control");
+    }
+    pub mod dispatch {
+        tonic::include_proto!("rswarm.dispatch");
+    }
+    pub mod host {
+        tonic::include_proto!("rswarm.host");
+    }
+}
+pub use generated::{control, dispatch, host, types};
