@@ -1,0 +1,83 @@
+//! Wire <-> model: total one way, `Result` the other.
+
+use std::str::FromStr;
+use std::time::Duration;
+
+mod assignment;
+mod object;
+mod spec;
+
+/// A message that is not well formed.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[error("the field \"{field}\" of the message {problem}")]
+pub struct WireError {
+    /// Which field.
+    pub field: &'static str,
+    /// What is wrong with it.
+    pub problem: String,
+}
+
+impl WireError {
+    fn missing(field: &'static str) -> Self {
+        Self {
+            field,
+            problem: "is missing".into(),
+        }
+    }
+}
+
+impl From<WireError> for tonic::Status {
+    fn from(error: WireError) -> Self {
+        Self::invalid_argument(error.to_string())
+    }
+}
+
+fn need<T>(value: Option<T>, field: &'static str) -> Result<T, WireError> {
+    value.ok_or_else(|| WireError::missing(field))
+}
+
+fn parse<T: FromStr>(text: &str, field: &'static str) -> Result<T, WireError>
+where
+    T::Err: std::fmt::Display,
+{
+    text.parse().map_err(|e: T::Err| WireError {
+        field,
+        problem: format!("cannot be read: {e}"),
+    })
+}
+
+/// An id, or the zero id where the text is empty.
+fn parse_or_nil<T: FromStr>(text: &str, nil: T, field: &'static str) -> Result<T, WireError>
+where
+    T::Err: std::fmt::Display,
+{
+    if text.is_empty() {
+        Ok(nil)
+    } else {
+        parse(text, field)
+    }
+}
+
+fn small<T: TryFrom<u32>>(value: u32, field: &'static str) -> Result<T, WireError> {
+    T::try_from(value).map_err(|_| WireError {
+        field,
+        problem: format!("is out of range: {value}"),
+    })
+}
+
+fn nanos(d: Duration) -> u64 {
+    u64::try_from(d.as_nanos()).unwrap_or(u64::MAX)
+}
+
+fn all<W, M: TryFrom<W, Error = WireError>>(items: Vec<W>) -> Result<Vec<M>, WireError> {
+    items.into_iter().map(M::try_from).collect()
+}
+
+fn wire<M, W: From<M>>(items: impl IntoIterator<Item = M>) -> Vec<W> {
+    items.into_iter().map(W::from).collect()
+}
+
+/// The id of an object as the wire has it, or empty for the zero id.
+fn id_or_empty<T: PartialEq + ToString>(id: T, nil: T) -> String {
+    if id == nil { String::new() } else { id.to_string() }
+}

@@ -1,0 +1,525 @@
+//! Objects and their keys.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use ipnet::IpNet;
+use model::object as m;
+use model::task_state::{DesiredState, TaskState};
+use model::{Bytes, NanoCpus, NetworkId, Timestamp};
+
+use super::{WireError, all, nanos, need, parse, small, wire};
+use crate::types as w;
+
+impl From<m::Meta> for w::Meta {
+    fn from(x: m::Meta) -> Self {
+        Self {
+            version: x.version,
+            created_at_ms: x.created_at.0,
+            updated_at_ms: x.updated_at.0,
+        }
+    }
+}
+
+fn meta(x: Option<w::Meta>) -> m::Meta {
+    let x = x.unwrap_or_default();
+    m::Meta {
+        version: x.version,
+        created_at: Timestamp(x.created_at_ms),
+        updated_at: Timestamp(x.updated_at_ms),
+    }
+}
+
+fn nets(texts: &[String], field: &'static str) -> Result<Vec<IpNet>, WireError> {
+    texts.iter().map(|t| parse(t, field)).collect()
+}
+
+impl From<&m::Cluster> for w::Cluster {
+    fn from(c: &m::Cluster) -> Self {
+        Self {
+            id: c.id.to_string(),
+            meta: Some(c.meta.into()),
+            task_history_limit: c.task_history_limit,
+            heartbeat_ns: nanos(c.heartbeat),
+            address_pools: c.address_pools.iter().map(ToString::to_string).collect(),
+            subnet_prefix: c.subnet_prefix.into(),
+        }
+    }
+}
+
+impl TryFrom<w::Cluster> for m::Cluster {
+    type Error = WireError;
+    fn try_from(c: w::Cluster) -> Result<Self, WireError> {
+        Ok(Self {
+            id: parse(&c.id, "id")?,
+            meta: meta(c.meta),
+            task_history_limit: c.task_history_limit,
+            heartbeat: Duration::from_nanos(c.heartbeat_ns),
+            address_pools: nets(&c.address_pools, "address_pools")?,
+            subnet_prefix: small(c.subnet_prefix, "subnet_prefix")?,
+        })
+    }
+}
+
+impl From<&m::Node> for w::Node {
+    fn from(n: &m::Node) -> Self {
+        Self {
+            id: n.id.to_string(),
+            meta: Some(n.meta.into()),
+            spec: Some((&n.spec).into()),
+            description: Some((&n.description).into()),
+            status: Some((&n.status).into()),
+        }
+    }
+}
+
+impl TryFrom<w::Node> for m::Node {
+    type Error = WireError;
+    fn try_from(n: w::Node) -> Result<Self, WireError> {
+        Ok(Self {
+            id: parse(&n.id, "id")?,
+            meta: meta(n.meta),
+            spec: n.spec.unwrap_or_default().into(),
+            description: n.description.unwrap_or_default().into(),
+            status: n.status.unwrap_or_default().into(),
+        })
+    }
+}
+
+impl From<&m::NodeSpec> for w::NodeSpec {
+    fn from(s: &m::NodeSpec) -> Self {
+        Self {
+            labels: s.labels.clone(),
+            availability: w::Availability::from(s.availability).into(),
+            manager: s.role == m::NodeRole::Manager,
+        }
+    }
+}
+
+impl From<w::NodeSpec> for m::NodeSpec {
+    fn from(s: w::NodeSpec) -> Self {
+        Self {
+            availability: s.availability().into(),
+            labels: s.labels,
+            role: if s.manager {
+                m::NodeRole::Manager
+            } else {
+                m::NodeRole::Worker
+            },
+        }
+    }
+}
+
+impl From<m::Availability> for w::Availability {
+    fn from(a: m::Availability) -> Self {
+        match a {
+            m::Availability::Active => Self::Active,
+            m::Availability::Pause => Self::Paused,
+            m::Availability::Drain => Self::Drain,
+        }
+    }
+}
+
+impl From<w::Availability> for m::Availability {
+    fn from(a: w::Availability) -> Self {
+        match a {
+            w::Availability::Active => Self::Active,
+            w::Availability::Paused => Self::Pause,
+            w::Availability::Drain => Self::Drain,
+        }
+    }
+}
+
+impl From<&m::NodeDescription> for w::NodeDescription {
+    fn from(d: &m::NodeDescription) -> Self {
+        Self {
+            hostname: d.hostname.clone(),
+            platform: Some((&d.platform).into()),
+            nano_cpus: d.cpus.0,
+            memory_bytes: d.memory.0,
+            engine_version: d.engine_version.clone(),
+            engine_labels: d.engine_labels.clone(),
+            address: d.address.clone(),
+        }
+    }
+}
+
+impl From<w::NodeDescription> for m::NodeDescription {
+    fn from(d: w::NodeDescription) -> Self {
+        Self {
+            hostname: d.hostname,
+            platform: d.platform.unwrap_or_default().into(),
+            cpus: NanoCpus(d.nano_cpus),
+            memory: Bytes(d.memory_bytes),
+            engine_version: d.engine_version,
+            engine_labels: d.engine_labels,
+            address: d.address,
+        }
+    }
+}
+
+impl From<&m::NodeStatus> for w::NodeStatus {
+    fn from(s: &m::NodeStatus) -> Self {
+        let state = match s.state {
+            m::NodeState::Unknown => w::NodeState::Unknown,
+            m::NodeState::Ready => w::NodeState::Ready,
+            m::NodeState::Down => w::NodeState::Down,
+        };
+        Self {
+            state: state.into(),
+            message: s.message.clone(),
+        }
+    }
+}
+
+impl From<w::NodeStatus> for m::NodeStatus {
+    fn from(s: w::NodeStatus) -> Self {
+        let state = match s.state() {
+            w::NodeState::Unknown => m::NodeState::Unknown,
+            w::NodeState::Ready => m::NodeState::Ready,
+            w::NodeState::Down => m::NodeState::Down,
+        };
+        Self {
+            state,
+            message: s.message,
+        }
+    }
+}
+
+pub(super) fn addresses(list: Vec<w::Address>) -> Result<Vec<(NetworkId, std::net::IpAddr)>, WireError> {
+    list.into_iter()
+        .map(|a| Ok((parse(&a.network, "address.network")?, parse(&a.ip, "address.ip")?)))
+        .collect()
+}
+
+pub(super) fn wire_addresses(list: &[(NetworkId, std::net::IpAddr)]) -> Vec<w::Address> {
+    list.iter()
+        .map(|(network, ip)| w::Address {
+            network: network.to_string(),
+            ip: ip.to_string(),
+        })
+        .collect()
+}
+
+impl From<&m::Service> for w::Service {
+    fn from(s: &m::Service) -> Self {
+        Self {
+            id: s.id.to_string(),
+            meta: Some(s.meta.into()),
+            spec: Some((&*s.spec).into()),
+            spec_version: s.spec_version,
+            previous_spec: s.previous_spec.as_deref().map(Into::into),
+            update: s.update.as_ref().map(Into::into),
+            ports: wire(&s.endpoint.ports),
+            vips: wire_addresses(&s.endpoint.vips),
+        }
+    }
+}
+
+impl TryFrom<w::Service> for m::Service {
+    type Error = WireError;
+    fn try_from(s: w::Service) -> Result<Self, WireError> {
+        Ok(Self {
+            id: parse(&s.id, "id")?,
+            meta: meta(s.meta),
+            spec: Arc::new(need(s.spec, "spec")?.try_into()?),
+            spec_version: s.spec_version,
+            previous_spec: s.previous_spec.map(|p| p.try_into().map(Arc::new)).transpose()?,
+            update: s.update.map(TryInto::try_into).transpose()?,
+            endpoint: m::Endpoint {
+                ports: all(s.ports)?,
+                vips: addresses(s.vips)?,
+            },
+        })
+    }
+}
+
+impl From<&m::UpdateStatus> for w::UpdateStatus {
+    fn from(u: &m::UpdateStatus) -> Self {
+        let state = match u.state {
+            m::UpdateState::Updating => w::UpdateState::Updating,
+            m::UpdateState::Paused => w::UpdateState::UpdatePaused,
+            m::UpdateState::Completed => w::UpdateState::UpdateCompleted,
+            m::UpdateState::RollbackStarted => w::UpdateState::RollbackStarted,
+            m::UpdateState::RollbackPaused => w::UpdateState::RollbackPaused,
+            m::UpdateState::RollbackCompleted => w::UpdateState::RollbackCompleted,
+        };
+        Self {
+            state: state.into(),
+            started_at_ms: u.started_at.0,
+            completed_at_ms: u.completed_at.map(|t| t.0),
+            message: u.message.clone(),
+            failed_slots: wire(u.failed_slots.iter().copied()),
+            total_slots: u.total_slots,
+            last_slot_at_ms: u.last_slot_at.map(|t| t.0),
+        }
+    }
+}
+
+impl TryFrom<w::UpdateStatus> for m::UpdateStatus {
+    type Error = WireError;
+    fn try_from(u: w::UpdateStatus) -> Result<Self, WireError> {
+        let state = match u.state() {
+            w::UpdateState::Updating => m::UpdateState::Updating,
+            w::UpdateState::UpdatePaused => m::UpdateState::Paused,
+            w::UpdateState::UpdateCompleted => m::UpdateState::Completed,
+            w::UpdateState::RollbackStarted => m::UpdateState::RollbackStarted,
+            w::UpdateState::RollbackPaused => m::UpdateState::RollbackPaused,
+            w::UpdateState::RollbackCompleted => m::UpdateState::RollbackCompleted,
+        };
+        Ok(Self {
+            state,
+            started_at: Timestamp(u.started_at_ms),
+            completed_at: u.completed_at_ms.map(Timestamp),
+            message: u.message,
+            failed_slots: all(u.failed_slots)?,
+            total_slots: u.total_slots,
+            last_slot_at: u.last_slot_at_ms.map(Timestamp),
+        })
+    }
+}
+
+impl From<m::SlotKey> for w::Slot {
+    fn from(s: m::SlotKey) -> Self {
+        let slot = match s {
+            m::SlotKey::Replica(n) => w::slot::Slot::Replica(n),
+            m::SlotKey::Node(id) => w::slot::Slot::Node(id.to_string()),
+        };
+        Self { slot: Some(slot) }
+    }
+}
+
+impl TryFrom<w::Slot> for m::SlotKey {
+    type Error = WireError;
+    fn try_from(s: w::Slot) -> Result<Self, WireError> {
+        Ok(match need(s.slot, "slot")? {
+            w::slot::Slot::Replica(n) => Self::Replica(n),
+            w::slot::Slot::Node(id) => Self::Node(parse(&id, "slot.node")?),
+        })
+    }
+}
+
+impl From<&m::Task> for w::Task {
+    fn from(t: &m::Task) -> Self {
+        let desired = match t.desired {
+            DesiredState::Ready => w::DesiredState::DesiredReady,
+            DesiredState::Running => w::DesiredState::DesiredRunning,
+            DesiredState::Shutdown => w::DesiredState::DesiredShutdown,
+            DesiredState::Remove => w::DesiredState::DesiredRemove,
+        };
+        Self {
+            id: t.id.to_string(),
+            meta: Some(t.meta.into()),
+            service: t.service.to_string(),
+            service_name: t.service_name.clone(),
+            slot: Some(t.slot.into()),
+            spec: Some((&*t.spec).into()),
+            spec_version: t.spec_version,
+            node: t.node.map(|n| n.to_string()),
+            desired: desired.into(),
+            run_at_ms: t.run_at.0,
+            status: Some((&t.status).into()),
+            addresses: wire_addresses(&t.addresses),
+            host_ports: wire(&t.host_ports),
+        }
+    }
+}
+
+impl TryFrom<w::Task> for m::Task {
+    type Error = WireError;
+    fn try_from(t: w::Task) -> Result<Self, WireError> {
+        let desired = match t.desired() {
+            w::DesiredState::DesiredReady => DesiredState::Ready,
+            w::DesiredState::DesiredRunning => DesiredState::Running,
+            w::DesiredState::DesiredShutdown => DesiredState::Shutdown,
+            w::DesiredState::DesiredRemove => DesiredState::Remove,
+        };
+        Ok(Self {
+            id: parse(&t.id, "id")?,
+            meta: meta(t.meta),
+            service: parse(&t.service, "service")?,
+            service_name: t.service_name,
+            slot: need(t.slot, "slot")?.try_into()?,
+            spec: Arc::new(need(t.spec, "spec")?.try_into()?),
+            spec_version: t.spec_version,
+            node: t.node.map(|n| parse(&n, "node")).transpose()?,
+            desired,
+            run_at: Timestamp(t.run_at_ms),
+            status: need(t.status, "status")?.try_into()?,
+            addresses: addresses(t.addresses)?,
+            host_ports: all(t.host_ports)?,
+        })
+    }
+}
+
+impl From<&m::TaskStatus> for w::TaskStatus {
+    fn from(s: &m::TaskStatus) -> Self {
+        Self {
+            state: s.state.number(),
+            at_ms: s.at.0,
+            message: s.message.clone(),
+            error: s.error.clone(),
+            container: s.container.as_ref().map(|c| w::ContainerStatus {
+                id: c.id.clone(),
+                pid: c.pid,
+                exit_code: c.exit_code,
+                oom_killed: c.oom_killed,
+            }),
+        }
+    }
+}
+
+impl TryFrom<w::TaskStatus> for m::TaskStatus {
+    type Error = WireError;
+    fn try_from(s: w::TaskStatus) -> Result<Self, WireError> {
+        let state = TaskState::from_number(s.state).ok_or_else(|| WireError {
+            field: "status.state",
+            problem: format!("is no state: {}", s.state),
+        })?;
+        Ok(Self {
+            state,
+            at: Timestamp(s.at_ms),
+            message: s.message,
+            error: s.error,
+            container: s.container.map(|c| m::ContainerStatus {
+                id: c.id,
+                pid: c.pid,
+                exit_code: c.exit_code,
+                oom_killed: c.oom_killed,
+            }),
+        })
+    }
+}
+
+impl From<&m::Network> for w::Network {
+    fn from(n: &m::Network) -> Self {
+        Self {
+            id: n.id.to_string(),
+            meta: Some(n.meta.into()),
+            spec: Some((&n.spec).into()),
+            subnets: n.subnets.iter().map(ToString::to_string).collect(),
+            vni: n.vni,
+        }
+    }
+}
+
+impl TryFrom<w::Network> for m::Network {
+    type Error = WireError;
+    fn try_from(n: w::Network) -> Result<Self, WireError> {
+        Ok(Self {
+            id: parse(&n.id, "id")?,
+            meta: meta(n.meta),
+            spec: need(n.spec, "spec")?.try_into()?,
+            subnets: nets(&n.subnets, "subnets")?,
+            vni: n.vni,
+        })
+    }
+}
+
+impl From<&m::Secret> for w::Secret {
+    fn from(s: &m::Secret) -> Self {
+        Self {
+            id: s.id.to_string(),
+            meta: Some(s.meta.into()),
+            spec: Some((&*s.spec).into()),
+        }
+    }
+}
+
+impl TryFrom<w::Secret> for m::Secret {
+    type Error = WireError;
+    fn try_from(s: w::Secret) -> Result<Self, WireError> {
+        Ok(Self {
+            id: parse(&s.id, "id")?,
+            meta: meta(s.meta),
+            spec: Arc::new(need(s.spec, "spec")?.into()),
+        })
+    }
+}
+
+impl From<&m::Config> for w::Config {
+    fn from(s: &m::Config) -> Self {
+        Self {
+            id: s.id.to_string(),
+            meta: Some(s.meta.into()),
+            spec: Some((&*s.spec).into()),
+        }
+    }
+}
+
+impl TryFrom<w::Config> for m::Config {
+    type Error = WireError;
+    fn try_from(s: w::Config) -> Result<Self, WireError> {
+        Ok(Self {
+            id: parse(&s.id, "id")?,
+            meta: meta(s.meta),
+            spec: Arc::new(need(s.spec, "spec")?.into()),
+        })
+    }
+}
+
+impl From<&m::Object> for w::Object {
+    fn from(o: &m::Object) -> Self {
+        use w::object::Object;
+        Self {
+            object: Some(match o {
+                m::Object::Cluster(x) => Object::Cluster((&**x).into()),
+                m::Object::Node(x) => Object::Node((&**x).into()),
+                m::Object::Service(x) => Object::Service((&**x).into()),
+                m::Object::Task(x) => Object::Task((&**x).into()),
+                m::Object::Network(x) => Object::Network((&**x).into()),
+                m::Object::Secret(x) => Object::Secret((&**x).into()),
+                m::Object::Config(x) => Object::Config((&**x).into()),
+            }),
+        }
+    }
+}
+
+impl TryFrom<w::Object> for m::Object {
+    type Error = WireError;
+    fn try_from(o: w::Object) -> Result<Self, WireError> {
+        use w::object::Object;
+        Ok(match need(o.object, "object")? {
+            Object::Cluster(x) => Self::Cluster(Arc::new(x.try_into()?)),
+            Object::Node(x) => Self::Node(Arc::new(x.try_into()?)),
+            Object::Service(x) => Self::Service(Arc::new(x.try_into()?)),
+            Object::Task(x) => Self::Task(Arc::new(x.try_into()?)),
+            Object::Network(x) => Self::Network(Arc::new(x.try_into()?)),
+            Object::Secret(x) => Self::Secret(Arc::new(x.try_into()?)),
+            Object::Config(x) => Self::Config(Arc::new(x.try_into()?)),
+        })
+    }
+}
+
+impl From<m::Key> for w::Key {
+    fn from(k: m::Key) -> Self {
+        let (kind, id) = match k {
+            m::Key::Cluster => (w::Kind::Cluster, String::new()),
+            m::Key::Node(id) => (w::Kind::Node, id.to_string()),
+            m::Key::Service(id) => (w::Kind::Service, id.to_string()),
+            m::Key::Task(id) => (w::Kind::Task, id.to_string()),
+            m::Key::Network(id) => (w::Kind::Network, id.to_string()),
+            m::Key::Secret(id) => (w::Kind::Secret, id.to_string()),
+            m::Key::Config(id) => (w::Kind::Config, id.to_string()),
+        };
+        Self {
+            kind: kind.into(),
+            id,
+        }
+    }
+}
+
+impl TryFrom<w::Key> for m::Key {
+    type Error = WireError;
+    fn try_from(k: w::Key) -> Result<Self, WireError> {
+        Ok(match k.kind() {
+            w::Kind::Cluster => Self::Cluster,
+            w::Kind::Node => Self::Node(parse(&k.id, "key.id")?),
+            w::Kind::Service => Self::Service(parse(&k.id, "key.id")?),
+            w::Kind::Task => Self::Task(parse(&k.id, "key.id")?),
+            w::Kind::Network => Self::Network(parse(&k.id, "key.id")?),
+            w::Kind::Secret => Self::Secret(parse(&k.id, "key.id")?),
+            w::Kind::Config => Self::Config(parse(&k.id, "key.id")?),
+        })
+    }
+}
