@@ -250,6 +250,8 @@ pub struct Task {
     pub run_at: Timestamp,
     /// What the agent saw.
     pub status: TaskStatus,
+    /// When it was first seen Running, by the clock of the log.
+    pub running_at: Option<Timestamp>,
     /// Address in each network.
     pub addresses: Vec<(NetworkId, IpAddr)>,
     /// Ports published on its node (mode host).

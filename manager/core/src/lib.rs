@@ -1,1 +1,31 @@
 //! What a manager decides: pure functions over the replicated state.
+//!
+//! Modules stand in the order in which a request walks through them.
+#![forbid(unsafe_code)]
+#![deny(clippy::wildcard_enum_match_arm)]
+
+// A request becomes a transaction, or a refusal.
+pub mod admit;
+
+// The transaction becomes state.
+pub mod state;
+pub mod txn;
+
+// The state becomes the next transaction.
+pub mod allocate;
+pub mod orchestrate;
+pub mod plan;
+pub mod reap;
+pub mod schedule;
+
+// What nodes are told, and what is heard of them.
+pub mod assignments;
+pub mod node_health;
+
+#[cfg(test)]
+mod orchestrate_tests;
+
+pub use admit::{Admitted, Refusal, RefusalKind};
+pub use plan::{Dirty, Plan, plan};
+pub use state::{FindError, Kind, State};
+pub use txn::{Action, Change, Changes, Entry, Stale, Txn};

@@ -321,6 +321,7 @@ impl From<&m::Task> for w::Task {
             status: Some((&t.status).into()),
             addresses: wire_addresses(&t.addresses),
             host_ports: wire(&t.host_ports),
+            running_at_ms: t.running_at.map(|at| at.0),
         }
     }
 }
@@ -348,6 +349,7 @@ impl TryFrom<w::Task> for m::Task {
             status: need(t.status, "status")?.try_into()?,
             addresses: addresses(t.addresses)?,
             host_ports: all(t.host_ports)?,
+            running_at: t.running_at_ms.map(Timestamp),
         })
     }
 }

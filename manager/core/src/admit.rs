@@ -1,0 +1,128 @@
+//! A request and the state → one transaction, or a refusal a user can act on.
+
+mod cluster;
+mod file;
+mod network;
+mod node;
+mod service;
+mod stack;
+mod validate;
+
+use model::object::Key;
+use model::spec::NameError;
+
+use crate::state::{FindError, Kind, Scratch};
+use crate::txn::Txn;
+
+pub use cluster::{ClusterRequest, init_cluster};
+pub use file::{
+    create_config, create_secret, remove_configs, remove_secrets, update_config_labels, update_secret_labels,
+};
+pub use network::{create_network, remove_networks};
+pub use node::{remove_nodes, update_node};
+pub use service::{create_service, remove_services, rollback_service, scale_services, update_service};
+pub use stack::{StackChange, StackVerdict, deploy_stack, remove_stacks};
+
+/// What came of a request.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub struct Admitted {
+    /// What changes.
+    pub txn: Txn,
+    /// The objects it is about, in the order of the request.
+    pub keys: Vec<Key>,
+    /// What the user should know.
+    pub warnings: Vec<String>,
+    /// Of a stack: what happens to each object.
+    pub changes: Vec<StackChange>,
+}
+
+impl Admitted {
+    fn new(scratch: Scratch, keys: Vec<Key>) -> Self {
+        Self {
+            txn: scratch.into_txn(),
+            keys,
+            ..Self::default()
+        }
+    }
+}
+
+/// Class of a refusal.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum RefusalKind {
+    /// Something the request names does not exist.
+    NotFound,
+    /// A name or port is taken.
+    AlreadyExists,
+    /// The request itself cannot be carried out, now or later.
+    Invalid,
+    /// Something is in use, or in a state that forbids it.
+    InUse,
+    /// It was based on an older version.
+    Conflict,
+}
+
+/// Why a request changes nothing.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[error("{message}")]
+pub struct Refusal {
+    kind: RefusalKind,
+    message: String,
+}
+
+impl Refusal {
+    /// Class of the refusal.
+    pub fn kind(&self) -> RefusalKind {
+        self.kind
+    }
+
+    fn new(kind: RefusalKind, message: impl Into<String>) -> Self {
+        Self {
+            kind,
+            message: message.into(),
+        }
+    }
+
+    fn invalid(message: impl Into<String>) -> Self {
+        Self::new(RefusalKind::Invalid, message)
+    }
+
+    fn taken(kind: Kind, name: &str) -> Self {
+        let message = format!(
+            "the name {name} is taken by another {}: choose another, or remove that one",
+            kind.as_str()
+        );
+        Self::new(RefusalKind::AlreadyExists, message)
+    }
+
+    fn outdated(kind: Kind, name: &str, expected: u64, found: u64) -> Self {
+        let message = format!(
+            "update out of sequence: {} {name} has version {found}, the request was based on {expected}; look again and repeat",
+            kind.as_str()
+        );
+        Self::new(RefusalKind::Conflict, message)
+    }
+}
+
+impl From<FindError> for Refusal {
+    fn from(error: FindError) -> Self {
+        let kind = match error {
+            FindError::Missing { .. } => RefusalKind::NotFound,
+            FindError::Ambiguous { .. } => RefusalKind::Invalid,
+        };
+        Self::new(kind, error.to_string())
+    }
+}
+
+impl From<NameError> for Refusal {
+    fn from(error: NameError) -> Self {
+        Self::invalid(error.to_string())
+    }
+}
+
+/// Refuses when `expected` is given and is not `found`.
+fn check_version(kind: Kind, name: &str, expected: Option<u64>, found: u64) -> Result<(), Refusal> {
+    match expected {
+        Some(expected) if expected != found => Err(Refusal::outdated(kind, name, expected, found)),
+        Some(_) | None => Ok(()),
+    }
+}

@@ -1,0 +1,145 @@
+//! Networks.
+
+use std::sync::Arc;
+
+use ipnet::IpNet;
+use model::ids::IdSource;
+use model::object::{Key, Meta, Network, Object};
+use model::spec::{NetworkSpec, check_name};
+use model::{NetworkId, Timestamp};
+
+use super::{Admitted, Refusal, RefusalKind, validate};
+use crate::allocate;
+use crate::state::{Kind, Scratch, State};
+
+/// Makes a network.
+///
+/// # Errors
+/// [`Refusal`] when its name is taken, its driver or subnet cannot be used, or the pools are empty.
+pub fn create_network(
+    state: &State,
+    spec: NetworkSpec,
+    now: Timestamp,
+    ids: &mut dyn IdSource,
+) -> Result<Admitted, Refusal> {
+    let mut scratch = Scratch::new(state);
+    let id = add(&mut scratch, spec, now, ids)?;
+    Ok(Admitted::new(scratch, vec![Key::Network(id)]))
+}
+
+pub(super) fn add(
+    scratch: &mut Scratch,
+    mut spec: NetworkSpec,
+    now: Timestamp,
+    ids: &mut dyn IdSource,
+) -> Result<NetworkId, Refusal> {
+    check_name("network", &spec.name)?;
+    validate::labels("network", &spec.name, &spec.labels)?;
+    let name = spec.name.clone();
+    if scratch.find(Kind::Network, &name).is_ok() {
+        return Err(Refusal::taken(Kind::Network, &name));
+    }
+    if spec.driver.is_empty() {
+        spec.driver = "overlay".into();
+    }
+    if spec.driver != "overlay" {
+        return Err(Refusal::invalid(format!(
+            "network {name}: there is no driver {}; overlay is the only one",
+            spec.driver
+        )));
+    }
+    if spec.ingress && scratch.ingress().is_some() {
+        return Err(Refusal::new(
+            RefusalKind::AlreadyExists,
+            "there is an ingress network already",
+        ));
+    }
+    if spec.ipv6 {
+        return Err(Refusal::invalid(format!(
+            "network {name}: IPv6 comes with the overlay between hosts; leave it out"
+        )));
+    }
+    let subnets = subnets(scratch, &spec)?;
+    let vni = allocate::free_vni(scratch).ok_or_else(|| Refusal::invalid("every network number is taken"))?;
+    let id = NetworkId::new(ids);
+    let meta = Meta {
+        version: 0,
+        created_at: now,
+        updated_at: now,
+    };
+    scratch.put(Object::Network(Arc::new(Network {
+        id,
+        meta,
+        spec,
+        subnets,
+        vni,
+    })));
+    Ok(id)
+}
+
+fn subnets(state: &State, spec: &NetworkSpec) -> Result<Vec<IpNet>, Refusal> {
+    if spec.subnets.is_empty() {
+        let cluster = state
+            .cluster()
+            .ok_or_else(|| Refusal::invalid("there is no cluster"))?;
+        let subnet = allocate::free_subnet(state, cluster).ok_or_else(|| {
+            Refusal::invalid(format!(
+                "network {}: the address pools of the cluster are used up; name a subnet of your own or remove a network",
+                spec.name
+            ))
+        })?;
+        return Ok(vec![subnet]);
+    }
+    for subnet in &spec.subnets {
+        if subnet.trunc() != *subnet || matches!(subnet, IpNet::V6(_)) || subnet.prefix_len() > 29 {
+            return Err(Refusal::invalid(format!(
+                "network {}: {subnet} cannot be its subnet; write an IPv4 network of at least 8 addresses, such as {}",
+                spec.name,
+                subnet.trunc()
+            )));
+        }
+        if let Some(other) = allocate::overlaps(state, subnet) {
+            return Err(Refusal::new(
+                RefusalKind::AlreadyExists,
+                format!("network {}: {subnet} overlaps with network {other}", spec.name),
+            ));
+        }
+    }
+    Ok(spec.subnets.clone())
+}
+
+/// Removes networks, all or none.
+///
+/// # Errors
+/// [`Refusal`] when one is missing, predefined, or used by a service.
+pub fn remove_networks(state: &State, references: &[String]) -> Result<Admitted, Refusal> {
+    let mut scratch = Scratch::new(state);
+    let mut keys = Vec::new();
+    for reference in references {
+        let key = scratch.find(Kind::Network, reference)?;
+        let Key::Network(id) = key else { continue };
+        let Some(network) = scratch.network(id).cloned() else {
+            continue;
+        };
+        if network.spec.ingress {
+            return Err(Refusal::invalid(
+                "network ingress belongs to the cluster and cannot be removed",
+            ));
+        }
+        let user = scratch
+            .services()
+            .find(|s| s.spec.task.networks.iter().any(|n| n.network == id));
+        if let Some(service) = user {
+            return Err(Refusal::new(
+                RefusalKind::InUse,
+                format!(
+                    "network {} is in use by service {}: remove the service first",
+                    network.spec.name, service.spec.name
+                ),
+            ));
+        }
+        scratch.delete(key);
+        keys.push(key);
+    }
+    Ok(Admitted::new(scratch, keys))
+}

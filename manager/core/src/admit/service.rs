@@ -1,0 +1,376 @@
+//! Services.
+
+use std::sync::Arc;
+
+use model::ids::IdSource;
+use model::object::{Endpoint, Key, Meta, Object, Service, UpdateState, UpdateStatus};
+use model::spec::{EndpointMode, PortSpec, PublishMode, REPLICAS_MAX, ServiceMode, ServiceSpec};
+use model::{ConfigId, NetworkId, SecretId, ServiceId, Timestamp};
+
+use super::{Admitted, Refusal, RefusalKind, check_version, validate};
+use crate::allocate;
+use crate::orchestrate::roll_back;
+use crate::state::{Kind, Scratch, State};
+
+/// Makes a service.
+///
+/// # Errors
+/// [`Refusal`] when the spec cannot be carried out, a name or port is taken, or something it names is missing.
+pub fn create_service(
+    state: &State,
+    spec: ServiceSpec,
+    now: Timestamp,
+    ids: &mut dyn IdSource,
+) -> Result<Admitted, Refusal> {
+    let mut scratch = Scratch::new(state);
+    let mut warnings = Vec::new();
+    let id = add(&mut scratch, spec, now, ids, &mut warnings)?;
+    Ok(Admitted {
+        warnings,
+        ..Admitted::new(scratch, vec![Key::Service(id)])
+    })
+}
+
+pub(super) fn add(
+    scratch: &mut Scratch,
+    mut spec: ServiceSpec,
+    now: Timestamp,
+    ids: &mut dyn IdSource,
+    warnings: &mut Vec<String>,
+) -> Result<ServiceId, Refusal> {
+    validate::service(&spec)?;
+    resolve(scratch, &mut spec)?;
+    if scratch
+        .find(Kind::Service, &spec.name)
+        .is_ok_and(|k| names(scratch, k, &spec.name))
+    {
+        return Err(Refusal::taken(Kind::Service, &spec.name));
+    }
+    let id = ServiceId::new(ids);
+    let endpoint = endpoint(scratch, &spec, id, &Endpoint::default())?;
+    warn(&spec, warnings);
+    scratch.put(Object::Service(Arc::new(Service {
+        id,
+        meta: Meta {
+            version: 0,
+            created_at: now,
+            updated_at: now,
+        },
+        spec: Arc::new(spec),
+        spec_version: 1,
+        previous_spec: None,
+        update: None,
+        endpoint,
+    })));
+    Ok(id)
+}
+
+/// Whether a key is of the service with exactly this name, not one whose id begins so.
+fn names(state: &State, key: Key, name: &str) -> bool {
+    matches!(state.object(key), Some(Object::Service(s)) if s.spec.name == name)
+}
+
+fn warn(spec: &ServiceSpec, warnings: &mut Vec<String>) {
+    let restart = &spec.task.restart;
+    if spec.update.monitor < spec.update.delay && spec.update.monitor.is_zero() {
+        warnings.push(format!(
+            "service {}: update monitor 0s: a task that ends just after its start is not noticed",
+            spec.name
+        ));
+    }
+    if restart.max_attempts > 100 {
+        warnings.push(format!(
+            "service {}: only the last 100 restarts of a slot are counted",
+            spec.name
+        ));
+    }
+}
+
+/// Changes a service to a new spec.
+///
+/// # Errors
+/// As [`create_service`]; also when it changed meanwhile, or its name or mode would change.
+pub fn update_service(
+    state: &State,
+    reference: &str,
+    expected: Option<u64>,
+    spec: ServiceSpec,
+    now: Timestamp,
+) -> Result<Admitted, Refusal> {
+    let key = state.find(Kind::Service, reference)?;
+    let Key::Service(id) = key else {
+        return Err(missing(reference));
+    };
+    let service = state.service(id).ok_or_else(|| missing(reference))?;
+    check_version(Kind::Service, &service.spec.name, expected, service.meta.version)?;
+    let mut scratch = Scratch::new(state);
+    let mut warnings = Vec::new();
+    change(&mut scratch, id, spec, now, &mut warnings)?;
+    Ok(Admitted {
+        warnings,
+        ..Admitted::new(scratch, vec![key])
+    })
+}
+
+fn missing(reference: &str) -> Refusal {
+    Refusal::new(RefusalKind::NotFound, format!("service {reference} not found"))
+}
+
+/// Puts a new spec in place. What tasks run decides whether a rollout begins: scaling and labels leave a running or
+/// paused rollout, and the spec to go back to, alone (traps D4, D5).
+pub(super) fn change(
+    scratch: &mut Scratch,
+    id: ServiceId,
+    mut spec: ServiceSpec,
+    now: Timestamp,
+    warnings: &mut Vec<String>,
+) -> Result<(), Refusal> {
+    let Some(service) = scratch.service(id).cloned() else {
+        return Err(missing(&spec.name));
+    };
+    validate::service(&spec)?;
+    resolve(scratch, &mut spec)?;
+    let old = &service.spec;
+    if spec.name != old.name {
+        return Err(Refusal::invalid(format!(
+            "service {} cannot be renamed: create {} and remove the old one",
+            old.name, spec.name
+        )));
+    }
+    if std::mem::discriminant(&spec.mode) != std::mem::discriminant(&old.mode) {
+        return Err(Refusal::invalid(format!(
+            "the mode of service {} cannot change: remove it and create it again",
+            old.name
+        )));
+    }
+    if spec == **old {
+        return Ok(());
+    }
+    let endpoint = endpoint(scratch, &spec, id, &service.endpoint)?;
+    warn(&spec, warnings);
+    let rollout = spec.task != old.task;
+    scratch.edit_service(id, |s| {
+        s.endpoint = endpoint;
+        if rollout {
+            s.previous_spec = Some(s.spec.clone());
+            s.spec_version += 1;
+            s.update = Some(UpdateStatus {
+                state: UpdateState::Updating,
+                started_at: now,
+                completed_at: None,
+                message: "update in progress".into(),
+                failed_slots: Vec::new(),
+                total_slots: 0,
+                last_slot_at: None,
+            });
+        }
+        s.spec = Arc::new(spec);
+    });
+    Ok(())
+}
+
+/// Sets the replicas of several services in one transaction.
+///
+/// # Errors
+/// [`Refusal`] when one is missing, global, or the number is out of bounds; then none is scaled.
+pub fn scale_services(state: &State, scales: &[(String, u32)]) -> Result<Admitted, Refusal> {
+    let mut scratch = Scratch::new(state);
+    let mut keys = Vec::new();
+    for (reference, replicas) in scales {
+        let key = state.find(Kind::Service, reference)?;
+        let Key::Service(id) = key else {
+            return Err(missing(reference));
+        };
+        let service = state.service(id).ok_or_else(|| missing(reference))?;
+        if !matches!(service.spec.mode, ServiceMode::Replicated { .. }) {
+            return Err(Refusal::invalid(format!(
+                "service {} is global: it has a task on every node that fits, and cannot be scaled",
+                service.spec.name
+            )));
+        }
+        if *replicas > REPLICAS_MAX {
+            return Err(Refusal::invalid(format!(
+                "service {}: {replicas} replicas are more than the {REPLICAS_MAX} one service may have",
+                service.spec.name
+            )));
+        }
+        let replicas = *replicas;
+        scratch.edit_service(id, |s| {
+            s.spec = Arc::new(ServiceSpec {
+                mode: ServiceMode::Replicated { replicas },
+                ..(*s.spec).clone()
+            });
+        });
+        keys.push(key);
+    }
+    Ok(Admitted::new(scratch, keys))
+}
+
+/// Goes back to the spec before the last change of what tasks run.
+///
+/// # Errors
+/// [`Refusal`] when it is missing, changed meanwhile, or has no spec to go back to.
+pub fn rollback_service(
+    state: &State,
+    reference: &str,
+    expected: Option<u64>,
+    now: Timestamp,
+) -> Result<Admitted, Refusal> {
+    let key = state.find(Kind::Service, reference)?;
+    let Key::Service(id) = key else {
+        return Err(missing(reference));
+    };
+    let service = state.service(id).ok_or_else(|| missing(reference))?;
+    check_version(Kind::Service, &service.spec.name, expected, service.meta.version)?;
+    if service.previous_spec.is_none() {
+        return Err(Refusal::invalid(format!(
+            "service {} has no earlier spec to go back to: it was never updated",
+            service.spec.name
+        )));
+    }
+    let mut scratch = Scratch::new(state);
+    roll_back(&mut scratch, id, now, "manually requested rollback");
+    // Ports and addresses follow the spec that is now wanted.
+    if let Some(s) = scratch.service(id).cloned() {
+        let endpoint = endpoint(&scratch, &s.spec, id, &s.endpoint)?;
+        scratch.edit_service(id, |s| s.endpoint = endpoint);
+    }
+    Ok(Admitted::new(scratch, vec![key]))
+}
+
+/// Removes services, all or none.
+///
+/// # Errors
+/// [`Refusal`] when one is missing.
+pub fn remove_services(state: &State, references: &[String]) -> Result<Admitted, Refusal> {
+    let mut scratch = Scratch::new(state);
+    let mut keys = Vec::new();
+    for reference in references {
+        let key = state.find(Kind::Service, reference)?;
+        scratch.delete(key);
+        keys.push(key);
+    }
+    Ok(Admitted::new(scratch, keys))
+}
+
+/// Fills in the ids of what the spec names, and the names of what it has ids of.
+fn resolve(state: &State, spec: &mut ServiceSpec) -> Result<(), Refusal> {
+    for attachment in &mut spec.task.networks {
+        let reference = reference(
+            attachment.network == NetworkId::NIL,
+            &attachment.name,
+            attachment.network,
+        );
+        let Key::Network(id) = state.find(Kind::Network, &reference)? else {
+            continue;
+        };
+        attachment.network = id;
+        if let Some(network) = state.network(id) {
+            if network.spec.ingress {
+                return Err(Refusal::invalid(
+                    "a service cannot join the network ingress itself: publish a port instead",
+                ));
+            }
+            attachment.name.clone_from(&network.spec.name);
+        }
+    }
+    for secret in &mut spec.task.container.secrets {
+        let reference = reference(secret.id == SecretId::NIL, &secret.name, secret.id);
+        let Key::Secret(id) = state.find(Kind::Secret, &reference)? else {
+            continue;
+        };
+        secret.id = id;
+        if let Some(found) = state.secret(id) {
+            secret.name.clone_from(&found.spec.name);
+        }
+    }
+    for config in &mut spec.task.container.configs {
+        let reference = reference(config.id == ConfigId::NIL, &config.name, config.id);
+        let Key::Config(id) = state.find(Kind::Config, &reference)? else {
+            continue;
+        };
+        config.id = id;
+        if let Some(found) = state.config(id) {
+            config.name.clone_from(&found.spec.name);
+        }
+    }
+    let mut seen: Vec<NetworkId> = Vec::new();
+    for attachment in &spec.task.networks {
+        if seen.contains(&attachment.network) {
+            return Err(Refusal::invalid(format!(
+                "service {}: network {} is named twice",
+                spec.name, attachment.name
+            )));
+        }
+        seen.push(attachment.network);
+    }
+    Ok(())
+}
+
+fn reference(by_name: bool, name: &str, id: impl ToString) -> String {
+    if by_name { name.to_owned() } else { id.to_string() }
+}
+
+/// Ports with their numbers, and virtual addresses; what the service has already it keeps.
+fn endpoint(state: &State, spec: &ServiceSpec, id: ServiceId, have: &Endpoint) -> Result<Endpoint, Refusal> {
+    let mut ports: Vec<PortSpec> = Vec::new();
+    for wanted in &spec.endpoint.ports {
+        let mut port = wanted.clone();
+        if port.mode == PublishMode::Ingress && spec.endpoint.mode == EndpointMode::DnsRr {
+            return Err(Refusal::invalid(format!(
+                "service {}: a port in ingress mode needs endpoint mode vip; use mode=host with dnsrr",
+                spec.name
+            )));
+        }
+        if port.published == 0 && port.mode == PublishMode::Ingress {
+            let kept = have.ports.iter().find(|p| {
+                let free = !ports
+                    .iter()
+                    .any(|q: &PortSpec| q.published == p.published && q.protocol == p.protocol);
+                p.target == port.target && p.protocol == port.protocol && p.mode == port.mode && free
+            });
+            let taken: Vec<u16> = ports
+                .iter()
+                .filter(|p| p.protocol == port.protocol)
+                .map(|p| p.published)
+                .collect();
+            port.published = match kept {
+                Some(p) => p.published,
+                None => allocate::free_port(state, port.protocol, &taken).ok_or_else(|| {
+                    Refusal::invalid(format!(
+                        "service {}: every port from 30000 to 32767 is taken",
+                        spec.name
+                    ))
+                })?,
+            };
+        }
+        if port.published == 0 {
+            port.published = port.target;
+        }
+        if port.mode == PublishMode::Ingress {
+            if let Some(holder) = state
+                .port_holder(port.protocol, port.published)
+                .filter(|s| s.id != id)
+            {
+                return Err(Refusal::new(
+                    RefusalKind::AlreadyExists,
+                    format!(
+                        "service {}: port {}/{} is already published by service {}: choose another",
+                        spec.name,
+                        port.published,
+                        port.protocol.as_str(),
+                        holder.spec.name
+                    ),
+                ));
+            }
+        }
+        ports.push(port);
+    }
+    let vips = allocate::vips(state, spec, &have.vips, id.0).map_err(|network| {
+        Refusal::invalid(format!(
+            "service {}: network {network} has no free address for it: remove tasks, or recreate the network with a larger subnet",
+            spec.name
+        ))
+    })?;
+    Ok(Endpoint { ports, vips })
+}

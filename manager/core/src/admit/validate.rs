@@ -1,0 +1,331 @@
+//! Whether a spec can be carried out at all.
+
+use model::spec::{
+    CPU_MIN, ContainerSpec, Labels, MEMORY_MIN, Mount, MountKind, REPLICAS_MAX, ServiceMode, ServiceSpec,
+    UpdateConfig, check_name,
+};
+use model::units::format_duration;
+use model::{Bytes, NanoCpus};
+
+use super::Refusal;
+use crate::schedule::constraint::{self, CONSTRAINTS_MAX};
+
+/// Most labels of one object, and most bytes of one label's key and value: objects stay below a Raft entry.
+const LABELS_MAX: usize = 1_000;
+const LABEL_MAX: usize = 16 << 10;
+/// Most entries of a list of a container spec.
+const LIST_MAX: usize = 1_000;
+/// Most bytes of all words of a container spec; the kernel takes 2 MiB of arguments and environment (execve(2)).
+const WORDS_MAX: usize = 1 << 20;
+/// Longest time any knob takes: a year.
+const DURATION_MAX: std::time::Duration = std::time::Duration::from_secs(365 * 86_400);
+
+pub(super) fn labels(kind: &str, name: &str, labels: &Labels) -> Result<(), Refusal> {
+    if labels.len() > LABELS_MAX {
+        return Err(Refusal::invalid(format!(
+            "{kind} {name} has more than {LABELS_MAX} labels"
+        )));
+    }
+    for (key, value) in labels {
+        if key.is_empty() || key.len() + value.len() > LABEL_MAX {
+            return Err(Refusal::invalid(format!(
+                "{kind} {name}: a label needs a name, and name and value have at most {LABEL_MAX} bytes"
+            )));
+        }
+    }
+    Ok(())
+}
+
+/// Checks everything of a service that does not depend on the state.
+pub(super) fn service(spec: &ServiceSpec) -> Result<(), Refusal> {
+    check_name("service", &spec.name)?;
+    let at = |problem: String| Refusal::invalid(format!("service {}: {problem}", spec.name));
+    labels("service", &spec.name, &spec.labels)?;
+    labels("container of service", &spec.name, &spec.task.container.labels)?;
+    if let ServiceMode::Replicated { replicas } = spec.mode {
+        if replicas > REPLICAS_MAX {
+            return Err(at(format!(
+                "{replicas} replicas are more than the {REPLICAS_MAX} one service may have"
+            )));
+        }
+    }
+    container(&spec.task.container).map_err(at)?;
+    resources(spec).map_err(at)?;
+    update("update", &spec.update).map_err(at)?;
+    update("rollback", &spec.rollback).map_err(at)?;
+    if spec.rollback.failure_action == model::spec::FailureAction::Rollback {
+        return Err(at(
+            "a rollback cannot be rolled back: its failure action is pause or continue".into(),
+        ));
+    }
+    let restart = &spec.task.restart;
+    for (name, d) in [
+        ("restart delay", restart.delay),
+        ("restart window", restart.window),
+    ] {
+        duration(name, d).map_err(at)?;
+    }
+    let placement = &spec.task.placement;
+    if placement.constraints.len() > CONSTRAINTS_MAX {
+        return Err(at(format!("more than {CONSTRAINTS_MAX} constraints")));
+    }
+    for text in &placement.constraints {
+        constraint::parse(text).map_err(|e| at(e.to_string()))?;
+    }
+    for text in &placement.spread {
+        if !text.starts_with("node.labels.") && !text.starts_with("engine.labels.") {
+            return Err(at(format!(
+                "\"{text}\" cannot be spread over: write node.labels.NAME or engine.labels.NAME"
+            )));
+        }
+    }
+    ports(spec).map_err(at)?;
+    match spec.task.log.name.as_str() {
+        "" | "json-file" | "local" | "none" => Ok(()),
+        other => Err(at(format!(
+            "there is no log driver {other}: use json-file, local or none"
+        ))),
+    }
+}
+
+fn container(c: &ContainerSpec) -> Result<(), String> {
+    if c.image.trim().is_empty() {
+        return Err("an image is needed".into());
+    }
+    if c.image.len() > 512 || c.image.chars().any(|ch| ch.is_whitespace() || ch.is_control()) {
+        return Err("the image reference has white space or more than 512 characters".into());
+    }
+    let lists = [
+        c.command.len(),
+        c.args.len(),
+        c.env.len(),
+        c.mounts.len(),
+        c.secrets.len(),
+        c.configs.len(),
+        c.hosts.len(),
+    ];
+    if lists.iter().any(|n| *n > LIST_MAX) {
+        return Err(format!(
+            "a list of its container has more than {LIST_MAX} entries"
+        ));
+    }
+    let words = c.command.iter().chain(&c.args).chain(&c.env);
+    if words.clone().map(|w| w.len() + 1).sum::<usize>() > WORDS_MAX {
+        return Err(format!(
+            "command, arguments and environment have more than {WORDS_MAX} bytes"
+        ));
+    }
+    if words.clone().any(|w| w.contains('\0')) {
+        return Err("command, arguments and environment must not hold a NUL byte".into());
+    }
+    for env in &c.env {
+        if env.split('=').next().is_none_or(str::is_empty) {
+            return Err(format!(
+                "the environment entry \"{env}\" has no name: write NAME=VALUE"
+            ));
+        }
+    }
+    if !c.dir.is_empty() && !c.dir.starts_with('/') {
+        return Err(format!(
+            "the working directory {} must be an absolute path",
+            c.dir
+        ));
+    }
+    if !(-1000..=1000).contains(&c.oom_score_adj) {
+        return Err("the OOM score adjustment must be between -1000 and 1000".into());
+    }
+    if let Some(grace) = c.stop_grace {
+        duration("stop grace period", grace)?;
+    }
+    if let Some(h) = &c.healthcheck {
+        for (name, d) in [
+            ("health interval", h.interval),
+            ("health timeout", h.timeout),
+            ("health start period", h.start_period),
+            ("health start interval", h.start_interval),
+        ] {
+            duration(name, d)?;
+            if !d.is_zero() && d < std::time::Duration::from_millis(1) {
+                return Err(format!(
+                    "{name} {} is too short: at least 1ms",
+                    format_duration(d)
+                ));
+            }
+        }
+        match h.test.first().map(String::as_str) {
+            None | Some("NONE" | "CMD" | "CMD-SHELL") => {}
+            Some(other) => {
+                return Err(format!(
+                    "a health test begins with NONE, CMD or CMD-SHELL, not {other}"
+                ));
+            }
+        }
+    }
+    targets(c)
+}
+
+/// Every place in the container is absolute, without a way up, and used once.
+fn targets(c: &ContainerSpec) -> Result<(), String> {
+    let mut seen: Vec<String> = Vec::new();
+    let mut claim = |path: String| {
+        let bad = path.split('/').any(|part| part == "..") || path.contains('\0') || !path.starts_with('/');
+        if bad || path == "/" || path.starts_with("/proc/") || path == "/proc" {
+            return Err(format!(
+                "{path} cannot be a target: write an absolute path without \"..\", outside /proc"
+            ));
+        }
+        let path = path.trim_end_matches('/').to_owned();
+        if seen.contains(&path) {
+            return Err(format!("two mounts, secrets or configs have the target {path}"));
+        }
+        seen.push(path);
+        Ok(())
+    };
+    for mount in &c.mounts {
+        claim(mount.target.clone())?;
+        source(mount)?;
+    }
+    for secret in &c.secrets {
+        let name = &secret.target.name;
+        claim(if name.starts_with('/') {
+            name.clone()
+        } else {
+            format!("/run/secrets/{name}")
+        })?;
+        mode(secret.target.mode)?;
+    }
+    for config in &c.configs {
+        let name = &config.target.name;
+        claim(if name.starts_with('/') {
+            name.clone()
+        } else {
+            format!("/{name}")
+        })?;
+        mode(config.target.mode)?;
+    }
+    Ok(())
+}
+
+fn mode(mode: u32) -> Result<(), String> {
+    if mode > 0o7777 {
+        Err(format!("{mode:o} is no file mode"))
+    } else {
+        Ok(())
+    }
+}
+
+fn source(mount: &Mount) -> Result<(), String> {
+    match &mount.kind {
+        MountKind::Bind { source, .. } => {
+            if !source.starts_with('/') || source.split('/').any(|p| p == "..") {
+                return Err(format!(
+                    "the bind source \"{source}\" must be an absolute path without \"..\""
+                ));
+            }
+            Ok(())
+        }
+        MountKind::Volume {
+            name,
+            driver,
+            subpath,
+            ..
+        } => {
+            if !name.is_empty() {
+                check_name("volume", name).map_err(|e| e.to_string())?;
+            }
+            if !driver.is_empty() && driver != "local" {
+                return Err(format!(
+                    "volume {name}: there is no driver {driver}; local is the only one"
+                ));
+            }
+            if subpath.starts_with('/') || subpath.split('/').any(|p| p == "..") {
+                return Err(format!(
+                    "volume {name}: the subpath {subpath} must stay inside the volume"
+                ));
+            }
+            Ok(())
+        }
+        MountKind::Tmpfs { mode: m, .. } => m.map_or(Ok(()), mode),
+    }
+}
+
+fn resources(spec: &ServiceSpec) -> Result<(), String> {
+    let (limits, reserved) = (&spec.task.resources.limits, &spec.task.resources.reservations);
+    for (what, cpu) in [("CPU limit", limits.cpu), ("CPU reservation", reserved.cpu)] {
+        if cpu != NanoCpus(0) && cpu < CPU_MIN {
+            return Err(format!("the {what} {cpu} is below the minimum of {CPU_MIN}"));
+        }
+    }
+    for (what, memory) in [
+        ("memory limit", limits.memory),
+        ("memory reservation", reserved.memory),
+    ] {
+        if memory != Bytes(0) && memory < MEMORY_MIN {
+            return Err(format!(
+                "the {what} {memory} is below the minimum of {MEMORY_MIN}"
+            ));
+        }
+    }
+    if limits.cpu.0 > 0 && reserved.cpu > limits.cpu {
+        return Err(format!(
+            "it reserves {} CPUs, more than its limit of {}",
+            reserved.cpu, limits.cpu
+        ));
+    }
+    if limits.memory.0 > 0 && reserved.memory > limits.memory {
+        return Err(format!(
+            "it reserves {} of memory, more than its limit of {}",
+            reserved.memory, limits.memory
+        ));
+    }
+    Ok(())
+}
+
+fn update(what: &str, config: &UpdateConfig) -> Result<(), String> {
+    duration(&format!("{what} delay"), config.delay)?;
+    duration(&format!("{what} monitor"), config.monitor)?;
+    if !(0.0..=1.0).contains(&config.max_failure_ratio) {
+        return Err(format!(
+            "the {what} failure ratio {} is not between 0 and 1",
+            config.max_failure_ratio
+        ));
+    }
+    Ok(())
+}
+
+fn duration(what: &str, d: std::time::Duration) -> Result<(), String> {
+    if d > DURATION_MAX {
+        Err(format!("the {what} is longer than a year"))
+    } else {
+        Ok(())
+    }
+}
+
+fn ports(spec: &ServiceSpec) -> Result<(), String> {
+    let ports = &spec.endpoint.ports;
+    if ports.len() > LIST_MAX {
+        return Err(format!("more than {LIST_MAX} ports"));
+    }
+    for (i, port) in ports.iter().enumerate() {
+        if port.target == 0 {
+            return Err("a port needs a target from 1 to 65535".into());
+        }
+        if !port.host_ip.is_empty() && port.host_ip.parse::<std::net::IpAddr>().is_err() {
+            return Err(format!("\"{}\" is no address to bind a port to", port.host_ip));
+        }
+        let twice = ports[..i].iter().any(|p| {
+            port.published != 0
+                && p.published == port.published
+                && p.protocol == port.protocol
+                && p.host_ip == port.host_ip
+        });
+        if twice {
+            return Err(format!(
+                "port {}/{} is published twice",
+                port.published,
+                port.protocol.as_str()
+            ));
+        }
+    }
+    Ok(())
+}

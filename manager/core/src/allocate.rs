@@ -1,0 +1,126 @@
+//! New → Pending: addresses in the networks of a task, its host ports, and the virtual addresses of services.
+
+mod address;
+mod port;
+
+use std::collections::BTreeMap;
+use std::net::IpAddr;
+use std::sync::Arc;
+
+use model::object::{Network, Task};
+use model::spec::{EndpointMode, PortSpec, PublishMode, ServiceSpec};
+use model::task_state::TaskState;
+use model::{NetworkId, TaskId, Timestamp};
+
+pub(crate) use address::{free_subnet, free_vni, overlaps};
+pub(crate) use port::free_port;
+
+use crate::state::{Scratch, State};
+
+/// Gives tasks that are New their addresses; those for which there is none say so and stay New.
+pub(crate) fn allocate(
+    scratch: &mut Scratch,
+    open: &[TaskId],
+    now: Timestamp,
+    report: &mut BTreeMap<TaskId, String>,
+) {
+    for id in open {
+        let Some(task) = scratch
+            .task(*id)
+            .filter(|t| t.status.state == TaskState::New)
+            .cloned()
+        else {
+            continue;
+        };
+        let host_ports = host_ports(scratch, &task);
+        match addresses(scratch, &task) {
+            Ok(addresses) => scratch.edit_task(*id, |t| {
+                t.addresses = addresses;
+                t.host_ports = host_ports;
+                t.status.state = TaskState::Pending;
+                t.status.at = now;
+                t.status.message = "pending task scheduling".into();
+                t.status.error = String::new();
+            }),
+            Err(problem) => {
+                report.insert(*id, problem.clone());
+                if task.status.error != problem {
+                    scratch.edit_task(*id, |t| t.status.error = problem);
+                }
+            }
+        }
+    }
+}
+
+/// The networks of a task: those of its spec, or the one of published ports, so that it has a way out.
+fn networks_of(state: &State, task: &Task) -> Result<Vec<Arc<Network>>, String> {
+    let wanted: Vec<NetworkId> = if task.spec.networks.is_empty() {
+        state.ingress().map(|n| n.id).into_iter().collect()
+    } else {
+        task.spec.networks.iter().map(|n| n.network).collect()
+    };
+    wanted
+        .into_iter()
+        .map(|id| {
+            state
+                .network(id)
+                .cloned()
+                .ok_or_else(|| format!("network {id} does not exist any more"))
+        })
+        .collect()
+}
+
+fn addresses(state: &State, task: &Task) -> Result<Vec<(NetworkId, IpAddr)>, String> {
+    let mut given = Vec::new();
+    for network in networks_of(state, task)? {
+        let address = address::free_address(state, &network, task.id.0).ok_or_else(|| {
+            format!(
+                "network {} has no free address left: remove tasks, or recreate it with a larger subnet",
+                network.spec.name
+            )
+        })?;
+        given.push((network.id, address));
+    }
+    Ok(given)
+}
+
+fn host_ports(state: &State, task: &Task) -> Vec<PortSpec> {
+    let Some(service) = state.service(task.service) else {
+        return Vec::new();
+    };
+    service
+        .endpoint
+        .ports
+        .iter()
+        .filter(|p| p.mode == PublishMode::Host)
+        .cloned()
+        .collect()
+}
+
+/// The virtual addresses of a service: those it has are kept, missing ones are added, others dropped.
+///
+/// # Errors
+/// The name of a network without a free address.
+pub(crate) fn vips(
+    state: &State,
+    spec: &ServiceSpec,
+    have: &[(NetworkId, IpAddr)],
+    seed: u128,
+) -> Result<Vec<(NetworkId, IpAddr)>, String> {
+    if spec.endpoint.mode == EndpointMode::DnsRr {
+        return Ok(Vec::new());
+    }
+    let mut vips = Vec::new();
+    for attachment in &spec.task.networks {
+        if let Some(kept) = have.iter().find(|(n, _)| *n == attachment.network) {
+            vips.push(*kept);
+            continue;
+        }
+        let Some(network) = state.network(attachment.network) else {
+            continue;
+        };
+        let address = address::free_address(state, network, seed).ok_or_else(|| network.spec.name.clone())?;
+        vips.push((network.id, address));
+    }
+    Ok(vips)
+}

@@ -1,0 +1,78 @@
+//! What the state of nodes means for tasks: drain, loss, and constraints that no longer hold.
+
+use std::collections::BTreeSet;
+use std::sync::Arc;
+
+use model::object::{Availability, Node, NodeState, Service, SlotKey, Task};
+use model::task_state::{DesiredState, TaskState};
+use model::{NodeId, ServiceId};
+
+use crate::schedule::filter;
+use crate::state::{Scratch, State};
+
+/// Whether a node is lost, or gone.
+pub(crate) fn is_down(state: &State, id: NodeId) -> bool {
+    state.node(id).is_none_or(|n| n.status.state == NodeState::Down)
+}
+
+/// Nodes on which a global service has a task: heard of, taking tasks, and fitting.
+pub(crate) fn eligible(state: &State, service: &Service) -> Vec<NodeId> {
+    state
+        .nodes()
+        .filter(|n| takes(n) && filter::suits(n, &service.spec.task))
+        .map(|n| n.id)
+        .collect()
+}
+
+/// Whether the task of a global service stays although the node takes no new ones.
+pub(crate) fn keeps(state: &State, slot: SlotKey) -> bool {
+    let SlotKey::Node(id) = slot else { return false };
+    state
+        .node(id)
+        .is_some_and(|n| n.spec.availability == Availability::Pause || n.status.state == NodeState::Unknown)
+}
+
+fn takes(node: &Node) -> bool {
+    node.status.state == NodeState::Ready && node.spec.availability == Availability::Active
+}
+
+/// Ends tasks that may not stay on a node; adds the services that have to look again.
+pub(crate) fn enforce_node(scratch: &mut Scratch, id: NodeId, services: &mut BTreeSet<ServiceId>) {
+    let node = scratch.node(id).cloned();
+    let tasks: Vec<Arc<Task>> = scratch.tasks_of_node(id).cloned().collect();
+    let down = is_down(scratch, id);
+    for task in tasks.iter().filter(|t| !t.status.state.is_terminal()) {
+        let service = scratch.service(task.service).cloned();
+        let leave = match &node {
+            Some(n) if n.spec.availability == Availability::Drain => Some("its node is being drained"),
+            Some(n) => {
+                let fits = service
+                    .as_ref()
+                    .is_none_or(|s| filter::constraints_hold(n, &s.spec.task.placement.constraints));
+                (!fits).then_some("its node no longer meets the placement constraints")
+            }
+            None => None,
+        };
+        if down {
+            scratch.edit_task(task.id, |t| {
+                t.desired = t.desired.max(DesiredState::Shutdown);
+                t.status.state = TaskState::Orphaned;
+                t.status.error = "its node is down".into();
+            });
+            services.insert(task.service);
+        } else if let Some(reason) = leave.filter(|_| task.desired.is_live()) {
+            scratch.edit_task(task.id, |t| {
+                t.desired = DesiredState::Shutdown;
+                t.status.message = reason.into();
+            });
+            services.insert(task.service);
+        }
+    }
+    // A global service may gain or lose this node.
+    let global: Vec<ServiceId> = scratch
+        .services()
+        .filter(|s| matches!(s.spec.mode, model::spec::ServiceMode::Global))
+        .map(|s| s.id)
+        .collect();
+    services.extend(global);
+}

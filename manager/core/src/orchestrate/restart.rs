@@ -1,0 +1,91 @@
+//! Whether and when the next task of a slot may run, from the tasks the slot had.
+//!
+//! Everything is read from the tasks themselves, so a new leader counts as the old one did.
+
+use std::sync::Arc;
+
+use model::Timestamp;
+use model::object::{Service, Task, UpdateState};
+use model::spec::RestartCondition;
+use model::task_state::TaskState;
+
+use super::is_current;
+
+/// When a slot without a live task gets its next one.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Restart {
+    /// Not under this spec.
+    Never,
+    /// At once: there was none, or the manager itself stopped the last one.
+    Now,
+    /// Not before this time.
+    At(Timestamp),
+}
+
+/// Decides on the tasks of one slot, oldest first, none of them live.
+pub fn restart_after(service: &Service, tasks: &[Arc<Task>]) -> Restart {
+    let Some(last) = tasks.last() else {
+        return Restart::Now;
+    };
+    if !ended_by_itself(last) {
+        return Restart::Now;
+    }
+    let back = service
+        .update
+        .as_ref()
+        .is_some_and(|u| u.state == UpdateState::RollbackStarted);
+    if back && !is_current(service, last) {
+        // The spec that failed is not tried again; the rollback gives this slot its task.
+        return Restart::Never;
+    }
+    let policy = &last.spec.restart;
+    let wanted = match policy.condition {
+        RestartCondition::None => false,
+        RestartCondition::OnFailure => last.status.state != TaskState::Complete,
+        RestartCondition::Any => true,
+    };
+    if !wanted {
+        return Restart::Never;
+    }
+    if policy.max_attempts > 0 && restarts(tasks, last) >= policy.max_attempts {
+        return Restart::Never;
+    }
+    Restart::At(last.status.at + policy.delay)
+}
+
+/// Restarts of this slot under the spec of `last`, within the policy's window before it ended.
+fn restarts(tasks: &[Arc<Task>], last: &Task) -> u64 {
+    let window = last.spec.restart.window;
+    let from = if window.is_zero() {
+        Timestamp(0)
+    } else {
+        last.status.at - window
+    };
+    let mut count = 0;
+    for pair in tasks.windows(2) {
+        let [before, after] = pair else { continue };
+        let same = before.spec_version == last.spec_version && after.spec_version == last.spec_version;
+        if same && ended_by_itself(before) && after.created_after(from) {
+            count += 1;
+        }
+    }
+    count
+}
+
+trait CreatedAfter {
+    fn created_after(&self, from: Timestamp) -> bool;
+}
+
+impl CreatedAfter for Task {
+    fn created_after(&self, from: Timestamp) -> bool {
+        self.meta.created_at >= from
+    }
+}
+
+/// Whether a task ended although it was wanted. What the manager stopped never counts as an attempt.
+pub(crate) fn ended_by_itself(task: &Task) -> bool {
+    matches!(
+        task.status.state,
+        TaskState::Complete | TaskState::Failed | TaskState::Rejected
+    )
+}

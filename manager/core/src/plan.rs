@@ -1,0 +1,126 @@
+//! The one function a leader calls: what changed → the next transaction and when to look again.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use model::ids::IdSource;
+use model::object::{Key, Object};
+use model::{NodeId, ServiceId, TaskId, Timestamp};
+
+use crate::allocate;
+use crate::orchestrate;
+use crate::schedule;
+use crate::state::{Scratch, State};
+use crate::txn::{Changes, Txn};
+
+/// What has to be looked at again.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub struct Dirty {
+    services: BTreeSet<ServiceId>,
+    nodes: BTreeSet<NodeId>,
+    /// Room may have appeared: tasks without a node or an address are tried again.
+    room: bool,
+    all: bool,
+}
+
+impl Dirty {
+    /// Everything, as after an election.
+    pub fn everything() -> Self {
+        Self {
+            all: true,
+            ..Self::default()
+        }
+    }
+
+    /// Whether there is nothing to look at.
+    pub fn is_empty(&self) -> bool {
+        *self == Self::default()
+    }
+
+    /// Adds a service whose time has come (see [`Plan::wake`]).
+    pub fn add_service(&mut self, id: ServiceId) {
+        self.services.insert(id);
+    }
+
+    /// Adds what an entry changed.
+    pub fn add(&mut self, changes: &Changes) {
+        for change in &changes.items {
+            match change.key {
+                Key::Service(id) => {
+                    self.services.insert(id);
+                }
+                Key::Node(id) => {
+                    self.nodes.insert(id);
+                    self.room = true;
+                }
+                Key::Network(_) | Key::Cluster => self.room = true,
+                Key::Task(_) => {
+                    for object in change.before.iter().chain(change.after.iter()) {
+                        if let Object::Task(task) = object {
+                            self.services.insert(task.service);
+                        }
+                    }
+                    self.room |= freed(change.before.as_ref(), change.after.as_ref());
+                }
+                Key::Secret(_) | Key::Config(_) => {}
+            }
+        }
+    }
+
+    /// Takes it, leaving nothing.
+    pub fn take(&mut self) -> Self {
+        std::mem::take(self)
+    }
+}
+
+/// Whether a task gave back what it held of a node or a network.
+fn freed(before: Option<&Object>, after: Option<&Object>) -> bool {
+    let holds = |o: Option<&Object>| matches!(o, Some(Object::Task(t)) if !t.status.state.is_terminal());
+    holds(before) && !holds(after)
+}
+
+/// What to do next.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub struct Plan {
+    /// The next transaction; empty when all is as it should be.
+    pub txn: Txn,
+    /// Services that want to be looked at again, and when.
+    pub wake: BTreeMap<ServiceId, Timestamp>,
+    /// Why tasks have no node or no address.
+    pub report: BTreeMap<TaskId, String>,
+}
+
+/// Decides the next transaction for what is dirty. Applied to its own result it is empty.
+pub fn plan(state: &State, dirty: &Dirty, now: Timestamp, ids: &mut dyn IdSource) -> Plan {
+    let mut scratch = Scratch::new(state);
+    let mut services = dirty.services.clone();
+    let nodes: Vec<NodeId> = if dirty.all {
+        services.extend(state.services().map(|s| s.id));
+        services.extend(state.tasks().map(|t| t.service));
+        state.nodes().map(|n| n.id).collect()
+    } else {
+        dirty.nodes.iter().copied().collect()
+    };
+    for node in nodes {
+        orchestrate::enforce_node(&mut scratch, node, &mut services);
+    }
+    let mut wake = BTreeMap::new();
+    for id in &services {
+        if let Some(at) = orchestrate::reconcile(&mut scratch, *id, now, ids) {
+            wake.insert(*id, at);
+        }
+    }
+    let room = dirty.room || dirty.all;
+    let mut report = BTreeMap::new();
+    let open: Vec<TaskId> = (scratch.unplaced())
+        .filter(|t| room || services.contains(&t.service))
+        .filter(|t| t.desired.is_live())
+        .map(|t| t.id)
+        .collect();
+    allocate::allocate(&mut scratch, &open, now, &mut report);
+    schedule::schedule(&mut scratch, &open, now, &mut report);
+    Plan {
+        txn: scratch.into_txn(),
+        wake,
+        report,
+    }
+}

@@ -1,0 +1,124 @@
+//! Whether a node can take a task.
+
+use model::object::{Availability, Node, NodeState, Task};
+use model::spec::{Platform, TaskSpec};
+
+use super::constraint;
+use crate::state::State;
+
+/// Which filter refused, in the order in which they are asked.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Refused {
+    /// The node is not heard of, or takes no tasks.
+    NotReady,
+    /// Too little CPU or memory is free.
+    Resources,
+    /// A constraint does not hold.
+    Constraint,
+    /// The image runs on other platforms.
+    Platform,
+    /// A port of the node is taken.
+    HostPort,
+    /// The service has its most tasks there.
+    MaxReplicas,
+}
+
+/// The first filter that refuses the node, if any.
+pub fn check(state: &State, node: &Node, task: &Task) -> Option<Refused> {
+    if node.status.state != NodeState::Ready || node.spec.availability != Availability::Active {
+        return Some(Refused::NotReady);
+    }
+    if !has_room(state, node, task) {
+        return Some(Refused::Resources);
+    }
+    if !constraints_hold(node, &task.spec.placement.constraints) {
+        return Some(Refused::Constraint);
+    }
+    if !runs_on(node, &task.spec.placement.platforms) {
+        return Some(Refused::Platform);
+    }
+    if port_taken(state, node, task) {
+        return Some(Refused::HostPort);
+    }
+    let most = task.spec.placement.max_replicas_per_node as usize;
+    let there = siblings(state, node, task)
+        .filter(|t| t.slot != task.slot && t.desired.is_live())
+        .count();
+    (most > 0 && there >= most).then_some(Refused::MaxReplicas)
+}
+
+/// Whether a node meets the parts of a spec that do not depend on what runs there.
+pub fn suits(node: &Node, spec: &TaskSpec) -> bool {
+    constraints_hold(node, &spec.placement.constraints) && runs_on(node, &spec.placement.platforms)
+}
+
+/// Whether every constraint holds on a node. One that cannot be read holds nowhere; admission refuses those.
+pub fn constraints_hold(node: &Node, constraints: &[String]) -> bool {
+    constraints
+        .iter()
+        .all(|c| constraint::parse(c).is_ok_and(|c| c.holds(node)))
+}
+
+/// Unfinished tasks of the same service on a node.
+fn siblings<'a>(
+    state: &'a State,
+    node: &Node,
+    task: &'a Task,
+) -> impl Iterator<Item = &'a std::sync::Arc<Task>> + 'a {
+    let node = node.id;
+    state
+        .tasks_of_service(task.service)
+        .filter(move |t| t.node == Some(node) && t.id != task.id && !t.status.state.is_terminal())
+}
+
+fn has_room(state: &State, node: &Node, task: &Task) -> bool {
+    let wanted = &task.spec.resources.reservations;
+    let mut used = state.usage(node.id);
+    // The task that this one replaces gives its share back before this one starts.
+    for old in siblings(state, node, task).filter(|t| t.slot == task.slot) {
+        used.cpu.0 = used.cpu.0.saturating_sub(old.spec.resources.reservations.cpu.0);
+        used.memory.0 = used
+            .memory
+            .0
+            .saturating_sub(old.spec.resources.reservations.memory.0);
+    }
+    let fits = |used: u64, wanted: u64, all: u64| wanted == 0 || used.saturating_add(wanted) <= all;
+    fits(used.cpu.0, wanted.cpu.0, node.description.cpus.0)
+        && fits(used.memory.0, wanted.memory.0, node.description.memory.0)
+}
+
+fn runs_on(node: &Node, platforms: &[Platform]) -> bool {
+    let same = |want: &str, have: &str| want.is_empty() || canonical(want) == canonical(have);
+    let here = &node.description.platform;
+    platforms.is_empty()
+        || platforms
+            .iter()
+            .any(|p| same(&p.os, &here.os) && same(&p.arch, &here.arch))
+}
+
+/// Go's names of processors beside uname's.
+fn canonical(name: &str) -> &str {
+    match name {
+        "x86_64" => "amd64",
+        "aarch64" => "arm64",
+        other => other,
+    }
+}
+
+fn port_taken(state: &State, node: &Node, task: &Task) -> bool {
+    if task.host_ports.is_empty() {
+        return false;
+    }
+    state.tasks_of_node(node.id).any(|t| {
+        let replaced = t.service == task.service && t.slot == task.slot;
+        !replaced
+            && !t.status.state.is_terminal()
+            && t.host_ports.iter().any(|have| {
+                task.host_ports.iter().any(|want| {
+                    let same_ip =
+                        have.host_ip == want.host_ip || have.host_ip.is_empty() || want.host_ip.is_empty();
+                    have.protocol == want.protocol && have.published == want.published && same_ip
+                })
+            })
+    })
+}

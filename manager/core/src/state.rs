@@ -1,0 +1,393 @@
+//! The replicated state: tables and indexes, with one writer, `apply`.
+
+mod apply;
+mod find;
+mod scratch;
+
+use std::net::IpAddr;
+use std::sync::Arc;
+
+use imbl::{OrdMap, OrdSet};
+use model::object::{Cluster, Config, Key, Network, Node, Object, Secret, Service, SlotKey, Task};
+use model::spec::{Protocol, PublishMode};
+use model::{Bytes, ConfigId, NanoCpus, NetworkId, NodeId, SecretId, ServiceId, TaskId};
+
+pub use find::{FindError, Kind};
+pub(crate) use scratch::Scratch;
+
+/// Everything the cluster remembers. A clone costs nothing and never changes.
+#[derive(Debug, Clone, Default)]
+pub struct State {
+    index: u64,
+    cluster: Option<Arc<Cluster>>,
+    nodes: OrdMap<NodeId, Arc<Node>>,
+    services: OrdMap<ServiceId, Arc<Service>>,
+    tasks: OrdMap<TaskId, Arc<Task>>,
+    networks: OrdMap<NetworkId, Arc<Network>>,
+    secrets: OrdMap<SecretId, Arc<Secret>>,
+    configs: OrdMap<ConfigId, Arc<Config>>,
+    // Indexes: functions of the tables above, kept by `put` and `delete` alone.
+    names: OrdMap<(Kind, String), u128>,
+    by_service: OrdSet<(ServiceId, SlotKey, TaskId)>,
+    by_node: OrdSet<(NodeId, TaskId)>,
+    unplaced: OrdSet<TaskId>,
+    usage: OrdMap<NodeId, Usage>,
+    addresses: OrdSet<(NetworkId, IpAddr)>,
+    ports: OrdMap<(Protocol, u16), ServiceId>,
+}
+
+/// What the unfinished tasks of a node take of it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct Usage {
+    /// Reserved CPU.
+    pub cpu: NanoCpus,
+    /// Reserved memory.
+    pub memory: Bytes,
+    /// Number of tasks.
+    pub tasks: u32,
+}
+
+impl State {
+    /// An empty state.
+    pub fn new() -> Self {
+        Self::default()
+    }
+
+    /// A state from a snapshot.
+    pub fn from_objects(index: u64, objects: impl IntoIterator<Item = Object>) -> Self {
+        let mut state = Self {
+            index,
+            ..Self::default()
+        };
+        for object in objects {
+            state.put(object);
+        }
+        state
+    }
+
+    /// Index of the last applied entry.
+    pub fn index(&self) -> u64 {
+        self.index
+    }
+
+    /// Every object, for a snapshot.
+    pub fn objects(&self) -> impl Iterator<Item = Object> + '_ {
+        (self.cluster.iter().cloned().map(Object::Cluster))
+            .chain(self.nodes.values().cloned().map(Object::Node))
+            .chain(self.networks.values().cloned().map(Object::Network))
+            .chain(self.secrets.values().cloned().map(Object::Secret))
+            .chain(self.configs.values().cloned().map(Object::Config))
+            .chain(self.services.values().cloned().map(Object::Service))
+            .chain(self.tasks.values().cloned().map(Object::Task))
+    }
+
+    /// The cluster; absent before it was made.
+    pub fn cluster(&self) -> Option<&Arc<Cluster>> {
+        self.cluster.as_ref()
+    }
+    /// A node.
+    pub fn node(&self, id: NodeId) -> Option<&Arc<Node>> {
+        self.nodes.get(&id)
+    }
+    /// Every node.
+    pub fn nodes(&self) -> impl Iterator<Item = &Arc<Node>> {
+        self.nodes.values()
+    }
+    /// A service.
+    pub fn service(&self, id: ServiceId) -> Option<&Arc<Service>> {
+        self.services.get(&id)
+    }
+    /// Every service.
+    pub fn services(&self) -> impl Iterator<Item = &Arc<Service>> {
+        self.services.values()
+    }
+    /// A task.
+    pub fn task(&self, id: TaskId) -> Option<&Arc<Task>> {
+        self.tasks.get(&id)
+    }
+    /// Every task.
+    pub fn tasks(&self) -> impl Iterator<Item = &Arc<Task>> {
+        self.tasks.values()
+    }
+    /// A network.
+    pub fn network(&self, id: NetworkId) -> Option<&Arc<Network>> {
+        self.networks.get(&id)
+    }
+    /// Every network.
+    pub fn networks(&self) -> impl Iterator<Item = &Arc<Network>> {
+        self.networks.values()
+    }
+    /// The network of published ports.
+    pub fn ingress(&self) -> Option<&Arc<Network>> {
+        self.networks.values().find(|n| n.spec.ingress)
+    }
+    /// A secret.
+    pub fn secret(&self, id: SecretId) -> Option<&Arc<Secret>> {
+        self.secrets.get(&id)
+    }
+    /// Every secret.
+    pub fn secrets(&self) -> impl Iterator<Item = &Arc<Secret>> {
+        self.secrets.values()
+    }
+    /// A config.
+    pub fn config(&self, id: ConfigId) -> Option<&Arc<Config>> {
+        self.configs.get(&id)
+    }
+    /// Every config.
+    pub fn configs(&self) -> impl Iterator<Item = &Arc<Config>> {
+        self.configs.values()
+    }
+
+    /// Tasks of a service, by slot.
+    pub fn tasks_of_service(&self, id: ServiceId) -> impl Iterator<Item = &Arc<Task>> {
+        let first = (id, SlotKey::Replica(0), TaskId(0));
+        let last = (id, SlotKey::Node(NodeId(u128::MAX)), TaskId(u128::MAX));
+        self.by_service
+            .range(first..=last)
+            .filter_map(|(_, _, task)| self.tasks.get(task))
+    }
+
+    /// Tasks of a node, finished ones included.
+    pub fn tasks_of_node(&self, id: NodeId) -> impl Iterator<Item = &Arc<Task>> {
+        self.by_node
+            .range((id, TaskId(0))..=(id, TaskId(u128::MAX)))
+            .filter_map(|(_, task)| self.tasks.get(task))
+    }
+
+    /// Unfinished tasks without a node.
+    pub fn unplaced(&self) -> impl Iterator<Item = &Arc<Task>> {
+        self.unplaced.iter().filter_map(|id| self.tasks.get(id))
+    }
+
+    /// What the unfinished tasks of a node take of it.
+    pub fn usage(&self, id: NodeId) -> Usage {
+        self.usage.get(&id).copied().unwrap_or_default()
+    }
+
+    /// Whether an address is held by a service or by a task that may still use it.
+    pub fn address_in_use(&self, network: NetworkId, address: IpAddr) -> bool {
+        self.addresses.contains(&(network, address))
+    }
+
+    /// The service that publishes a port on every node.
+    pub fn port_holder(&self, protocol: Protocol, port: u16) -> Option<&Arc<Service>> {
+        self.ports
+            .get(&(protocol, port))
+            .and_then(|id| self.services.get(id))
+    }
+
+    /// Version of an object; 0: there is none.
+    pub fn version(&self, key: Key) -> u64 {
+        self.object(key).map_or(0, |o| o.meta().version)
+    }
+
+    /// An object by its key.
+    pub fn object(&self, key: Key) -> Option<Object> {
+        match key {
+            Key::Cluster => self.cluster.clone().map(Object::Cluster),
+            Key::Node(id) => self.nodes.get(&id).cloned().map(Object::Node),
+            Key::Service(id) => self.services.get(&id).cloned().map(Object::Service),
+            Key::Task(id) => self.tasks.get(&id).cloned().map(Object::Task),
+            Key::Network(id) => self.networks.get(&id).cloned().map(Object::Network),
+            Key::Secret(id) => self.secrets.get(&id).cloned().map(Object::Secret),
+            Key::Config(id) => self.configs.get(&id).cloned().map(Object::Config),
+        }
+    }
+
+    fn put(&mut self, object: Object) {
+        self.unindex(object.key());
+        match object {
+            Object::Cluster(o) => self.cluster = Some(o),
+            Object::Node(o) => {
+                self.nodes.insert(o.id, o);
+            }
+            Object::Service(o) => {
+                self.names.insert((Kind::Service, o.spec.name.clone()), o.id.0);
+                for port in o.endpoint.ports.iter().filter(|p| p.mode == PublishMode::Ingress) {
+                    self.ports.insert((port.protocol, port.published), o.id);
+                }
+                for vip in &o.endpoint.vips {
+                    self.addresses.insert(*vip);
+                }
+                self.services.insert(o.id, o);
+            }
+            Object::Task(o) => self.put_task(o),
+            Object::Network(o) => {
+                self.names.insert((Kind::Network, o.spec.name.clone()), o.id.0);
+                self.networks.insert(o.id, o);
+            }
+            Object::Secret(o) => {
+                self.names.insert((Kind::Secret, o.spec.name.clone()), o.id.0);
+                self.secrets.insert(o.id, o);
+            }
+            Object::Config(o) => {
+                self.names.insert((Kind::Config, o.spec.name.clone()), o.id.0);
+                self.configs.insert(o.id, o);
+            }
+        }
+    }
+
+    fn put_task(&mut self, task: Arc<Task>) {
+        self.by_service.insert((task.service, task.slot, task.id));
+        if !task.status.state.is_terminal() {
+            for address in &task.addresses {
+                self.addresses.insert(*address);
+            }
+        }
+        match task.node {
+            Some(node) => {
+                self.by_node.insert((node, task.id));
+                if !task.status.state.is_terminal() {
+                    let mut usage = self.usage(node);
+                    let taken = &task.spec.resources.reservations;
+                    usage.cpu.0 = usage.cpu.0.saturating_add(taken.cpu.0);
+                    usage.memory.0 = usage.memory.0.saturating_add(taken.memory.0);
+                    usage.tasks += 1;
+                    self.usage.insert(node, usage);
+                }
+            }
+            None if !task.status.state.is_terminal() => {
+                self.unplaced.insert(task.id);
+            }
+            None => {}
+        }
+        self.tasks.insert(task.id, task);
+    }
+
+    fn delete(&mut self, key: Key) {
+        self.unindex(key);
+        match key {
+            Key::Cluster => self.cluster = None,
+            Key::Node(id) => {
+                self.nodes.remove(&id);
+            }
+            Key::Service(id) => {
+                self.services.remove(&id);
+            }
+            Key::Task(id) => {
+                self.tasks.remove(&id);
+            }
+            Key::Network(id) => {
+                self.networks.remove(&id);
+            }
+            Key::Secret(id) => {
+                self.secrets.remove(&id);
+            }
+            Key::Config(id) => {
+                self.configs.remove(&id);
+            }
+        }
+    }
+
+    fn unindex(&mut self, key: Key) {
+        match key {
+            Key::Cluster | Key::Node(_) => {}
+            Key::Service(id) => {
+                if let Some(old) = self.services.get(&id).cloned() {
+                    self.names.remove(&(Kind::Service, old.spec.name.clone()));
+                    for port in old
+                        .endpoint
+                        .ports
+                        .iter()
+                        .filter(|p| p.mode == PublishMode::Ingress)
+                    {
+                        self.ports.remove(&(port.protocol, port.published));
+                    }
+                    for vip in &old.endpoint.vips {
+                        self.addresses.remove(vip);
+                    }
+                }
+            }
+            Key::Task(id) => {
+                if let Some(old) = self.tasks.get(&id).cloned() {
+                    self.unindex_task(&old);
+                }
+            }
+            Key::Network(id) => {
+                if let Some(old) = self.networks.get(&id) {
+                    self.names.remove(&(Kind::Network, old.spec.name.clone()));
+                }
+            }
+            Key::Secret(id) => {
+                if let Some(old) = self.secrets.get(&id) {
+                    self.names.remove(&(Kind::Secret, old.spec.name.clone()));
+                }
+            }
+            Key::Config(id) => {
+                if let Some(old) = self.configs.get(&id) {
+                    self.names.remove(&(Kind::Config, old.spec.name.clone()));
+                }
+            }
+        }
+    }
+
+    fn unindex_task(&mut self, old: &Task) {
+        self.by_service.remove(&(old.service, old.slot, old.id));
+        self.unplaced.remove(&old.id);
+        let unfinished = !old.status.state.is_terminal();
+        if unfinished {
+            for address in &old.addresses {
+                self.addresses.remove(address);
+            }
+        }
+        if let Some(node) = old.node {
+            self.by_node.remove(&(node, old.id));
+            if unfinished {
+                let mut usage = self.usage(node);
+                let taken = &old.spec.resources.reservations;
+                usage.cpu.0 = usage.cpu.0.saturating_sub(taken.cpu.0);
+                usage.memory.0 = usage.memory.0.saturating_sub(taken.memory.0);
+                usage.tasks = usage.tasks.saturating_sub(1);
+                self.usage.insert(node, usage);
+            }
+        }
+    }
+
+    /// Checks what must hold in every state; each problem is one line.
+    ///
+    /// # Errors
+    /// The problems found: an address, port or network number held twice, an index that differs from its table.
+    pub fn check(&self) -> Result<(), Vec<String>> {
+        let mut problems = Vec::new();
+        let mut held = std::collections::BTreeMap::new();
+        let mut hold = |what: (NetworkId, IpAddr), who: String| {
+            if let Some(other) = held.insert(what, who.clone()) {
+                problems.push(format!(
+                    "address {} of network {} is held by {other} and {who}",
+                    what.1, what.0
+                ));
+            }
+        };
+        for service in self.services.values() {
+            service
+                .endpoint
+                .vips
+                .iter()
+                .for_each(|v| hold(*v, format!("service {}", service.spec.name)));
+        }
+        for task in self.tasks.values().filter(|t| !t.status.state.is_terminal()) {
+            task.addresses
+                .iter()
+                .for_each(|a| hold(*a, format!("task {}", task.container_name())));
+        }
+        let vnis: std::collections::BTreeSet<u32> = self.networks.values().map(|n| n.vni).collect();
+        if vnis.len() != self.networks.len() {
+            problems.push("two networks have the same number".into());
+        }
+        let rebuilt = Self::from_objects(self.index, self.objects());
+        if rebuilt.by_service != self.by_service
+            || rebuilt.by_node != self.by_node
+            || rebuilt.unplaced != self.unplaced
+            || rebuilt.addresses != self.addresses
+            || rebuilt.ports != self.ports
+            || rebuilt.names != self.names
+        {
+            problems.push("an index differs from its table".into());
+        }
+        if problems.is_empty() {
+            Ok(())
+        } else {
+            Err(problems)
+        }
+    }
+}

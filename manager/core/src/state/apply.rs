@@ -1,0 +1,178 @@
+//! The only writer: one entry of the log, wholly or not at all, the same on every manager.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+
+use model::Timestamp;
+use model::object::{Key, Meta, Node, NodeSpec, Object, Task, TaskStatus};
+use model::task_state::TaskState;
+
+use super::State;
+use crate::txn::{Action, Change, Changes, Entry, Stale};
+
+impl State {
+    /// Applies one entry.
+    ///
+    /// # Errors
+    /// [`Stale`] when an expected version differs; then nothing changed but the index.
+    pub fn apply(&mut self, entry: &Entry) -> Result<Changes, Stale> {
+        self.index = self.index.max(entry.index);
+        for (key, expected) in &entry.txn.expect {
+            let found = self.version(*key);
+            if found != *expected {
+                return Err(Stale {
+                    key: *key,
+                    expected: *expected,
+                    found,
+                });
+            }
+        }
+        let mut before: BTreeMap<Key, Option<Object>> = BTreeMap::new();
+        for action in &entry.txn.actions {
+            if let Some((key, was)) = self.act(action, entry) {
+                before.entry(key).or_insert(was);
+            }
+        }
+        let mut items = Vec::with_capacity(before.len());
+        for (key, was) in before {
+            let after = self.object(key);
+            if was != after {
+                items.push(Change {
+                    key,
+                    before: was,
+                    after,
+                });
+            }
+        }
+        Ok(Changes {
+            index: entry.index,
+            items,
+        })
+    }
+
+    /// Performs one action; answers the object it touched, as it was.
+    fn act(&mut self, action: &Action, entry: &Entry) -> Option<(Key, Option<Object>)> {
+        match action {
+            Action::Put(object) => {
+                let key = object.key();
+                let was = self.object(key);
+                let created = was.as_ref().map_or(entry.now, |o| o.meta().created_at);
+                let object = self.shared(object.clone());
+                self.put(stamped(object, entry.index, created, entry.now));
+                Some((key, was))
+            }
+            Action::Delete(key) => {
+                let was = self.object(*key)?;
+                self.delete(*key);
+                Some((*key, Some(was)))
+            }
+            Action::TaskStatus { node, task, status } => {
+                let old = self.tasks.get(task).filter(|t| t.node == Some(*node)).cloned()?;
+                let new = reported(&old, status, entry)?;
+                self.put(Object::Task(Arc::new(new)));
+                Some((Key::Task(*task), Some(Object::Task(old))))
+            }
+            Action::NodeSeen {
+                node,
+                description,
+                status,
+            } => {
+                let old = self.nodes.get(node).cloned();
+                let mut new = match &old {
+                    Some(n) => (**n).clone(),
+                    None => Node {
+                        id: *node,
+                        meta: Meta {
+                            version: 0,
+                            created_at: entry.now,
+                            updated_at: entry.now,
+                        },
+                        spec: NodeSpec::default(),
+                        description: Default::default(),
+                        status: Default::default(),
+                    },
+                };
+                if let Some(d) = description {
+                    new.description = d.clone();
+                }
+                new.status = status.clone();
+                if old.as_deref() == Some(&new) {
+                    return None;
+                }
+                new.meta.version = entry.index;
+                new.meta.updated_at = entry.now;
+                self.put(Object::Node(Arc::new(new)));
+                Some((Key::Node(*node), old.map(Object::Node)))
+            }
+        }
+    }
+
+    /// Lets a task share the spec of its service, so that a thousand replicas hold it once.
+    fn shared(&self, object: Object) -> Object {
+        let Object::Task(task) = &object else {
+            return object;
+        };
+        if let Some(old) = self.tasks.get(&task.id) {
+            if !Arc::ptr_eq(&old.spec, &task.spec) && old.spec == task.spec {
+                let spec = old.spec.clone();
+                return Object::Task(Arc::new(Task {
+                    spec,
+                    ..(**task).clone()
+                }));
+            }
+            return object;
+        }
+        let sibling = self
+            .tasks_of_service(task.service)
+            .find(|t| t.spec_version == task.spec_version);
+        match sibling {
+            Some(s) if s.spec == task.spec => Object::Task(Arc::new(Task {
+                spec: s.spec.clone(),
+                ..(**task).clone()
+            })),
+            Some(_) | None => object,
+        }
+    }
+}
+
+/// The task with a newer sighting, or nothing when the sighting is old.
+fn reported(old: &Task, seen: &TaskStatus, entry: &Entry) -> Option<Task> {
+    let newer = seen.state > old.status.state || (seen.state == old.status.state && *seen != old.status);
+    // An agent moves a task only within its own part of the ladder.
+    let allowed = seen.state >= TaskState::Accepted && old.status.state >= TaskState::Assigned;
+    if !newer || !allowed || old.status.state.is_terminal() {
+        return None;
+    }
+    let mut new = old.clone();
+    new.status = seen.clone();
+    if seen.state == TaskState::Running && new.running_at.is_none() {
+        new.running_at = Some(entry.now);
+    }
+    new.meta.version = entry.index;
+    new.meta.updated_at = entry.now;
+    Some(new)
+}
+
+fn stamped(object: Object, version: u64, created_at: Timestamp, updated_at: Timestamp) -> Object {
+    let meta = Meta {
+        version,
+        created_at,
+        updated_at,
+    };
+    macro_rules! stamp {
+        ($variant:ident, $o:expr) => {{
+            let mut inner = Arc::unwrap_or_clone($o);
+            inner.meta = meta;
+            Object::$variant(Arc::new(inner))
+        }};
+    }
+    match object {
+        Object::Cluster(o) => stamp!(Cluster, o),
+        Object::Node(o) => stamp!(Node, o),
+        Object::Service(o) => stamp!(Service, o),
+        Object::Task(o) => stamp!(Task, o),
+        Object::Network(o) => stamp!(Network, o),
+        Object::Secret(o) => stamp!(Secret, o),
+        Object::Config(o) => stamp!(Config, o),
+    }
+}

@@ -1,0 +1,85 @@
+//! A copy of the state on which a decision is worked out, and the transaction that comes of it.
+
+use std::collections::BTreeMap;
+use std::ops::Deref;
+use std::sync::Arc;
+
+use model::object::{Key, Object, Service, Task};
+use model::{ServiceId, TaskId};
+
+use super::State;
+use crate::txn::{Action, Txn};
+
+/// A copy of the state that remembers which objects were touched.
+///
+/// Decisions later in a plan see what earlier ones wrote, and an object that ends as it began costs no action.
+pub(crate) struct Scratch {
+    now: State,
+    origin: State,
+    touched: BTreeMap<Key, ()>,
+}
+
+impl Deref for Scratch {
+    type Target = State;
+    fn deref(&self) -> &State {
+        &self.now
+    }
+}
+
+impl Scratch {
+    pub(crate) fn new(state: &State) -> Self {
+        Self {
+            now: state.clone(),
+            origin: state.clone(),
+            touched: BTreeMap::new(),
+        }
+    }
+
+    pub(crate) fn put(&mut self, object: Object) {
+        self.touched.insert(object.key(), ());
+        self.now.put(object);
+    }
+
+    pub(crate) fn delete(&mut self, key: Key) {
+        self.touched.insert(key, ());
+        self.now.delete(key);
+    }
+
+    /// Changes a task in place; one that is gone stays gone.
+    pub(crate) fn edit_task(&mut self, id: TaskId, edit: impl FnOnce(&mut Task)) {
+        if let Some(task) = self.now.task(id) {
+            let mut task = (**task).clone();
+            edit(&mut task);
+            self.put(Object::Task(Arc::new(task)));
+        }
+    }
+
+    /// Changes a service in place; one that is gone stays gone.
+    pub(crate) fn edit_service(&mut self, id: ServiceId, edit: impl FnOnce(&mut Service)) {
+        if let Some(service) = self.now.service(id) {
+            let mut service = (**service).clone();
+            edit(&mut service);
+            self.put(Object::Service(Arc::new(service)));
+        }
+    }
+
+    /// The transaction from the origin to here: deletions last, so that what refers goes before what is referred to
+    /// never matters to a reader of the actions.
+    pub(crate) fn into_txn(self) -> Txn {
+        let mut txn = Txn::default();
+        let mut deletes = Vec::new();
+        for key in self.touched.keys() {
+            let (was, is) = (self.origin.object(*key), self.now.object(*key));
+            if was == is {
+                continue;
+            }
+            txn.expect.push((*key, self.origin.version(*key)));
+            match is {
+                Some(object) => txn.actions.push(Action::Put(object)),
+                None => deletes.push(Action::Delete(*key)),
+            }
+        }
+        txn.actions.extend(deletes);
+        txn
+    }
+}
