@@ -38,7 +38,8 @@ struct Shared {
     memory: Mutex<Memory>,
     queue: Mutex<Option<Sender<Job>>>,
     writer: Mutex<Option<JoinHandle<()>>>,
-    _lock: File,
+    /// Held while the log may write.
+    lock: Mutex<Option<File>>,
 }
 
 /// Everything the log holds, as if all of it were durable already.
@@ -89,6 +90,7 @@ impl Shared {
             // A panic of the writer was reported by its own thread.
             let _ = writer.join();
         }
+        drop(self.lock.lock().unwrap_or_else(PoisonError::into_inner).take());
     }
 
     fn send(&self, job: Job) -> io::Result<()> {
@@ -118,7 +120,7 @@ impl LogStore {
             memory: Mutex::new(memory),
             queue: Mutex::new(Some(queue)),
             writer: Mutex::new(Some(thread)),
-            _lock: lock,
+            lock: Mutex::new(Some(lock)),
         };
         Ok((Self { shared: Arc::new(shared) }, torn))
     }

@@ -208,14 +208,23 @@ impl Log {
     }
 
     async fn begin(&self, id: u64) -> Result<(), OpenError> {
-        if !self.raft.is_initialized().await.map_err(raft_error)? {
+        let alone = if self.raft.is_initialized().await.map_err(raft_error)? {
+            // Asked of the core, as the metrics may not be filled in yet.
+            let voters = self.raft.with_raft_state(|state| {
+                state.membership_state.effective().membership().voter_ids().collect::<Vec<u64>>()
+            });
+            let alone = voters.await.map_err(raft_error)? == [id];
+            if alone && !self.role.borrow().leader {
+                // Nobody else can lead, so there is nothing to wait for.
+                self.raft.trigger().elect(false).await.map_err(raft_error)?;
+            }
+            alone
+        } else {
             let members = std::collections::BTreeMap::from([(id, BasicNode::default())]);
             self.raft.initialize(members).await.map_err(raft_error)?;
-        } else if self.raft.voter_ids().eq([id]) && !self.role.borrow().leader {
-            // Nobody else can lead, so there is nothing to wait for.
-            self.raft.trigger().elect(false).await.map_err(raft_error)?;
-        }
-        if self.raft.voter_ids().eq([id]) {
+            true
+        };
+        if alone {
             let mut role = self.role.clone();
             let leads = role.wait_for(|r| r.leader || r.stopped);
             tokio::time::timeout(ELECTION_LIMIT, leads)

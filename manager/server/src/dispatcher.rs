@@ -1,0 +1,288 @@
+//! What agents talk to: sessions and heartbeats, assignments out, status reports in.
+
+mod frames;
+mod health;
+mod reports;
+
+use std::collections::BTreeMap;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::{Duration, Instant};
+
+use manager_core::{Action, State, Txn, assignments};
+use model::assignment::AssignmentSet;
+use model::object::{NodeDescription, NodeState, NodeStatus};
+use model::ids::IdSource;
+use model::{NodeId, TaskId, Timestamp};
+use proto::dispatch as wire;
+use tokio::sync::{Notify, mpsc};
+use tokio::task::JoinSet;
+use tokio_stream::wrappers::ReceiverStream;
+use tonic::Status;
+
+use crate::raft::{Event, Log};
+use crate::writer::RandomIds;
+use reports::Reports;
+
+/// Frames that wait for a slow agent; then only its own stream waits.
+const FRAMES_QUEUED: usize = 4;
+/// Wait for agents to take their last message.
+const DISMISS_LIMIT: Duration = Duration::from_secs(5);
+/// Characters kept of the texts in a report.
+const REPORT_TEXT_MAX: usize = 4096;
+/// Reports in one call.
+const REPORTS_MAX: usize = 10_000;
+
+/// Sessions of the agents of one cluster.
+pub(crate) struct Dispatcher {
+    log: Arc<Log>,
+    reports: Reports,
+    nodes: Mutex<BTreeMap<NodeId, Session>>,
+    health_changed: Notify,
+    streams: Mutex<JoinSet<()>>,
+    began: Instant,
+}
+
+/// A node that is heard of, or is waited for since this leader began.
+struct Session {
+    /// Empty: no agent has registered since this leader began.
+    id: String,
+    /// When it was last heard of, in time since `began`: the wall clock may be set.
+    seen: Timestamp,
+    /// Told when its assignments may have changed, and when the session ends.
+    wake: Arc<Notify>,
+    /// Keeps the session stream open.
+    _open: Option<mpsc::Sender<Result<wire::SessionMessage, Status>>>,
+    /// Set when the node leaves: it is told to have nothing.
+    leaving: bool,
+}
+
+pub(crate) type Streamed<T> = ReceiverStream<Result<T, Status>>;
+
+impl Dispatcher {
+    /// Begins, without sessions. Nodes that count as Ready get the usual grace to register again.
+    /// Its loops run in `tasks`.
+    pub(crate) fn new(log: Arc<Log>, tasks: &mut JoinSet<()>) -> Arc<Self> {
+        let reports = Reports::new(log.clone());
+        let dispatcher = Arc::new(Self {
+            log,
+            reports,
+            nodes: Mutex::default(),
+            health_changed: Notify::new(),
+            streams: Mutex::default(),
+            began: Instant::now(),
+        });
+        tasks.spawn(route(dispatcher.clone(), dispatcher.log.subscribe()));
+        tasks.spawn(health::watch(dispatcher.clone()));
+        dispatcher
+    }
+
+    fn nodes(&self) -> MutexGuard<'_, BTreeMap<NodeId, Session>> {
+        self.nodes.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn streams(&self) -> MutexGuard<'_, JoinSet<()>> {
+        self.streams.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Time since this dispatcher began.
+    fn uptime(&self) -> Timestamp {
+        Timestamp::default() + self.began.elapsed()
+    }
+
+    fn heartbeat(&self) -> Result<Duration, Status> {
+        let state = self.log.read();
+        Ok(state.cluster().ok_or_else(no_cluster)?.heartbeat)
+    }
+
+    /// Registers a node: a new session, which ends an older one of the same node.
+    pub(crate) async fn session(
+        &self,
+        node: NodeId,
+        mut description: NodeDescription,
+    ) -> Result<Streamed<wire::SessionMessage>, Status> {
+        let heartbeat = self.heartbeat()?;
+        let state = self.log.read();
+        let known = state.node(node).ok_or_else(|| {
+            Status::failed_precondition(format!("node {node} is not part of this cluster; run rswarm swarm init"))
+        })?;
+        if description.address.is_empty() {
+            // Given when the cluster was made.
+            description.address.clone_from(&known.description.address);
+        }
+        let ready = NodeStatus { state: NodeState::Ready, message: String::new() };
+        let id = format!("{:032x}", RandomIds.next_id());
+        let (open, stream) = mpsc::channel(1);
+        let first = wire::SessionMessage { session: id.clone(), heartbeat_ns: nanos(heartbeat) };
+        // The channel is new and has room for one.
+        let _ = open.try_send(Ok(first));
+        {
+            let mut nodes = self.nodes();
+            let session = Session {
+                id,
+                seen: self.uptime(),
+                wake: Arc::new(Notify::new()),
+                _open: Some(open),
+                leaving: false,
+            };
+            if let Some(old) = nodes.insert(node, session) {
+                old.wake.notify_one();
+            }
+        }
+        self.health_changed.notify_one();
+        if known.status != ready || known.description != description {
+            let action = Action::NodeSeen { node, description: Some(description), status: ready };
+            let txn = Txn { expect: Vec::new(), actions: vec![action] };
+            self.log.propose(txn).await.map_err(|e| Status::unavailable(e.to_string()))?;
+        }
+        Ok(ReceiverStream::new(stream))
+    }
+
+    /// Keeps a session alive.
+    pub(crate) fn beat(&self, node: NodeId, session: &str) -> Result<Duration, Status> {
+        let heartbeat = self.heartbeat()?;
+        let down = self.log.read().node(node).is_none_or(|n| n.status.state == NodeState::Down);
+        let mut nodes = self.nodes();
+        let found = nodes.get_mut(&node).filter(|s| s.id == session && !session.is_empty());
+        // A node that was declared down a moment before it was heard of has to say again what it is.
+        found.filter(|_| !down).ok_or_else(no_session)?.seen = self.uptime();
+        Ok(heartbeat)
+    }
+
+    fn check(&self, node: NodeId, session: &str) -> Result<Arc<Notify>, Status> {
+        let nodes = self.nodes();
+        let found = nodes.get(&node).filter(|s| s.id == session && !session.is_empty());
+        Ok(found.ok_or_else(no_session)?.wake.clone())
+    }
+
+    /// What the node has to do, from now on.
+    pub(crate) fn assignments(
+        self: &Arc<Self>,
+        node: NodeId,
+        session: String,
+    ) -> Result<Streamed<wire::AssignmentsMessage>, Status> {
+        let wake = self.check(node, &session)?;
+        let (send, stream) = mpsc::channel(FRAMES_QUEUED);
+        let mut streams = self.streams();
+        while streams.try_join_next().is_some() {}
+        streams.spawn(self.clone().assign(node, session, wake, send));
+        Ok(ReceiverStream::new(stream))
+    }
+
+    async fn assign(
+        self: Arc<Self>,
+        node: NodeId,
+        session: String,
+        wake: Arc<Notify>,
+        send: mpsc::Sender<Result<wire::AssignmentsMessage, Status>>,
+    ) {
+        let mut told: Option<AssignmentSet> = None;
+        loop {
+            let leaving = match self.nodes().get(&node) {
+                Some(current) if current.id == session => current.leaving,
+                _ => break,
+            };
+            let state = self.log.read();
+            let wanted = if leaving { AssignmentSet::default() } else { assignments::for_node(&state, node) };
+            let full = told.is_none() || leaving;
+            let diff = assignments::diff(&told.take().unwrap_or_default(), &wanted);
+            told = Some(wanted);
+            if full || !diff.is_empty() {
+                for frame in frames::split(&diff, full, state.index()) {
+                    if send.send(Ok(frame)).await.is_err() {
+                        return;
+                    }
+                }
+            }
+            if leaving {
+                return;
+            }
+            tokio::select! {
+                () = wake.notified() => {}
+                () = send.closed() => return,
+            }
+        }
+        // The agent is gone when this is not taken.
+        let _ = send.send(Err(no_session())).await;
+    }
+
+    /// Takes what a node saw; returns once it is committed.
+    pub(crate) async fn report(
+        &self,
+        node: NodeId,
+        session: &str,
+        updates: Vec<(TaskId, model::object::TaskStatus)>,
+    ) -> Result<(), Status> {
+        if updates.len() > REPORTS_MAX {
+            return Err(Status::invalid_argument(format!("more than {REPORTS_MAX} reports in one call")));
+        }
+        self.check(node, session)?;
+        let state = self.log.read();
+        let news = updates.into_iter().filter_map(|(task, mut status)| {
+            cut(&mut status.message);
+            cut(&mut status.error);
+            is_news(&state, node, task, &status).then_some(Action::TaskStatus { node, task, status })
+        });
+        self.reports.commit(news.collect()).await
+    }
+
+    /// Tells every node to stop everything, and waits a bounded time until all have taken the message.
+    pub(crate) async fn dismiss(&self) {
+        for session in self.nodes().values_mut() {
+            session.leaving = true;
+            session.wake.notify_one();
+        }
+        let mut streams = std::mem::take(&mut *self.streams());
+        let all = async { while streams.join_next().await.is_some() {} };
+        if tokio::time::timeout(DISMISS_LIMIT, all).await.is_err() {
+            tracing::warn!("an agent did not take the message that it has nothing to run any more");
+        }
+    }
+
+    /// Ends all sessions.
+    pub(crate) fn close(&self) {
+        for session in std::mem::take(&mut *self.nodes()).into_values() {
+            session.wake.notify_one();
+        }
+    }
+}
+
+/// Whether a report may change the state; most repeated ones do not, and need no sync.
+fn is_news(state: &State, node: NodeId, task: TaskId, status: &model::object::TaskStatus) -> bool {
+    let known = state.task(task).filter(|t| t.node == Some(node));
+    known.is_some_and(|t| t.status != *status && status.state >= t.status.state)
+}
+
+fn cut(text: &mut String) {
+    if let Some((at, _)) = text.char_indices().nth(REPORT_TEXT_MAX) {
+        text.truncate(at);
+    }
+}
+
+/// Wakes the streams whose nodes an entry affects.
+async fn route(dispatcher: Arc<Dispatcher>, mut subscription: crate::raft::Subscription) {
+    while let Some(event) = subscription.next().await {
+        let nodes = dispatcher.nodes();
+        match event {
+            Event::Applied(changes) => {
+                for node in assignments::nodes_affected(&dispatcher.log.read(), &changes) {
+                    if let Some(session) = nodes.get(&node) {
+                        session.wake.notify_one();
+                    }
+                }
+            }
+            Event::Replaced => nodes.values().for_each(|s| s.wake.notify_one()),
+        }
+    }
+}
+
+fn no_session() -> Status {
+    Status::failed_precondition("this session of the node has ended: register again")
+}
+
+fn no_cluster() -> Status {
+    Status::failed_precondition(crate::server::NOT_IN_CLUSTER)
+}
+
+fn nanos(duration: Duration) -> u64 {
+    u64::try_from(duration.as_nanos()).unwrap_or(u64::MAX)
+}

@@ -1,0 +1,114 @@
+//! The one loop of a leader: what changed → plan → propose, until nothing is left to do or a time has come.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+use std::time::Duration;
+
+use manager_core::{Dirty, plan};
+use model::{ServiceId, Timestamp};
+
+use crate::raft::{Event, ProposeError, Subscription};
+use crate::writer::{RandomIds, Writer};
+
+/// Longest sleep: the wall clock may be set meanwhile, and times are in wall-clock time.
+const SLEEP_MAX: Duration = Duration::from_secs(60);
+
+/// Leads whenever this manager is the leader; returns when the log has stopped.
+pub(crate) async fn run(writer: Arc<Writer>) {
+    let mut role = writer.log.role();
+    loop {
+        let term = match role.wait_for(|r| r.leader || r.stopped).await {
+            Ok(r) if r.leader => r.term,
+            _ => return,
+        };
+        // What an earlier leader had committed must be seen before anything is decided.
+        if writer.log.read_latest().await.is_err() {
+            if role.changed().await.is_err() {
+                return;
+            }
+            continue;
+        }
+        tracing::info!(term, "leading the cluster");
+        tokio::select! {
+            () = lead(&writer) => {}
+            _ = role.wait_for(|r| !r.leader || r.term != term) => {}
+        }
+    }
+}
+
+/// Decides until the log refuses a proposal.
+async fn lead(writer: &Writer) {
+    let log = &writer.log;
+    let mut subscription = log.subscribe();
+    let mut dirty = Dirty::everything();
+    let mut timers: BTreeMap<ServiceId, Timestamp> = BTreeMap::new();
+    loop {
+        if dirty.is_empty() {
+            tokio::select! {
+                event = subscription.next() => match event {
+                    Some(event) => add(&mut dirty, event),
+                    None => return,
+                },
+                () = sleep_until(timers.values().min().copied(), log.now()) => {}
+            }
+        }
+        ring(&mut timers, &mut dirty, log.now());
+        if dirty.is_empty() {
+            continue;
+        }
+        let turn = writer.turn().await;
+        drain(&mut subscription, &mut dirty);
+        let next = plan(&log.read(), &dirty, log.now(), &mut RandomIds);
+        timers.extend(next.wake);
+        if next.txn.is_empty() {
+            dirty.take();
+            continue;
+        }
+        match log.propose(next.txn).await {
+            // Its own changes come back through the subscription, and a plan of them shows whether more is to be done.
+            Ok(_) => drop(dirty.take()),
+            // Still dirty, and planned again on what changed meanwhile.
+            Err(ProposeError::Stale(stale)) => tracing::debug!(%stale, "planning again"),
+            Err(error @ ProposeError::TooLarge { .. }) => {
+                tracing::error!("what has to be done cannot be written: {error}");
+                dirty.take();
+            }
+            Err(error) => {
+                tracing::warn!("the leader loop stops: {error}");
+                return;
+            }
+        }
+        drop(turn);
+    }
+}
+
+fn add(dirty: &mut Dirty, event: Event) {
+    match event {
+        Event::Applied(changes) => dirty.add(&changes),
+        Event::Replaced => *dirty = Dirty::everything(),
+    }
+}
+
+fn drain(subscription: &mut Subscription, dirty: &mut Dirty) {
+    while let Some(event) = subscription.try_next() {
+        add(dirty, event);
+    }
+}
+
+/// Makes the services dirty whose time has come.
+fn ring(timers: &mut BTreeMap<ServiceId, Timestamp>, dirty: &mut Dirty, now: Timestamp) {
+    timers.retain(|service, at| {
+        let due = *at <= now;
+        if due {
+            dirty.add_service(*service);
+        }
+        !due
+    });
+}
+
+async fn sleep_until(at: Option<Timestamp>, now: Timestamp) {
+    match at {
+        Some(at) => tokio::time::sleep(at.since(now).min(SLEEP_MAX)).await,
+        None => std::future::pending().await,
+    }
+}
