@@ -1,0 +1,156 @@
+//! cgroups: facts of the host, folders of a container, what it used.
+
+use std::fs;
+use std::io;
+use std::path::{Path, PathBuf};
+
+use crate::plan::{CgroupPlan, HostFacts};
+
+/// Where cgroups are mounted.
+pub(crate) const ROOT: &str = "/sys/fs/cgroup";
+/// Tries to remove a folder whose last process is only just gone, a few milliseconds apart.
+const REMOVE_TRIES: u32 = 50;
+
+/// What a container uses now.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct Stats {
+    /// CPU time in nanoseconds, since it started.
+    pub cpu_ns: u64,
+    /// Bytes of memory, without file cache that can go at once.
+    pub memory: u64,
+    /// Memory limit; 0: none.
+    pub memory_limit: u64,
+    /// Processes and threads.
+    pub pids: u64,
+}
+
+/// Looks at what the host offers; absent without any cgroup hierarchy.
+pub(crate) fn facts() -> Option<HostFacts> {
+    let root = Path::new(ROOT);
+    let known = ["memory", "cpu", "cpuacct", "pids"];
+    let v1: Vec<String> = known
+        .iter()
+        .filter(|c| root.join(c).join("tasks").exists())
+        .map(|c| (*c).to_owned())
+        .collect();
+    if !v1.is_empty() {
+        return Some(HostFacts {
+            cgroup_v2: false,
+            controllers: v1,
+        });
+    }
+    let listed = fs::read_to_string(root.join("cgroup.controllers")).ok()?;
+    Some(HostFacts {
+        cgroup_v2: true,
+        controllers: listed.split_whitespace().map(str::to_owned).collect(),
+    })
+}
+
+/// On v2, lets the folders below `parent` bound what they hold.
+pub(crate) fn delegate(facts: &HostFacts, parent: &str) -> io::Result<()> {
+    if !facts.cgroup_v2 {
+        return Ok(());
+    }
+    let wanted: Vec<String> = facts
+        .controllers
+        .iter()
+        .filter(|c| ["memory", "cpu", "pids"].contains(&c.as_str()))
+        .map(|c| format!("+{c}"))
+        .collect();
+    let mut folder = PathBuf::from(ROOT);
+    let mut parts = Path::new(parent).components();
+    loop {
+        fs::create_dir_all(&folder)?;
+        fs::write(folder.join("cgroup.subtree_control"), wanted.join(" "))?;
+        match parts.next() {
+            Some(part) => folder.push(part),
+            None => return Ok(()),
+        }
+    }
+}
+
+/// Makes the folders and writes the limits.
+pub(crate) fn make(plan: &CgroupPlan) -> Result<(), String> {
+    for folder in &plan.folders {
+        fs::create_dir_all(folder).map_err(|e| format!("make cgroup {}: {e}", folder.display()))?;
+    }
+    for (file, text) in &plan.writes {
+        fs::write(file, text).map_err(|e| format!("write {text} to {}: {e}", file.display()))?;
+    }
+    Ok(())
+}
+
+/// Puts the calling process into the folders. A process that moves itself waits for nobody; one that is moved by
+/// another costs milliseconds on v1.
+pub(crate) fn enter(plan: &CgroupPlan) -> Result<(), String> {
+    let name = if plan.v2 { "cgroup.procs" } else { "tasks" };
+    for folder in &plan.folders {
+        let file = folder.join(name);
+        fs::write(&file, "0").map_err(|e| format!("enter cgroup {}: {e}", file.display()))?;
+    }
+    Ok(())
+}
+
+/// Removes the folders; those that are gone are no error.
+pub(crate) fn remove(plan: &CgroupPlan) {
+    for folder in &plan.folders {
+        for _ in 0..REMOVE_TRIES {
+            match fs::remove_dir(folder) {
+                Err(e) if e.raw_os_error() == Some(libc::EBUSY) => {
+                    // The kernel lets go of a dead process's cgroup a moment after its parent was told.
+                    std::thread::sleep(std::time::Duration::from_millis(2));
+                }
+                Ok(()) | Err(_) => break,
+            }
+        }
+    }
+}
+
+/// Whether the kernel killed something in there because of its memory limit.
+pub(crate) fn oom_killed(plan: &CgroupPlan) -> bool {
+    let file = if plan.v2 {
+        "memory.events"
+    } else {
+        "memory.oom_control"
+    };
+    plan.folders
+        .iter()
+        .any(|f| field(&f.join(file), "oom_kill").is_some_and(|n| n > 0))
+}
+
+fn field(file: &Path, name: &str) -> Option<u64> {
+    let text = fs::read_to_string(file).ok()?;
+    let line = text
+        .lines()
+        .find_map(|l| l.strip_prefix(name).and_then(|r| r.strip_prefix(' ')))?;
+    line.trim().parse().ok()
+}
+
+fn number(file: &Path) -> Option<u64> {
+    fs::read_to_string(file).ok()?.trim().parse().ok()
+}
+
+/// Reads what a container uses.
+pub(crate) fn stats(plan: &CgroupPlan) -> Stats {
+    let find = |file: &str| plan.folders.iter().map(|f| f.join(file)).find(|p| p.exists());
+    let read = |file: &str| find(file).and_then(|p| number(&p));
+    let part = |file: &str, name: &str| find(file).and_then(|p| field(&p, name));
+    // "No limit" is the largest page-aligned number on v1 and "max" on v2.
+    let bounded = |n: u64| if n >= 1 << 62 { 0 } else { n };
+    if plan.v2 {
+        let used = read("memory.current").unwrap_or(0);
+        return Stats {
+            cpu_ns: part("cpu.stat", "usage_usec").unwrap_or(0).saturating_mul(1000),
+            memory: used.saturating_sub(part("memory.stat", "inactive_file").unwrap_or(0)),
+            memory_limit: read("memory.max").map_or(0, bounded),
+            pids: read("pids.current").unwrap_or(0),
+        };
+    }
+    let used = read("memory.usage_in_bytes").unwrap_or(0);
+    Stats {
+        cpu_ns: read("cpuacct.usage").unwrap_or(0),
+        memory: used.saturating_sub(part("memory.stat", "total_inactive_file").unwrap_or(0)),
+        memory_limit: read("memory.limit_in_bytes").map_or(0, bounded),
+        pids: read("pids.current").unwrap_or(0),
+    }
+}
