@@ -35,7 +35,9 @@ impl Api {
     }
 
     fn cluster(&self) -> Result<Arc<Cluster>, Status> {
-        self.manager.cluster().ok_or_else(|| Status::failed_precondition(NOT_IN_CLUSTER))
+        self.manager
+            .cluster()
+            .ok_or_else(|| Status::failed_precondition(NOT_IN_CLUSTER))
     }
 
     /// The state with all that was acknowledged before the call.
@@ -94,7 +96,9 @@ fn changing(error: ClusterError) -> Status {
             Status::failed_precondition(error.to_string())
         }
         ClusterError::Open(_) | ClusterError::Wipe { .. } => {
-            let cause = std::error::Error::source(&error).map(|s| format!(": {s}")).unwrap_or_default();
+            let cause = std::error::Error::source(&error)
+                .map(|s| format!(": {s}"))
+                .unwrap_or_default();
             Status::internal(format!("{error}{cause}"))
         }
     }
@@ -139,11 +143,18 @@ fn expected(version: u64) -> Option<u64> {
 
 fn created((admitted, version): (Admitted, u64)) -> Response<wire::CreateReply> {
     let id = admitted.keys.first().map(|k| id_text(*k)).unwrap_or_default();
-    Response::new(wire::CreateReply { id, version, warnings: admitted.warnings })
+    Response::new(wire::CreateReply {
+        id,
+        version,
+        warnings: admitted.warnings,
+    })
 }
 
 fn updated((admitted, version): (Admitted, u64)) -> Response<wire::UpdateReply> {
-    Response::new(wire::UpdateReply { version, warnings: admitted.warnings })
+    Response::new(wire::UpdateReply {
+        version,
+        warnings: admitted.warnings,
+    })
 }
 
 fn deployed((admitted, version): (Admitted, u64)) -> Response<wire::DeployStackReply> {
@@ -177,7 +188,9 @@ enum Spec {
 
 fn spec_of(spec: Option<wire::Spec>) -> Result<Spec, Status> {
     use wire::spec::Spec as W;
-    let spec = spec.and_then(|s| s.spec).ok_or_else(|| Status::invalid_argument("the request has no spec"))?;
+    let spec = spec
+        .and_then(|s| s.spec)
+        .ok_or_else(|| Status::invalid_argument("the request has no spec"))?;
     Ok(match spec {
         W::Service(s) => Spec::Service(Box::new(s.try_into().map_err(|e: WireError| Status::from(e))?)),
         W::Network(s) => Spec::Network(s.try_into().map_err(|e: WireError| Status::from(e))?),
@@ -189,7 +202,8 @@ fn spec_of(spec: Option<wire::Spec>) -> Result<Spec, Status> {
 
 fn cluster_request(request: &wire::InitClusterRequest) -> Result<ClusterRequest, Status> {
     let pool = |text: &String| {
-        text.parse().map_err(|e| Status::invalid_argument(format!("the address pool \"{text}\" cannot be read: {e}")))
+        text.parse()
+            .map_err(|e| Status::invalid_argument(format!("the address pool \"{text}\" cannot be read: {e}")))
     };
     Ok(ClusterRequest {
         task_history_limit: request.task_history_limit,
@@ -214,7 +228,9 @@ impl Control for Api {
             data_dir: config.data_dir.display().to_string(),
             ..wire::Info::default()
         };
-        let Some(cluster) = self.manager.cluster() else { return Ok(Response::new(info)) };
+        let Some(cluster) = self.manager.cluster() else {
+            return Ok(Response::new(info));
+        };
         let role = *cluster.writer.log.role().borrow();
         let state = cluster.writer.log.read();
         let count = |n: usize| u32::try_from(n).unwrap_or(u32::MAX);
@@ -227,12 +243,17 @@ impl Control for Api {
         info.services = count(state.services().count());
         info.tasks = count(state.tasks().count());
         info.index = state.index();
-        info.node_address =
-            state.node(config.node_id).map(|n| n.description.address.clone()).unwrap_or_default();
+        info.node_address = state
+            .node(config.node_id)
+            .map(|n| n.description.address.clone())
+            .unwrap_or_default();
         Ok(Response::new(info))
     }
 
-    async fn init_cluster(&self, request: Request<wire::InitClusterRequest>) -> Reply<wire::InitClusterReply> {
+    async fn init_cluster(
+        &self,
+        request: Request<wire::InitClusterRequest>,
+    ) -> Reply<wire::InitClusterReply> {
         let request = request.into_inner();
         let id = self
             .manager
@@ -245,8 +266,14 @@ impl Control for Api {
         }))
     }
 
-    async fn leave_cluster(&self, request: Request<wire::LeaveClusterRequest>) -> Reply<wire::LeaveClusterReply> {
-        self.manager.leave(request.get_ref().force).await.map_err(changing)?;
+    async fn leave_cluster(
+        &self,
+        request: Request<wire::LeaveClusterRequest>,
+    ) -> Reply<wire::LeaveClusterReply> {
+        self.manager
+            .leave(request.get_ref().force)
+            .await
+            .map_err(changing)?;
         Ok(Response::new(wire::LeaveClusterReply {}))
     }
 
@@ -255,7 +282,10 @@ impl Control for Api {
         let state = self.read().await?;
         let objects = filter::list(&state, kind_of(request.kind)?, &request.filters)
             .map_err(|e| Status::invalid_argument(e.to_string()))?;
-        Ok(Response::new(wire::ListReply { objects: objects.iter().map(shown).collect(), index: state.index() }))
+        Ok(Response::new(wire::ListReply {
+            objects: objects.iter().map(shown).collect(),
+            index: state.index(),
+        }))
     }
 
     async fn get(&self, request: Request<wire::GetRequest>) -> Reply<types::Object> {
@@ -267,14 +297,18 @@ impl Control for Api {
             Some(Kind::Node) if request.reference == "self" => Key::Node(self.manager.node_id()),
             Some(kind) => state.find(kind, &request.reference).map_err(|e| finding(&e))?,
         };
-        let object = state.object(key).ok_or_else(|| Status::not_found(NOT_IN_CLUSTER))?;
+        let object = state
+            .object(key)
+            .ok_or_else(|| Status::not_found(NOT_IN_CLUSTER))?;
         Ok(Response::new(shown(&object)))
     }
 
     async fn create(&self, request: Request<wire::CreateRequest>) -> Reply<wire::CreateReply> {
         let spec = spec_of(request.into_inner().spec)?;
         if matches!(spec, Spec::Node(_)) {
-            return Err(Status::invalid_argument("a node is made by joining the cluster, not by a request"));
+            return Err(Status::invalid_argument(
+                "a node is made by joining the cluster, not by a request",
+            ));
         }
         let written = self
             .write(|state, now, ids| match &spec {
@@ -293,11 +327,15 @@ impl Control for Api {
         let spec = spec_of(request.spec)?;
         let (reference, version) = (request.reference, expected(request.version));
         if matches!(spec, Spec::Network(_)) {
-            return Err(Status::invalid_argument("a network cannot be changed: remove it and make it again"));
+            return Err(Status::invalid_argument(
+                "a network cannot be changed: remove it and make it again",
+            ));
         }
         let written = self
             .write(|state, now, _| match &spec {
-                Spec::Service(spec) => admit::update_service(state, &reference, version, (**spec).clone(), now),
+                Spec::Service(spec) => {
+                    admit::update_service(state, &reference, version, (**spec).clone(), now)
+                }
                 Spec::Secret(spec) => admit::update_secret_labels(state, &reference, version, spec),
                 Spec::Config(spec) => admit::update_config_labels(state, &reference, version, spec),
                 Spec::Node(spec) => admit::update_node(state, &reference, version, spec.clone()),
@@ -311,7 +349,9 @@ impl Control for Api {
         let request = request.into_inner();
         let kind = match named(kind_of(request.kind)?) {
             Some(Kind::Task) | None => {
-                return Err(Status::invalid_argument("only nodes, services, networks, secrets and configs are removed"));
+                return Err(Status::invalid_argument(
+                    "only nodes, services, networks, secrets and configs are removed",
+                ));
             }
             Some(kind) => kind,
         };
@@ -326,16 +366,28 @@ impl Control for Api {
                 Kind::Task => Ok(Admitted::default()),
             })
             .await?;
-        Ok(Response::new(wire::RemoveReply { ids: admitted.keys.into_iter().map(id_text).collect() }))
+        Ok(Response::new(wire::RemoveReply {
+            ids: admitted.keys.into_iter().map(id_text).collect(),
+        }))
     }
 
     async fn scale_services(&self, request: Request<wire::ScaleServicesRequest>) -> Reply<wire::UpdateReply> {
-        let scales: Vec<(String, u32)> =
-            request.into_inner().scales.into_iter().map(|s| (s.reference, s.replicas)).collect();
-        Ok(updated(self.write(|state, _, _| admit::scale_services(state, &scales)).await?))
+        let scales: Vec<(String, u32)> = request
+            .into_inner()
+            .scales
+            .into_iter()
+            .map(|s| (s.reference, s.replicas))
+            .collect();
+        Ok(updated(
+            self.write(|state, _, _| admit::scale_services(state, &scales))
+                .await?,
+        ))
     }
 
-    async fn rollback_service(&self, request: Request<wire::RollbackServiceRequest>) -> Reply<wire::UpdateReply> {
+    async fn rollback_service(
+        &self,
+        request: Request<wire::RollbackServiceRequest>,
+    ) -> Reply<wire::UpdateReply> {
         let request = request.into_inner();
         let version = expected(request.version);
         let written = self
@@ -344,7 +396,10 @@ impl Control for Api {
         Ok(updated(written))
     }
 
-    async fn deploy_stack(&self, request: Request<wire::DeployStackRequest>) -> Reply<wire::DeployStackReply> {
+    async fn deploy_stack(
+        &self,
+        request: Request<wire::DeployStackRequest>,
+    ) -> Reply<wire::DeployStackReply> {
         let request = request.into_inner();
         let stack: model::spec::StackSpec = request
             .stack
@@ -352,14 +407,21 @@ impl Control for Api {
             .try_into()
             .map_err(|e: WireError| Status::from(e))?;
         let prune = request.prune;
-        let written =
-            self.write(|state, now, ids| admit::deploy_stack(state, stack.clone(), prune, now, ids)).await?;
+        let written = self
+            .write(|state, now, ids| admit::deploy_stack(state, stack.clone(), prune, now, ids))
+            .await?;
         Ok(deployed(written))
     }
 
-    async fn remove_stacks(&self, request: Request<wire::RemoveStacksRequest>) -> Reply<wire::DeployStackReply> {
+    async fn remove_stacks(
+        &self,
+        request: Request<wire::RemoveStacksRequest>,
+    ) -> Reply<wire::DeployStackReply> {
         let namespaces = request.into_inner().namespaces;
-        Ok(deployed(self.write(|state, _, _| admit::remove_stacks(state, &namespaces)).await?))
+        Ok(deployed(
+            self.write(|state, _, _| admit::remove_stacks(state, &namespaces))
+                .await?,
+        ))
     }
 
     async fn watch(&self, request: Request<wire::WatchRequest>) -> Reply<Self::WatchStream> {
@@ -367,7 +429,11 @@ impl Control for Api {
         let cluster = self.cluster()?;
         // So that the first event has what the caller wrote before.
         let state = self.read().await?;
-        let kinds = request.kinds.iter().map(|k| kind_of(*k)).collect::<Result<Vec<_>, _>>()?;
+        let kinds = request
+            .kinds
+            .iter()
+            .map(|k| kind_of(*k))
+            .collect::<Result<Vec<_>, _>>()?;
         let service = match request.service.as_str() {
             "" => None,
             reference => match state.find(Kind::Service, reference).map_err(|e| finding(&e))? {
@@ -381,19 +447,31 @@ impl Control for Api {
 
     async fn service_why(&self, request: Request<wire::GetRequest>) -> Reply<wire::ServiceWhyReply> {
         let state = self.read().await?;
-        let key = state.find(Kind::Service, &request.get_ref().reference).map_err(|e| finding(&e))?;
-        let Key::Service(id) = key else { return Err(Status::not_found("no such service")) };
+        let key = state
+            .find(Kind::Service, &request.get_ref().reference)
+            .map_err(|e| finding(&e))?;
+        let Key::Service(id) = key else {
+            return Err(Status::not_found("no such service"));
+        };
         let node = |n: explain::NodeReason| wire::NodeWhy {
             node: n.node.to_string(),
             hostname: n.hostname,
             reason: n.reason,
         };
-        let tasks = explain::service_why(&state, id).into_iter().map(|(task, nodes)| wire::TaskWhy {
-            task: task.id.to_string(),
-            name: task.name(),
-            message: if task.status.error.is_empty() { task.status.message } else { task.status.error },
-            nodes: nodes.into_iter().map(node).collect(),
-        });
-        Ok(Response::new(wire::ServiceWhyReply { tasks: tasks.collect() }))
+        let tasks = explain::service_why(&state, id)
+            .into_iter()
+            .map(|(task, nodes)| wire::TaskWhy {
+                task: task.id.to_string(),
+                name: task.name(),
+                message: if task.status.error.is_empty() {
+                    task.status.message
+                } else {
+                    task.status.error
+                },
+                nodes: nodes.into_iter().map(node).collect(),
+            });
+        Ok(Response::new(wire::ServiceWhyReply {
+            tasks: tasks.collect(),
+        }))
     }
 }

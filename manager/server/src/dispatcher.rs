@@ -10,8 +10,8 @@ use std::time::{Duration, Instant};
 
 use manager_core::{Action, State, Txn, assignments};
 use model::assignment::AssignmentSet;
-use model::object::{NodeDescription, NodeState, NodeStatus};
 use model::ids::IdSource;
+use model::object::{NodeDescription, NodeState, NodeStatus};
 use model::{NodeId, TaskId, Timestamp};
 use proto::dispatch as wire;
 use tokio::sync::{Notify, mpsc};
@@ -103,16 +103,24 @@ impl Dispatcher {
         let heartbeat = self.heartbeat()?;
         let state = self.log.read();
         let known = state.node(node).ok_or_else(|| {
-            Status::failed_precondition(format!("node {node} is not part of this cluster; run rswarm swarm init"))
+            Status::failed_precondition(format!(
+                "node {node} is not part of this cluster; run rswarm swarm init"
+            ))
         })?;
         if description.address.is_empty() {
             // Given when the cluster was made.
             description.address.clone_from(&known.description.address);
         }
-        let ready = NodeStatus { state: NodeState::Ready, message: String::new() };
+        let ready = NodeStatus {
+            state: NodeState::Ready,
+            message: String::new(),
+        };
         let id = format!("{:032x}", RandomIds.next_id());
         let (open, stream) = mpsc::channel(1);
-        let first = wire::SessionMessage { session: id.clone(), heartbeat_ns: nanos(heartbeat) };
+        let first = wire::SessionMessage {
+            session: id.clone(),
+            heartbeat_ns: nanos(heartbeat),
+        };
         // The channel is new and has room for one.
         let _ = open.try_send(Ok(first));
         {
@@ -130,9 +138,19 @@ impl Dispatcher {
         }
         self.health_changed.notify_one();
         if known.status != ready || known.description != description {
-            let action = Action::NodeSeen { node, description: Some(description), status: ready };
-            let txn = Txn { expect: Vec::new(), actions: vec![action] };
-            self.log.propose(txn).await.map_err(|e| Status::unavailable(e.to_string()))?;
+            let action = Action::NodeSeen {
+                node,
+                description: Some(description),
+                status: ready,
+            };
+            let txn = Txn {
+                expect: Vec::new(),
+                actions: vec![action],
+            };
+            self.log
+                .propose(txn)
+                .await
+                .map_err(|e| Status::unavailable(e.to_string()))?;
         }
         Ok(ReceiverStream::new(stream))
     }
@@ -140,9 +158,15 @@ impl Dispatcher {
     /// Keeps a session alive.
     pub(crate) fn beat(&self, node: NodeId, session: &str) -> Result<Duration, Status> {
         let heartbeat = self.heartbeat()?;
-        let down = self.log.read().node(node).is_none_or(|n| n.status.state == NodeState::Down);
+        let down = self
+            .log
+            .read()
+            .node(node)
+            .is_none_or(|n| n.status.state == NodeState::Down);
         let mut nodes = self.nodes();
-        let found = nodes.get_mut(&node).filter(|s| s.id == session && !session.is_empty());
+        let found = nodes
+            .get_mut(&node)
+            .filter(|s| s.id == session && !session.is_empty());
         // A node that was declared down a moment before it was heard of has to say again what it is.
         found.filter(|_| !down).ok_or_else(no_session)?.seen = self.uptime();
         Ok(heartbeat)
@@ -150,7 +174,9 @@ impl Dispatcher {
 
     fn check(&self, node: NodeId, session: &str) -> Result<Arc<Notify>, Status> {
         let nodes = self.nodes();
-        let found = nodes.get(&node).filter(|s| s.id == session && !session.is_empty());
+        let found = nodes
+            .get(&node)
+            .filter(|s| s.id == session && !session.is_empty());
         Ok(found.ok_or_else(no_session)?.wake.clone())
     }
 
@@ -182,7 +208,11 @@ impl Dispatcher {
                 _ => break,
             };
             let state = self.log.read();
-            let wanted = if leaving { AssignmentSet::default() } else { assignments::for_node(&state, node) };
+            let wanted = if leaving {
+                AssignmentSet::default()
+            } else {
+                assignments::for_node(&state, node)
+            };
             let full = told.is_none() || leaving;
             let diff = assignments::diff(&told.take().unwrap_or_default(), &wanted);
             told = Some(wanted);
@@ -213,7 +243,9 @@ impl Dispatcher {
         updates: Vec<(TaskId, model::object::TaskStatus)>,
     ) -> Result<(), Status> {
         if updates.len() > REPORTS_MAX {
-            return Err(Status::invalid_argument(format!("more than {REPORTS_MAX} reports in one call")));
+            return Err(Status::invalid_argument(format!(
+                "more than {REPORTS_MAX} reports in one call"
+            )));
         }
         self.check(node, session)?;
         let state = self.log.read();

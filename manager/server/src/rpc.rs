@@ -23,12 +23,15 @@ impl DispatcherRpc {
     }
 
     fn cluster(&self) -> Result<Arc<Cluster>, Status> {
-        self.manager.cluster().ok_or_else(|| Status::failed_precondition(NOT_IN_CLUSTER))
+        self.manager
+            .cluster()
+            .ok_or_else(|| Status::failed_precondition(NOT_IN_CLUSTER))
     }
 }
 
 fn node(text: &str) -> Result<NodeId, Status> {
-    text.parse().map_err(|e: model::IdError| Status::invalid_argument(format!("the node's id: {e}")))
+    text.parse()
+        .map_err(|e: model::IdError| Status::invalid_argument(format!("the node's id: {e}")))
 }
 
 #[tonic::async_trait]
@@ -43,7 +46,12 @@ impl Dispatcher for DispatcherRpc {
         let request = request.into_inner();
         let description = request.description.unwrap_or_default().into();
         let cluster = self.cluster()?;
-        Ok(Response::new(cluster.dispatcher.session(node(&request.node_id)?, description).await?))
+        Ok(Response::new(
+            cluster
+                .dispatcher
+                .session(node(&request.node_id)?, description)
+                .await?,
+        ))
     }
 
     async fn heartbeat(
@@ -51,7 +59,10 @@ impl Dispatcher for DispatcherRpc {
         request: Request<wire::HeartbeatRequest>,
     ) -> Result<Response<wire::HeartbeatReply>, Status> {
         let request = request.get_ref();
-        let period = self.cluster()?.dispatcher.beat(node(&request.node_id)?, &request.session)?;
+        let period = self
+            .cluster()?
+            .dispatcher
+            .beat(node(&request.node_id)?, &request.session)?;
         let heartbeat_ns = u64::try_from(period.as_nanos()).unwrap_or(u64::MAX);
         Ok(Response::new(wire::HeartbeatReply { heartbeat_ns }))
     }
@@ -61,7 +72,10 @@ impl Dispatcher for DispatcherRpc {
         request: Request<wire::AssignmentsRequest>,
     ) -> Result<Response<Self::AssignmentsStream>, Status> {
         let request = request.into_inner();
-        let stream = self.cluster()?.dispatcher.assignments(node(&request.node_id)?, request.session)?;
+        let stream = self
+            .cluster()?
+            .dispatcher
+            .assignments(node(&request.node_id)?, request.session)?;
         Ok(Response::new(stream))
     }
 
@@ -71,13 +85,25 @@ impl Dispatcher for DispatcherRpc {
     ) -> Result<Response<wire::UpdateTaskStatusReply>, Status> {
         let request = request.into_inner();
         let update = |u: wire::TaskUpdate| {
-            let task = u.task.parse().map_err(|e: model::IdError| Status::invalid_argument(e.to_string()))?;
-            let status = u.status.ok_or_else(|| Status::invalid_argument("a report without a status"))?;
+            let task = u
+                .task
+                .parse()
+                .map_err(|e: model::IdError| Status::invalid_argument(e.to_string()))?;
+            let status = u
+                .status
+                .ok_or_else(|| Status::invalid_argument("a report without a status"))?;
             Ok((task, status.try_into().map_err(|e: WireError| Status::from(e))?))
         };
-        let updates = request.updates.into_iter().map(update).collect::<Result<Vec<_>, Status>>()?;
+        let updates = request
+            .updates
+            .into_iter()
+            .map(update)
+            .collect::<Result<Vec<_>, Status>>()?;
         let cluster = self.cluster()?;
-        cluster.dispatcher.report(node(&request.node_id)?, &request.session, updates).await?;
+        cluster
+            .dispatcher
+            .report(node(&request.node_id)?, &request.session, updates)
+            .await?;
         Ok(Response::new(wire::UpdateTaskStatusReply {}))
     }
 }

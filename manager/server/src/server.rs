@@ -105,7 +105,9 @@ impl Manager {
             active: watch::Sender::new(false),
             stopped: watch::Sender::new(false),
         };
-        let manager = Self { shared: Arc::new(shared) };
+        let manager = Self {
+            shared: Arc::new(shared),
+        };
         if Log::exists(&dir) {
             let log = Arc::new(Log::open(&dir).await?);
             if log.read().cluster().is_some() {
@@ -159,7 +161,11 @@ impl Manager {
     }
 
     /// Makes a cluster with this node as its first manager.
-    pub(crate) async fn init(&self, request: &ClusterRequest, address: &str) -> Result<ClusterId, ClusterError> {
+    pub(crate) async fn init(
+        &self,
+        request: &ClusterRequest,
+        address: &str,
+    ) -> Result<ClusterId, ClusterError> {
         let _change = self.shared.change.lock().await;
         if self.cluster().is_some() {
             return Err(ClusterError::Active);
@@ -172,7 +178,10 @@ impl Manager {
                 if let Action::Put(Object::Node(first)) = action {
                     let first = Arc::make_mut(first);
                     first.description.address = address.to_owned();
-                    first.description.hostname.clone_from(&self.shared.config.hostname);
+                    first
+                        .description
+                        .hostname
+                        .clone_from(&self.shared.config.hostname);
                 }
             }
             Ok(admitted)
@@ -220,7 +229,11 @@ impl Manager {
             let _ = role.wait_for(|r| r.stopped).await;
             stopped.send_replace(true);
         });
-        let cluster = Cluster { writer, dispatcher, tasks: std::sync::Mutex::new(tasks) };
+        let cluster = Cluster {
+            writer,
+            dispatcher,
+            tasks: std::sync::Mutex::new(tasks),
+        };
         self.shared.cluster.store(Some(Arc::new(cluster)));
         self.shared.active.send_replace(true);
     }
@@ -228,8 +241,12 @@ impl Manager {
 
 impl Cluster {
     async fn stop(&self) {
-        let mut tasks =
-            std::mem::take(&mut *self.tasks.lock().unwrap_or_else(std::sync::PoisonError::into_inner));
+        let mut tasks = std::mem::take(
+            &mut *self
+                .tasks
+                .lock()
+                .unwrap_or_else(std::sync::PoisonError::into_inner),
+        );
         tasks.shutdown().await;
         self.dispatcher.close();
         self.writer.log.close().await;
@@ -239,9 +256,10 @@ impl Cluster {
 /// Removes what is left of a cluster; first what says that there is one.
 fn wipe(dir: &Path) -> Result<(), ClusterError> {
     let gone = |result: std::io::Result<()>| match result {
-        Err(e) if e.kind() != std::io::ErrorKind::NotFound => {
-            Err(ClusterError::Wipe { path: dir.to_path_buf(), source: e })
-        }
+        Err(e) if e.kind() != std::io::ErrorKind::NotFound => Err(ClusterError::Wipe {
+            path: dir.to_path_buf(),
+            source: e,
+        }),
         _ => Ok(()),
     };
     gone(std::fs::remove_file(dir.join("identity")))?;

@@ -25,7 +25,8 @@ impl IdSource for RandomIds {
         let mut filled = 0;
         while filled < bytes.len() {
             // It fails only when a signal interrupts it; then it is asked again.
-            filled += rustix::rand::getrandom(&mut bytes[filled..], rustix::rand::GetRandomFlags::empty()).unwrap_or(0);
+            filled += rustix::rand::getrandom(&mut bytes[filled..], rustix::rand::GetRandomFlags::empty())
+                .unwrap_or(0);
         }
         // Zero stands for no object.
         u128::from_le_bytes(bytes).max(1)
@@ -52,7 +53,10 @@ pub(crate) struct Writer {
 
 impl Writer {
     pub(crate) fn new(log: Arc<Log>) -> Self {
-        Self { log, turn: Mutex::new(()) }
+        Self {
+            log,
+            turn: Mutex::new(()),
+        }
     }
 
     /// Waits, in order of arrival, for the right to decide and to write.

@@ -1,4 +1,8 @@
 //! A whole manager over a real socket, with an agent that only pretends to run containers.
+#![allow(
+    clippy::unwrap_used,
+    reason = "a test stops where something is not as it should be"
+)]
 
 use std::collections::BTreeMap;
 use std::path::Path;
@@ -24,7 +28,11 @@ struct Daemon {
 
 impl Daemon {
     async fn start(dir: &Path) -> Self {
-        let config = ManagerConfig { data_dir: dir.to_path_buf(), node_id: NODE, hostname: "host".into() };
+        let config = ManagerConfig {
+            data_dir: dir.to_path_buf(),
+            node_id: NODE,
+            hostname: "host".into(),
+        };
         let manager = Manager::open(config).await.unwrap();
         let socket = dir.join("sock");
         let _ = std::fs::remove_file(&socket);
@@ -36,7 +44,11 @@ impl Daemon {
             router.serve_with_incoming(incoming).await.unwrap();
         });
         let channel = proto::channel::connect(&socket).await.unwrap();
-        Self { manager, channel, server }
+        Self {
+            manager,
+            channel,
+            server,
+        }
     }
 
     fn control(&self) -> ControlClient<Channel> {
@@ -44,7 +56,10 @@ impl Daemon {
     }
 
     async fn init(&self) {
-        self.control().init_cluster(control::InitClusterRequest::default()).await.unwrap();
+        self.control()
+            .init_cluster(control::InitClusterRequest::default())
+            .await
+            .unwrap();
     }
 
     async fn stop(self) {
@@ -66,15 +81,24 @@ impl Agent {
         let mut client = DispatcherClient::new(channel);
         let description = types::NodeDescription {
             hostname: "host".into(),
-            platform: Some(types::Platform { os: "linux".into(), arch: "x86_64".into() }),
+            platform: Some(types::Platform {
+                os: "linux".into(),
+                arch: "x86_64".into(),
+            }),
             nano_cpus: 8_000_000_000,
             memory_bytes: 8 << 30,
             ..types::NodeDescription::default()
         };
-        let request = dispatch::SessionRequest { node_id: NODE.to_string(), description: Some(description) };
+        let request = dispatch::SessionRequest {
+            node_id: NODE.to_string(),
+            description: Some(description),
+        };
         let mut session = client.session(request).await.unwrap().into_inner();
         let id = session.message().await.unwrap().unwrap().session;
-        let request = dispatch::AssignmentsRequest { node_id: NODE.to_string(), session: id.clone() };
+        let request = dispatch::AssignmentsRequest {
+            node_id: NODE.to_string(),
+            session: id.clone(),
+        };
         let mut stream = client.assignments(request).await.unwrap().into_inner();
         let seen = Arc::new(Mutex::new(Vec::new()));
         let (fail, mut failing) = tokio::sync::mpsc::unbounded_channel::<String>();
@@ -99,13 +123,25 @@ impl Agent {
                 }
             }
         });
-        Self { seen, fail, task, _session: session }
+        Self {
+            seen,
+            fail,
+            task,
+            _session: session,
+        }
     }
 }
 
 fn update(task: String, state: i32) -> dispatch::TaskUpdate {
-    let status = types::TaskStatus { state, at_ms: 1, ..types::TaskStatus::default() };
-    dispatch::TaskUpdate { task, status: Some(status) }
+    let status = types::TaskStatus {
+        state,
+        at_ms: 1,
+        ..types::TaskStatus::default()
+    };
+    dispatch::TaskUpdate {
+        task,
+        status: Some(status),
+    }
 }
 
 fn react(task: &types::Task) -> Option<dispatch::TaskUpdate> {
@@ -124,37 +160,65 @@ fn service(name: &str, replicas: u32) -> control::CreateRequest {
     let spec = model::spec::ServiceSpec {
         name: name.into(),
         task: model::spec::TaskSpec {
-            container: model::spec::ContainerSpec { image: "busybox".into(), ..Default::default() },
-            restart: model::spec::RestartPolicy { delay: Duration::ZERO, ..Default::default() },
+            container: model::spec::ContainerSpec {
+                image: "busybox".into(),
+                ..Default::default()
+            },
+            restart: model::spec::RestartPolicy {
+                delay: Duration::ZERO,
+                ..Default::default()
+            },
             ..Default::default()
         },
         mode: model::spec::ServiceMode::Replicated { replicas },
         ..Default::default()
     };
     control::CreateRequest {
-        spec: Some(control::Spec { spec: Some(control::spec::Spec::Service((&spec).into())) }),
+        spec: Some(control::Spec {
+            spec: Some(control::spec::Spec::Service((&spec).into())),
+        }),
     }
 }
 
 fn config(name: &str) -> control::CreateRequest {
-    let spec = types::ConfigSpec { name: name.into(), labels: BTreeMap::new(), data: vec![1] };
-    control::CreateRequest { spec: Some(control::Spec { spec: Some(control::spec::Spec::Config(spec)) }) }
+    let spec = types::ConfigSpec {
+        name: name.into(),
+        labels: BTreeMap::new(),
+        data: vec![1],
+    };
+    control::CreateRequest {
+        spec: Some(control::Spec {
+            spec: Some(control::spec::Spec::Config(spec)),
+        }),
+    }
 }
 
 fn list(kind: types::Kind, filters: &[(&str, &str)]) -> control::ListRequest {
-    let filters = filters.iter().map(|(k, v)| control::Filter { key: (*k).into(), value: (*v).into() });
-    control::ListRequest { kind: kind.into(), filters: filters.collect() }
+    let filters = filters.iter().map(|(k, v)| control::Filter {
+        key: (*k).into(),
+        value: (*v).into(),
+    });
+    control::ListRequest {
+        kind: kind.into(),
+        filters: filters.collect(),
+    }
 }
 
 /// Waits, by watching, until exactly `n` tasks run; answers their ids and how long it took.
 async fn running(control: &mut ControlClient<Channel>, n: usize) -> (Vec<String>, Duration) {
     let began = Instant::now();
-    let request = control::WatchRequest { kinds: vec![types::Kind::Task.into()], service: String::new() };
+    let request = control::WatchRequest {
+        kinds: vec![types::Kind::Task.into()],
+        service: String::new(),
+    };
     let mut events = control.watch(request).await.unwrap().into_inner();
     let mut tasks: BTreeMap<String, types::Task> = BTreeMap::new();
     loop {
         let event = tokio::time::timeout(LIMIT, events.message()).await;
-        let event = event.unwrap_or_else(|_| panic!("{n} tasks should run: {tasks:#?}")).unwrap().unwrap();
+        let event = event
+            .unwrap_or_else(|_| panic!("{n} tasks should run: {tasks:#?}"))
+            .unwrap()
+            .unwrap();
         if event.snapshot {
             tasks.clear();
         }
@@ -172,7 +236,8 @@ async fn running(control: &mut ControlClient<Channel>, n: usize) -> (Vec<String>
             .map(|t| t.id.clone())
             .collect();
         let unwanted = tasks.values().any(|t| {
-            t.status.as_ref().is_some_and(|s| s.state == 512) && t.desired() != types::DesiredState::DesiredRunning
+            t.status.as_ref().is_some_and(|s| s.state == 512)
+                && t.desired() != types::DesiredState::DesiredRunning
         });
         if up.len() == n && !unwanted {
             return (up, began.elapsed());
@@ -187,18 +252,37 @@ async fn a_service_is_made_scaled_healed_and_is_there_after_a_restart() {
     let mut control = daemon.control();
     let refused = control.list(list(types::Kind::Service, &[])).await.unwrap_err();
     assert_eq!(refused.code(), Code::FailedPrecondition);
-    assert!(!control.get_info(control::GetInfoRequest {}).await.unwrap().into_inner().active);
+    assert!(
+        !control
+            .get_info(control::GetInfoRequest {})
+            .await
+            .unwrap()
+            .into_inner()
+            .active
+    );
 
     daemon.init().await;
-    let again = control.init_cluster(control::InitClusterRequest::default()).await.unwrap_err();
+    let again = control
+        .init_cluster(control::InitClusterRequest::default())
+        .await
+        .unwrap_err();
     assert_eq!(again.code(), Code::FailedPrecondition);
     let agent = Agent::start(daemon.channel.clone()).await;
     control.create(service("web", 0)).await.unwrap();
-    assert_eq!(control.create(service("web", 1)).await.unwrap_err().code(), Code::AlreadyExists);
+    assert_eq!(
+        control.create(service("web", 1)).await.unwrap_err().code(),
+        Code::AlreadyExists
+    );
 
-    let scales = vec![control::Scale { reference: "web".into(), replicas: 50 }];
+    let scales = vec![control::Scale {
+        reference: "web".into(),
+        replicas: 50,
+    }];
     let began = Instant::now();
-    control.scale_services(control::ScaleServicesRequest { scales }).await.unwrap();
+    control
+        .scale_services(control::ScaleServicesRequest { scales })
+        .await
+        .unwrap();
     let (up, _) = running(&mut control, 50).await;
     println!("scale 0 -> 50, all running: {:?}", began.elapsed());
 
@@ -211,9 +295,16 @@ async fn a_service_is_made_scaled_healed_and_is_there_after_a_restart() {
     println!("failed -> replacement running: {:?}", began.elapsed());
 
     let filters = [("service", "web"), ("desired-state", "running")];
-    let found = control.list(list(types::Kind::Task, &filters)).await.unwrap().into_inner();
+    let found = control
+        .list(list(types::Kind::Task, &filters))
+        .await
+        .unwrap()
+        .into_inner();
     assert_eq!(found.objects.len(), 50);
-    let unknown = control.list(list(types::Kind::Task, &[("colour", "red")])).await.unwrap_err();
+    let unknown = control
+        .list(list(types::Kind::Task, &[("colour", "red")]))
+        .await
+        .unwrap_err();
     assert_eq!(unknown.code(), Code::InvalidArgument);
     agent.task.abort();
     drop((agent, control));
@@ -223,7 +314,11 @@ async fn a_service_is_made_scaled_healed_and_is_there_after_a_restart() {
     let daemon = Daemon::start(dir.path()).await;
     println!("restart: {:?}", began.elapsed());
     let mut control = daemon.control();
-    let info = control.get_info(control::GetInfoRequest {}).await.unwrap().into_inner();
+    let info = control
+        .get_info(control::GetInfoRequest {})
+        .await
+        .unwrap()
+        .into_inner();
     assert!(info.active && info.leader && info.services == 1, "{info:?}");
     let _agent = Agent::start(daemon.channel.clone()).await;
     running(&mut control, 50).await;
@@ -250,7 +345,12 @@ async fn writes_at_the_same_time_are_all_kept_and_one_name_is_taken_once() {
     }
     println!("64 writes by 64 callers: {:?}", began.elapsed());
     assert_eq!(taken, 32);
-    let found = daemon.control().list(list(types::Kind::Config, &[])).await.unwrap().into_inner();
+    let found = daemon
+        .control()
+        .list(list(types::Kind::Config, &[]))
+        .await
+        .unwrap()
+        .into_inner();
     assert_eq!(found.objects.len(), 32);
     daemon.stop().await;
 }
@@ -264,14 +364,27 @@ async fn leaving_tells_the_agent_to_stop_everything_and_removes_the_state() {
     let mut control = daemon.control();
     control.create(service("web", 2)).await.unwrap();
     running(&mut control, 2).await;
-    let refused = control.leave_cluster(control::LeaveClusterRequest { force: false }).await.unwrap_err();
+    let refused = control
+        .leave_cluster(control::LeaveClusterRequest { force: false })
+        .await
+        .unwrap_err();
     assert_eq!(refused.code(), Code::FailedPrecondition);
-    control.leave_cluster(control::LeaveClusterRequest { force: true }).await.unwrap();
+    control
+        .leave_cluster(control::LeaveClusterRequest { force: true })
+        .await
+        .unwrap();
     tokio::time::timeout(LIMIT, agent.task).await.unwrap().unwrap();
     let last = agent.seen.lock().unwrap().last().cloned().unwrap();
     assert!(last.full && !last.more && last.tasks.is_empty(), "{last:?}");
     assert!(!dir.path().join("raft").exists());
-    assert!(!control.get_info(control::GetInfoRequest {}).await.unwrap().into_inner().active);
+    assert!(
+        !control
+            .get_info(control::GetInfoRequest {})
+            .await
+            .unwrap()
+            .into_inner()
+            .active
+    );
     // A new cluster can be made at once.
     daemon.init().await;
     daemon.stop().await;
@@ -282,15 +395,25 @@ async fn a_silent_node_is_down_and_is_ready_again_when_it_registers() {
     let dir = tempfile::tempdir().unwrap();
     let daemon = Daemon::start(dir.path()).await;
     let heartbeat_ns = 100_000_000;
-    let request = control::InitClusterRequest { heartbeat_ns, ..Default::default() };
+    let request = control::InitClusterRequest {
+        heartbeat_ns,
+        ..Default::default()
+    };
     daemon.control().init_cluster(request).await.unwrap();
     let _agent = Agent::start(daemon.channel.clone()).await; // It never sends a heartbeat.
     let mut control = daemon.control();
-    let request = control::WatchRequest { kinds: vec![types::Kind::Node.into()], service: String::new() };
+    let request = control::WatchRequest {
+        kinds: vec![types::Kind::Node.into()],
+        service: String::new(),
+    };
     let mut events = control.watch(request).await.unwrap().into_inner();
     let mut states = Vec::new();
     while !states.ends_with(&[types::NodeState::Ready, types::NodeState::Down]) {
-        let event = tokio::time::timeout(LIMIT, events.message()).await.unwrap().unwrap().unwrap();
+        let event = tokio::time::timeout(LIMIT, events.message())
+            .await
+            .unwrap()
+            .unwrap()
+            .unwrap();
         for object in event.changed {
             if let Some(types::object::Object::Node(node)) = object.object {
                 states.push(node.status.unwrap().state());
@@ -298,9 +421,14 @@ async fn a_silent_node_is_down_and_is_ready_again_when_it_registers() {
         }
     }
     let _again = Agent::start(daemon.channel.clone()).await;
-    let request = control::GetRequest { kind: types::Kind::Node.into(), reference: NODE.to_string() };
+    let request = control::GetRequest {
+        kind: types::Kind::Node.into(),
+        reference: NODE.to_string(),
+    };
     let node = control.get(request).await.unwrap().into_inner();
-    let Some(types::object::Object::Node(node)) = node.object else { panic!("no node") };
+    let Some(types::object::Object::Node(node)) = node.object else {
+        panic!("no node")
+    };
     assert_eq!(node.status.unwrap().state(), types::NodeState::Ready);
     daemon.stop().await;
 }

@@ -12,10 +12,18 @@ use proto::types;
 pub(super) enum FilterError {
     /// Its key.
     #[error("invalid filter \"{key}\": a list of {kind}s can be filtered by {known}")]
-    Key { key: String, kind: &'static str, known: String },
+    Key {
+        key: String,
+        kind: &'static str,
+        known: String,
+    },
     /// Its value.
     #[error("invalid value \"{value}\" of the filter \"{key}\": use one of {known}")]
-    Value { key: &'static str, value: String, known: &'static str },
+    Value {
+        key: &'static str,
+        value: String,
+        known: &'static str,
+    },
 }
 
 /// Objects of a kind that match, sorted by name, then id. Several values of one key are alternatives; of different
@@ -27,7 +35,11 @@ pub(super) fn list(state: &State, kind: types::Kind, filters: &[Filter]) -> Resu
             return Err(FilterError::Key {
                 key: filter.key.chars().take(80).collect(),
                 kind: noun(kind),
-                known: if known.is_empty() { "nothing".into() } else { known.join(", ") },
+                known: if known.is_empty() {
+                    "nothing".into()
+                } else {
+                    known.join(", ")
+                },
             });
         }
         check_value(filter)?;
@@ -84,16 +96,22 @@ fn check_value(filter: &Filter) -> Result<(), FilterError> {
         "mode" => ("mode", &["replicated", "global"], "replicated and global"),
         "role" => ("role", &["manager", "worker"], "manager and worker"),
         "membership" => ("membership", &["accepted", "pending"], "accepted and pending"),
-        "desired-state" => {
-            ("desired-state", &["ready", "running", "shutdown", "remove", "accepted"], "ready, running, shutdown and remove")
-        }
+        "desired-state" => (
+            "desired-state",
+            &["ready", "running", "shutdown", "remove", "accepted"],
+            "ready, running, shutdown and remove",
+        ),
         _ => return Ok(()),
     };
     if allowed.1.contains(&filter.value.as_str()) {
         return Ok(());
     }
     let value = filter.value.chars().take(80).collect();
-    Err(FilterError::Value { key: allowed.0, value, known: allowed.2 })
+    Err(FilterError::Value {
+        key: allowed.0,
+        value,
+        known: allowed.2,
+    })
 }
 
 /// Name of an object; of a task its number sorts as a number.
@@ -121,7 +139,9 @@ fn matches(state: &State, object: &Object, key: &str, value: &str) -> bool {
         },
         "label" => labels(state, object, |labels| has_label(labels, value)),
         "node.label" => matches!(object, Object::Node(node) if has_label(&node.spec.labels, value)),
-        "role" => matches!(object, Object::Node(node) if (node.spec.role == NodeRole::Manager) == (value == "manager")),
+        "role" => {
+            matches!(object, Object::Node(node) if (node.spec.role == NodeRole::Manager) == (value == "manager"))
+        }
         // A node is in the state once it was accepted.
         "membership" => value == "accepted",
         "mode" => matches!(object, Object::Service(service)
@@ -184,26 +204,47 @@ mod tests {
     fn state() -> State {
         let config = |id: u128, name: &str, label: &str| {
             let labels = Labels::from([("tier".to_owned(), label.to_owned())]);
-            let spec = ConfigSpec { name: name.into(), labels, data: vec![] };
+            let spec = ConfigSpec {
+                name: name.into(),
+                labels,
+                data: vec![],
+            };
             Object::Config(Arc::new(Config {
                 id: model::ConfigId(id),
                 meta: Meta::default(),
                 spec: Arc::new(spec),
             }))
         };
-        State::from_objects(1, [config(3, "b", "front"), config(2, "a", "back"), config(1, "ab", "back")])
+        State::from_objects(
+            1,
+            [
+                config(3, "b", "front"),
+                config(2, "a", "back"),
+                config(1, "ab", "back"),
+            ],
+        )
     }
 
     fn names(filters: &[(&str, &str)]) -> Result<Vec<String>, FilterError> {
-        let filters: Vec<Filter> =
-            filters.iter().map(|(k, v)| Filter { key: (*k).into(), value: (*v).into() }).collect();
+        let filters: Vec<Filter> = filters
+            .iter()
+            .map(|(k, v)| Filter {
+                key: (*k).into(),
+                value: (*v).into(),
+            })
+            .collect();
         let found = list(&state(), types::Kind::Config, &filters)?;
         Ok(found.iter().map(|o| name(o).0).collect())
     }
 
     #[test]
     fn values_of_one_key_are_alternatives_and_keys_add_up() {
-        let rows: &[(&str, &[(&str, &str)], &[&str])] = &[
+        type Row = (
+            &'static str,
+            &'static [(&'static str, &'static str)],
+            &'static [&'static str],
+        );
+        let rows: &[Row] = &[
             ("no filter: all, by name", &[], &["a", "ab", "b"]),
             ("the beginning of a name", &[("name", "a")], &["a", "ab"]),
             ("a label's key", &[("label", "tier")], &["a", "ab", "b"]),
@@ -218,8 +259,14 @@ mod tests {
 
     #[test]
     fn what_means_nothing_is_refused() {
-        assert!(matches!(names(&[("colour", "red")]), Err(FilterError::Key { .. })));
-        let mode = Filter { key: "mode".into(), value: "most".into() };
+        assert!(matches!(
+            names(&[("colour", "red")]),
+            Err(FilterError::Key { .. })
+        ));
+        let mode = Filter {
+            key: "mode".into(),
+            value: "most".into(),
+        };
         assert!(matches!(
             list(&state(), types::Kind::Service, &[mode]),
             Err(FilterError::Value { .. })

@@ -49,8 +49,15 @@ impl Wanted {
     }
 
     fn snapshot(&self, state: &State) -> WatchEvent {
-        let kinds = if self.kinds.is_empty() { &ALL[..] } else { &self.kinds };
-        let objects = kinds.iter().flat_map(|kind| filter::all(state, *kind)).filter(|o| self.takes(o));
+        let kinds = if self.kinds.is_empty() {
+            &ALL[..]
+        } else {
+            &self.kinds
+        };
+        let objects = kinds
+            .iter()
+            .flat_map(|kind| filter::all(state, *kind))
+            .filter(|o| self.takes(o));
         WatchEvent {
             index: state.index(),
             snapshot: true,
@@ -60,7 +67,10 @@ impl Wanted {
     }
 
     fn changes(&self, changes: &Changes) -> Option<WatchEvent> {
-        let mut event = WatchEvent { index: changes.index, ..WatchEvent::default() };
+        let mut event = WatchEvent {
+            index: changes.index,
+            ..WatchEvent::default()
+        };
         for change in &changes.items {
             match (&change.before, &change.after) {
                 (_, Some(after)) if self.takes(after) => event.changed.push(shown(after)),

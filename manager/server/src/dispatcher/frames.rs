@@ -10,14 +10,36 @@ const FRAME_BYTES: usize = 1024 * 1024;
 /// A difference as one or more frames; all but the last say that more follow.
 pub(super) fn split(diff: &AssignmentDiff, full: bool, index: u64) -> Vec<AssignmentsMessage> {
     let whole = AssignmentsMessage::from(diff);
-    let mut frames = Frames { done: Vec::new(), open: empty(full, index), bytes: 0 };
+    let mut frames = Frames {
+        done: Vec::new(),
+        open: empty(full, index),
+        bytes: 0,
+    };
     // What tasks need comes before them.
-    whole.networks.into_iter().for_each(|x| frames.room(&x).networks.push(x));
-    whole.secrets.into_iter().for_each(|x| frames.room(&x).secrets.push(x));
-    whole.configs.into_iter().for_each(|x| frames.room(&x).configs.push(x));
-    whole.services.into_iter().for_each(|x| frames.room(&x).services.push(x));
-    whole.tasks.into_iter().for_each(|x| frames.room(&x).tasks.push(x));
-    whole.removed.into_iter().for_each(|x| frames.room(&x).removed.push(x));
+    whole
+        .networks
+        .into_iter()
+        .for_each(|x| frames.room(&x).networks.push(x));
+    whole
+        .secrets
+        .into_iter()
+        .for_each(|x| frames.room(&x).secrets.push(x));
+    whole
+        .configs
+        .into_iter()
+        .for_each(|x| frames.room(&x).configs.push(x));
+    whole
+        .services
+        .into_iter()
+        .for_each(|x| frames.room(&x).services.push(x));
+    whole
+        .tasks
+        .into_iter()
+        .for_each(|x| frames.room(&x).tasks.push(x));
+    whole
+        .removed
+        .into_iter()
+        .for_each(|x| frames.room(&x).removed.push(x));
     let mut last = frames.open;
     last.more = false;
     frames.done.push(last);
@@ -25,7 +47,12 @@ pub(super) fn split(diff: &AssignmentDiff, full: bool, index: u64) -> Vec<Assign
 }
 
 fn empty(full: bool, index: u64) -> AssignmentsMessage {
-    AssignmentsMessage { index, full, more: true, ..AssignmentsMessage::default() }
+    AssignmentsMessage {
+        index,
+        full,
+        more: true,
+        ..AssignmentsMessage::default()
+    }
 }
 
 struct Frames {
@@ -58,12 +85,26 @@ mod tests {
     #[test]
     fn nothing_is_one_empty_frame_and_much_is_many_small_ones() {
         let frames = split(&AssignmentDiff::default(), true, 7);
-        assert_eq!(frames, [AssignmentsMessage { index: 7, full: true, ..AssignmentsMessage::default() }]);
+        assert_eq!(
+            frames,
+            [AssignmentsMessage {
+                index: 7,
+                full: true,
+                ..AssignmentsMessage::default()
+            }]
+        );
 
         let mut diff = AssignmentDiff::default();
         for id in 1..=9 {
-            let spec = model::spec::ConfigSpec { data: vec![1; 400_000], ..Default::default() };
-            let config = Config { id: ConfigId(id), meta: Meta::default(), spec: Arc::new(spec) };
+            let spec = model::spec::ConfigSpec {
+                data: vec![1; 400_000],
+                ..Default::default()
+            };
+            let config = Config {
+                id: ConfigId(id),
+                meta: Meta::default(),
+                spec: Arc::new(spec),
+            };
             diff.update.configs.insert(ConfigId(id), Arc::new(config));
         }
         diff.remove_tasks.push(TaskId(5));
@@ -72,6 +113,10 @@ mod tests {
         assert_eq!(frames.iter().map(|f| f.removed.len()).sum::<usize>(), 1);
         let (last, before) = frames.split_last().unwrap();
         assert!(!last.more && before.iter().all(|f| f.more));
-        assert!(frames.iter().all(|f| f.encoded_len() <= FRAME_BYTES && f.index == 7 && !f.full));
+        assert!(
+            frames
+                .iter()
+                .all(|f| f.encoded_len() <= FRAME_BYTES && f.index == 7 && !f.full)
+        );
     }
 }

@@ -16,7 +16,11 @@ const RETRY: Duration = Duration::from_secs(1);
 /// Runs until the log stops.
 pub(super) async fn watch(dispatcher: Arc<Dispatcher>) {
     let mut role = dispatcher.log.role();
-    while role.wait_for(|r| r.leader || r.stopped).await.is_ok_and(|r| r.leader) {
+    while role
+        .wait_for(|r| r.leader || r.stopped)
+        .await
+        .is_ok_and(|r| r.leader)
+    {
         dispatcher.expect_all();
         let next = dispatcher.declare().await;
         tokio::select! {
@@ -62,8 +66,19 @@ impl Dispatcher {
         for (node, seen) in silent {
             let status: NodeStatus = node_health::status(seen, heartbeat, now);
             tracing::warn!(%node, "node is down: {}", status.message);
-            let action = Action::NodeSeen { node, description: None, status };
-            match self.log.propose(Txn { expect: Vec::new(), actions: vec![action] }).await {
+            let action = Action::NodeSeen {
+                node,
+                description: None,
+                status,
+            };
+            match self
+                .log
+                .propose(Txn {
+                    expect: Vec::new(),
+                    actions: vec![action],
+                })
+                .await
+            {
                 Ok(_) => self.end(node, seen),
                 Err(error) => {
                     tracing::warn!(%node, "cannot declare the node down: {error}");
@@ -71,7 +86,11 @@ impl Dispatcher {
                 }
             }
         }
-        let earliest = self.nodes().values().map(|s| node_health::down_at(s.seen, heartbeat)).min();
+        let earliest = self
+            .nodes()
+            .values()
+            .map(|s| node_health::down_at(s.seen, heartbeat))
+            .min();
         wait.or(earliest.map(|at| at.since(self.uptime())))
     }
 

@@ -48,7 +48,12 @@ async fn write(log: Arc<Log>, mut calls: mpsc::Receiver<Call>) {
             actions.extend(more);
             waiting.push(done);
         }
-        let result = log.propose(Txn { expect: Vec::new(), actions }).await;
+        let result = log
+            .propose(Txn {
+                expect: Vec::new(),
+                actions,
+            })
+            .await;
         let answer = match &result {
             Ok(_) => Ok(()),
             Err(error @ ProposeError::TooLarge { .. }) => Err(Status::invalid_argument(error.to_string())),

@@ -42,6 +42,10 @@ struct ActionRecord {
 }
 
 #[derive(Clone, PartialEq, prost::Oneof)]
+#[allow(
+    clippy::large_enum_variant,
+    reason = "prost's oneofs hold their messages in place; most are of the largest variant"
+)]
 enum ActionKind {
     #[prost(message, tag = "1")]
     Put(types::Object),
@@ -88,7 +92,11 @@ pub(super) fn encode_txn(now: Timestamp, txn: &Txn) -> Vec<u8> {
                 task: task.to_string(),
                 status: Some(status.into()),
             }),
-            Action::NodeSeen { node, description, status } => ActionKind::NodeSeen(NodeSeenRecord {
+            Action::NodeSeen {
+                node,
+                description,
+                status,
+            } => ActionKind::NodeSeen(NodeSeenRecord {
                 node: node.to_string(),
                 description: description.as_ref().map(Into::into),
                 status: Some(status.into()),
@@ -108,38 +116,58 @@ pub(super) fn decode_txn(bytes: &[u8]) -> Result<(Timestamp, Txn), String> {
     let record = TxnRecord::decode(bytes).map_err(|e| e.to_string())?;
     let expect = |e: ExpectRecord| {
         let key = e.key.ok_or("an expectation without a key")?;
-        Ok::<_, String>((key.try_into().map_err(|e: proto::convert::WireError| e.to_string())?, e.version))
+        Ok::<_, String>((
+            key.try_into()
+                .map_err(|e: proto::convert::WireError| e.to_string())?,
+            e.version,
+        ))
     };
     let txn = Txn {
         expect: record.expect.into_iter().map(expect).collect::<Result<_, _>>()?,
-        actions: record.actions.into_iter().map(decode_action).collect::<Result<_, _>>()?,
+        actions: record
+            .actions
+            .into_iter()
+            .map(decode_action)
+            .collect::<Result<_, _>>()?,
     };
     Ok((Timestamp(record.now_ms), txn))
 }
 
 fn decode_action(record: ActionRecord) -> Result<Action, String> {
     let wire = |e: proto::convert::WireError| e.to_string();
-    Ok(match record.kind.ok_or("an action of an unknown kind: written by a newer version?")? {
-        ActionKind::Put(object) => Action::Put(object.try_into().map_err(wire)?),
-        ActionKind::Delete(key) => Action::Delete(key.try_into().map_err(wire)?),
-        ActionKind::TaskStatus(r) => Action::TaskStatus {
-            node: r.node.parse().map_err(|e: model::IdError| e.to_string())?,
-            task: r.task.parse().map_err(|e: model::IdError| e.to_string())?,
-            status: r.status.ok_or("a report without a status")?.try_into().map_err(wire)?,
+    Ok(
+        match record
+            .kind
+            .ok_or("an action of an unknown kind: written by a newer version?")?
+        {
+            ActionKind::Put(object) => Action::Put(object.try_into().map_err(wire)?),
+            ActionKind::Delete(key) => Action::Delete(key.try_into().map_err(wire)?),
+            ActionKind::TaskStatus(r) => Action::TaskStatus {
+                node: r.node.parse().map_err(|e: model::IdError| e.to_string())?,
+                task: r.task.parse().map_err(|e: model::IdError| e.to_string())?,
+                status: r
+                    .status
+                    .ok_or("a report without a status")?
+                    .try_into()
+                    .map_err(wire)?,
+            },
+            ActionKind::NodeSeen(r) => Action::NodeSeen {
+                node: r.node.parse().map_err(|e: model::IdError| e.to_string())?,
+                description: r.description.map(Into::into),
+                status: r.status.ok_or("a node without a status")?.into(),
+            },
         },
-        ActionKind::NodeSeen(r) => Action::NodeSeen {
-            node: r.node.parse().map_err(|e: model::IdError| e.to_string())?,
-            description: r.description.map(Into::into),
-            status: r.status.ok_or("a node without a status")?.into(),
-        },
-    })
+    )
 }
 
 /// Writes a snapshot so that after a crash there is the old one or the new one, whole.
 pub(super) fn write_snapshot(path: &Path, header: &SnapshotHeader, state: &State) -> Result<(), LogError> {
     let temporary = path.with_extension("tmp");
     let write = || -> std::io::Result<()> {
-        let mut out = Summing { inner: BufWriter::new(create(&temporary)?), crc: crc32fast::Hasher::new() };
+        let mut out = Summing {
+            inner: BufWriter::new(create(&temporary)?),
+            crc: crc32fast::Hasher::new(),
+        };
         out.write_all(&SNAPSHOT_MAGIC)?;
         out.write_all(&header.encode_length_delimited_to_vec())?;
         for object in state.objects() {
@@ -147,7 +175,10 @@ pub(super) fn write_snapshot(path: &Path, header: &SnapshotHeader, state: &State
         }
         let crc = out.crc.clone().finalize();
         out.inner.write_all(&crc.to_le_bytes())?;
-        let file = out.inner.into_inner().map_err(std::io::IntoInnerError::into_error)?;
+        let file = out
+            .inner
+            .into_inner()
+            .map_err(std::io::IntoInnerError::into_error)?;
         file.sync_all()?;
         std::fs::rename(&temporary, path)
     };
@@ -171,14 +202,28 @@ pub(super) fn store_snapshot(path: &Path, from: &mut File) -> Result<(), LogErro
 
 fn create(path: &Path) -> std::io::Result<File> {
     use std::os::unix::fs::OpenOptionsExt;
-    std::fs::OpenOptions::new().write(true).create(true).truncate(true).mode(0o600).open(path)
+    std::fs::OpenOptions::new()
+        .write(true)
+        .create(true)
+        .truncate(true)
+        .mode(0o600)
+        .open(path)
 }
 
 /// Reads a snapshot from its beginning and checks its sum.
 pub(super) fn read_snapshot(path: &Path, file: &mut File) -> Result<(SnapshotHeader, State), LogError> {
-    file.seek(SeekFrom::Start(0)).map_err(io_error("read the snapshot", path))?;
-    let mut input = SummingReader { inner: BufReader::new(file), crc: crc32fast::Hasher::new(), at: 0 };
-    decode_snapshot(&mut input).map_err(|why| LogError::Corrupt { path: path.to_path_buf(), offset: input.at, why })
+    file.seek(SeekFrom::Start(0))
+        .map_err(io_error("read the snapshot", path))?;
+    let mut input = SummingReader {
+        inner: BufReader::new(file),
+        crc: crc32fast::Hasher::new(),
+        at: 0,
+    };
+    decode_snapshot(&mut input).map_err(|why| LogError::Corrupt {
+        path: path.to_path_buf(),
+        offset: input.at,
+        why,
+    })
 }
 
 fn decode_snapshot(input: &mut SummingReader<'_>) -> Result<(SnapshotHeader, State), String> {
@@ -191,8 +236,9 @@ fn decode_snapshot(input: &mut SummingReader<'_>) -> Result<(SnapshotHeader, Sta
     let mut objects = Vec::new();
     for _ in 0..header.objects {
         let wire = types::Object::decode(input.record()?.as_slice()).map_err(|e| e.to_string())?;
-        let object: model::object::Object =
-            wire.try_into().map_err(|e: proto::convert::WireError| e.to_string())?;
+        let object: model::object::Object = wire
+            .try_into()
+            .map_err(|e: proto::convert::WireError| e.to_string())?;
         objects.push(object);
     }
     let crc = input.crc.clone().finalize();
@@ -224,7 +270,9 @@ struct SummingReader<'a> {
 
 impl SummingReader<'_> {
     fn fill(&mut self, bytes: &mut [u8]) -> Result<(), String> {
-        self.inner.read_exact(bytes).map_err(|e| format!("it is cut off: {e}"))?;
+        self.inner
+            .read_exact(bytes)
+            .map_err(|e| format!("it is cut off: {e}"))?;
         self.crc.update(bytes);
         self.at += bytes.len() as u64;
         Ok(())

@@ -65,9 +65,16 @@ struct Stored {
 
 enum Job {
     /// Encoded entries.
-    Entries { bytes: Vec<u8>, last: LogId, flushed: Option<IOFlushed<TypeConfig>> },
+    Entries {
+        bytes: Vec<u8>,
+        last: LogId,
+        flushed: Option<IOFlushed<TypeConfig>>,
+    },
     /// Answered once it is durable.
-    Durable { record: Record, done: oneshot::Sender<io::Result<()>> },
+    Durable {
+        record: Record,
+        done: oneshot::Sender<io::Result<()>>,
+    },
     /// Goes with the next durable write.
     Committed(Option<LogId>),
 }
@@ -108,8 +115,11 @@ impl LogStore {
     pub(super) fn open(dir: &Path, on_fatal: OnFatal) -> Result<(Self, Option<TornTail>), LogError> {
         std::fs::create_dir_all(dir).map_err(io_error("create the folder", dir))?;
         let lock = File::create(dir.join("lock")).map_err(io_error("create the lock", dir))?;
-        rustix::fs::flock(&lock, rustix::fs::FlockOperation::NonBlockingLockExclusive)
-            .map_err(|_| LogError::Locked { path: dir.to_path_buf() })?;
+        rustix::fs::flock(&lock, rustix::fs::FlockOperation::NonBlockingLockExclusive).map_err(|_| {
+            LogError::Locked {
+                path: dir.to_path_buf(),
+            }
+        })?;
         let (memory, writer, torn) = recover(dir)?;
         let (queue, jobs) = channel();
         let thread = std::thread::Builder::new()
@@ -122,7 +132,12 @@ impl LogStore {
             writer: Mutex::new(Some(thread)),
             lock: Mutex::new(Some(lock)),
         };
-        Ok((Self { shared: Arc::new(shared) }, torn))
+        Ok((
+            Self {
+                shared: Arc::new(shared),
+            },
+            torn,
+        ))
     }
 
     /// Writes what is left and returns when no more will be written.
@@ -132,8 +147,12 @@ impl LogStore {
 
     async fn durable(&self, kind: RecordKind) -> io::Result<()> {
         let (done, wait) = oneshot::channel();
-        self.shared.send(Job::Durable { record: Record { kind: Some(kind) }, done })?;
-        wait.await.map_err(|_| io::Error::other("the raft log stopped before the write was durable"))?
+        self.shared.send(Job::Durable {
+            record: Record { kind: Some(kind) },
+            done,
+        })?;
+        wait.await
+            .map_err(|_| io::Error::other("the raft log stopped before the write was durable"))?
     }
 }
 
@@ -170,7 +189,11 @@ fn recover(dir: &Path) -> Result<(Memory, Writer, Option<TornTail>), LogError> {
             closed.push_back((number, newest));
             continue;
         }
-        memory.check().map_err(|why| LogError::Corrupt { path: path.clone(), offset: scanned.end, why })?;
+        memory.check().map_err(|why| LogError::Corrupt {
+            path: path.clone(),
+            offset: scanned.end,
+            why,
+        })?;
         let tail = Tail::resume(dir, number, &scanned)?;
         let writer = Writer::new(dir, tail, closed, newest, memory.kept.clone(), memory.last);
         return Ok((memory, writer, scanned.torn));
@@ -181,7 +204,10 @@ fn recover(dir: &Path) -> Result<(Memory, Writer, Option<TornTail>), LogError> {
 impl Memory {
     /// Repeats what a record did when it was written. `newest` becomes the highest entry of the segment.
     fn replay(&mut self, record: Record, first: bool, newest: &mut Option<u64>) -> Result<(), String> {
-        match record.kind.ok_or("a record of an unknown kind: written by a newer version?")? {
+        match record
+            .kind
+            .ok_or("a record of an unknown kind: written by a newer version?")?
+        {
             RecordKind::Entry(wire) => {
                 let bytes = wire.encoded_len();
                 let entry = wire.into_entry()?;
@@ -218,7 +244,10 @@ impl Memory {
         let next = self.kept.purged.map_or(0, |id| id.index + 1);
         let end = self.last.map_or(0, |id| id.index + 1).max(next);
         if self.entries.len() as u64 != end - next || self.entries.keys().next().is_some_and(|i| *i != next) {
-            return Err(format!("entries {next} to {end} should be there, {} are", self.entries.len()));
+            return Err(format!(
+                "entries {next} to {end} should be there, {} are",
+                self.entries.len()
+            ));
         }
         Ok(())
     }
@@ -244,7 +273,11 @@ impl Memory {
 
 /// The end of a log that ended at `end`, after everything behind `last` was taken off.
 fn cut(end: Option<LogId>, last: Option<LogId>) -> Option<LogId> {
-    if end.map(|id| id.index) > last.map(|id| id.index) { last } else { end }
+    if end.map(|id| id.index) > last.map(|id| id.index) {
+        last
+    } else {
+        end
+    }
 }
 
 impl RaftLogReader<TypeConfig> for LogStore {
@@ -256,7 +289,13 @@ impl RaftLogReader<TypeConfig> for LogStore {
         if is_empty(bounds) {
             return Ok(Vec::new());
         }
-        Ok(self.shared.memory().entries.range(bounds).map(|(_, s)| s.entry.clone()).collect())
+        Ok(self
+            .shared
+            .memory()
+            .entries
+            .range(bounds)
+            .map(|(_, s)| s.entry.clone())
+            .collect())
     }
 
     async fn limited_get_log_entries(&mut self, start: u64, end: u64) -> Result<Vec<Entry>, io::Error> {
@@ -297,7 +336,10 @@ impl RaftLogStorage<TypeConfig> for LogStore {
 
     async fn get_log_state(&mut self) -> Result<LogState<TypeConfig>, io::Error> {
         let memory = self.shared.memory();
-        Ok(LogState { last_purged_log_id: memory.kept.purged, last_log_id: memory.last })
+        Ok(LogState {
+            last_purged_log_id: memory.kept.purged,
+            last_log_id: memory.last,
+        })
     }
 
     async fn get_log_reader(&mut self) -> Self {
@@ -328,7 +370,11 @@ impl RaftLogStorage<TypeConfig> for LogStore {
         for entry in entries {
             if let Some(last) = last.take_if(|_| buffer.len() >= COALESCE_BYTES) {
                 let bytes = std::mem::take(&mut buffer);
-                self.shared.send(Job::Entries { bytes, last, flushed: None })?;
+                self.shared.send(Job::Entries {
+                    bytes,
+                    last,
+                    flushed: None,
+                })?;
             }
             let before = buffer.len();
             buffer.extend_from_slice(&encode_record(RecordKind::Entry((&entry).into())));
@@ -336,7 +382,11 @@ impl RaftLogStorage<TypeConfig> for LogStore {
             self.shared.memory().push(entry, buffer.len() - before);
         }
         match last {
-            Some(last) => self.shared.send(Job::Entries { bytes: buffer, last, flushed: Some(callback) }),
+            Some(last) => self.shared.send(Job::Entries {
+                bytes: buffer,
+                last,
+                flushed: Some(callback),
+            }),
             None => {
                 callback.io_completed(Ok(()));
                 Ok(())
@@ -346,8 +396,10 @@ impl RaftLogStorage<TypeConfig> for LogStore {
 
     async fn truncate_after(&mut self, last: Option<LogId>) -> Result<(), io::Error> {
         self.shared.memory().truncate_after(last);
-        self.durable(RecordKind::TruncateAfter(super::record::TruncateAfter { last: last.map(Into::into) }))
-            .await
+        self.durable(RecordKind::TruncateAfter(super::record::TruncateAfter {
+            last: last.map(Into::into),
+        }))
+        .await
     }
 
     async fn purge(&mut self, id: LogId) -> Result<(), io::Error> {
@@ -400,7 +452,14 @@ impl Writer {
         kept: Kept,
         last: Option<LogId>,
     ) -> Self {
-        Self { dir: dir.to_path_buf(), tail, closed, newest, kept, last }
+        Self {
+            dir: dir.to_path_buf(),
+            tail,
+            closed,
+            newest,
+            kept,
+            last,
+        }
     }
 
     /// Writes until the log is closed. After an error it writes nothing more, as nobody knows what the disk has.
@@ -413,7 +472,11 @@ impl Writer {
             let mut next = Some(first);
             while let Some(job) = next {
                 gather(job, &mut frame, &mut waiting, &mut effects, &mut committed);
-                next = if frame.len() < COALESCE_BYTES { jobs.try_recv().ok() } else { None };
+                next = if frame.len() < COALESCE_BYTES {
+                    jobs.try_recv().ok()
+                } else {
+                    None
+                };
             }
             if frame.is_empty() {
                 continue; // Only a commit index, which is not worth a sync.
@@ -432,7 +495,12 @@ impl Writer {
         }
     }
 
-    fn write(&mut self, mut frame: Vec<u8>, effects: Vec<Effect>, committed: Option<LogId>) -> Result<(), LogError> {
+    fn write(
+        &mut self,
+        mut frame: Vec<u8>,
+        effects: Vec<Effect>,
+        committed: Option<LogId>,
+    ) -> Result<(), LogError> {
         if let Some(id) = committed {
             frame.extend_from_slice(&encode_record(RecordKind::Committed(id.into())));
         }
@@ -483,7 +551,9 @@ impl Writer {
         let purged = self.kept.purged.map(|id| id.index);
         let mut deleted = false;
         while self.closed.front().is_some_and(|(_, newest)| *newest <= purged) {
-            let Some((number, _)) = self.closed.pop_front() else { break };
+            let Some((number, _)) = self.closed.pop_front() else {
+                break;
+            };
             let path = segment_path(&self.dir, number);
             std::fs::remove_file(&path).map_err(io_error("delete a purged segment", &path))?;
             deleted = true;

@@ -1,4 +1,8 @@
+//! Tests of the raft log: openraft's suite, damage of every kind, and a process that is killed while it writes.
+
+use std::io::BufRead;
 use std::os::unix::fs::FileExt;
+use std::process::{Command, Stdio};
 
 use openraft::StorageError;
 use openraft::testing::log::{StoreBuilder, Suite};
@@ -45,7 +49,9 @@ fn vote(term: u64) -> Vote {
 
 async fn append(log: &mut LogStore, entries: Vec<Entry>) {
     let (send, wait) = oneshot::channel();
-    log.append(entries, IOFlushed::signal(openraft_oneshot(send))).await.unwrap();
+    log.append(entries, IOFlushed::signal(openraft_oneshot(send)))
+        .await
+        .unwrap();
     wait.await.unwrap().unwrap();
 }
 
@@ -63,7 +69,12 @@ fn openraft_oneshot(done: oneshot::Sender<Result<(), io::Error>>) -> Signal {
 }
 
 async fn indexes(log: &mut LogStore) -> Vec<u64> {
-    log.try_get_log_entries(..).await.unwrap().iter().map(|e| e.log_id.index).collect()
+    log.try_get_log_entries(..)
+        .await
+        .unwrap()
+        .iter()
+        .map(|e| e.log_id.index)
+        .collect()
 }
 
 fn reopen(dir: &Path) -> Result<(LogStore, Option<TornTail>), LogError> {
@@ -101,7 +112,7 @@ async fn a_second_process_is_refused() {
 }
 
 /// A log of `n` frames with an entry each; returns where each frame ends.
-async fn frames(dir: &Path, n: u64) -> Vec<u64> {
+async fn frames(dir: &Path, n: u64) -> Vec<usize> {
     let (mut log, _) = reopen(dir).unwrap();
     let mut ends = Vec::new();
     for i in 0..n {
@@ -110,13 +121,12 @@ async fn frames(dir: &Path, n: u64) -> Vec<u64> {
     log.close();
     drop(log);
     let path = segment_path(dir, 0);
-    let size = std::fs::metadata(&path).unwrap().len();
     let bytes = std::fs::read(&path).unwrap();
     let mut at = 64;
-    while at + 24 < size as usize && bytes[at] != 0 {
+    while at + 24 < bytes.len() && bytes[at] != 0 {
         let len = u32::from_le_bytes(bytes[at + 4..at + 8].try_into().unwrap()) as usize;
         at += (24 + len).next_multiple_of(8);
-        ends.push(at as u64);
+        ends.push(at);
     }
     assert_eq!(ends.len() as u64, n + 1, "a checkpoint and the entries");
     ends
@@ -127,10 +137,10 @@ async fn a_tail_cut_at_any_byte_loses_only_the_last_write_and_the_log_goes_on() 
     let dir = tempfile::tempdir().unwrap();
     let ends = frames(dir.path(), 4).await;
     let path = segment_path(dir.path(), 0);
-    let whole = std::fs::read(&path).unwrap()[..ends[4] as usize].to_vec();
+    let whole = std::fs::read(&path).unwrap()[..ends[4]].to_vec();
     for cut in ends[3]..ends[4] {
         for zeros in [false, true] {
-            let mut bytes = whole[..cut as usize].to_vec();
+            let mut bytes = whole[..cut].to_vec();
             if zeros {
                 // As a preallocated file looks after a power cut.
                 bytes.resize(64 * 1024, 0);
@@ -142,13 +152,17 @@ async fn a_tail_cut_at_any_byte_loses_only_the_last_write_and_the_log_goes_on() 
             let complete = kept.len() == 4;
             assert!(complete || kept == [0, 1, 2], "cut at {cut}: {kept:?}");
             assert!(!complete || cut + 8 > ends[4], "cut at {cut}");
-            let visible = whole[ends[3] as usize..cut as usize].iter().any(|b| *b != 0);
+            let visible = whole[ends[3]..cut].iter().any(|b| *b != 0);
             assert_eq!(torn.is_some(), visible && !complete, "cut at {cut}");
             append(&mut log, vec![entry(kept.len() as u64, 30)]).await;
             log.close();
             drop(log);
             let (mut log, torn) = reopen(dir.path()).unwrap();
-            assert_eq!((indexes(&mut log).await.len(), torn), (kept.len() + 1, None), "after {cut}");
+            assert_eq!(
+                (indexes(&mut log).await.len(), torn),
+                (kept.len() + 1, None),
+                "after {cut}"
+            );
         }
     }
 }
@@ -161,9 +175,13 @@ async fn a_flipped_bit_with_a_good_frame_behind_it_is_refused() {
     let whole = std::fs::read(&path).unwrap();
     for at in 0..ends[3] {
         let mut byte = [0];
-        let file = std::fs::OpenOptions::new().read(true).write(true).open(&path).unwrap();
-        file.read_exact_at(&mut byte, at).unwrap();
-        file.write_all_at(&[byte[0] ^ 0x10], at).unwrap();
+        let file = std::fs::OpenOptions::new()
+            .read(true)
+            .write(true)
+            .open(&path)
+            .unwrap();
+        file.read_exact_at(&mut byte, at as u64).unwrap();
+        file.write_all_at(&[byte[0] ^ 0x10], at as u64).unwrap();
         match reopen(dir.path()).map(|_| ()) {
             Err(LogError::Corrupt { .. } | LogError::Format { .. } | LogError::Encrypted { .. }) => {}
             // Bytes nobody reads: padding behind a body, and the reserved field of a frame's header.
@@ -208,5 +226,64 @@ async fn a_missing_segment_is_refused() {
     drop(log);
     let middle = list(dir.path()).unwrap()[1];
     std::fs::remove_file(segment_path(dir.path(), middle)).unwrap();
-    assert!(matches!(reopen(dir.path()).map(|_| ()), Err(LogError::Corrupt { .. })));
+    assert!(matches!(
+        reopen(dir.path()).map(|_| ()),
+        Err(LogError::Corrupt { .. })
+    ));
+}
+
+const WRITER_DIR: &str = "RSWARM_TEST_RAFT_LOG";
+
+/// Not a test of its own: the process that the next one kills. It prints each entry once it is acknowledged.
+#[tokio::test]
+async fn a_writer_that_is_killed() {
+    let Ok(dir) = std::env::var(WRITER_DIR) else {
+        return;
+    };
+    let (mut log, _) = reopen(Path::new(&dir)).unwrap();
+    let first = log
+        .get_log_state()
+        .await
+        .unwrap()
+        .last_log_id
+        .map_or(0, |id| id.index + 1);
+    for i in first.. {
+        append(&mut log, vec![entry(i, 700)]).await;
+        if i % 50 == 49 {
+            log.purge(entry(i - 20, 0).log_id).await.unwrap();
+        }
+        println!("acknowledged {i}");
+    }
+}
+
+#[tokio::test]
+async fn a_killed_writer_has_kept_all_it_acknowledged() {
+    let dir = tempfile::tempdir().unwrap();
+    let mut acknowledged = 0;
+    for round in 0..10 {
+        let mut child = Command::new(std::env::current_exe().unwrap())
+            .args([
+                "--exact",
+                "raft::log::tests::a_writer_that_is_killed",
+                "--nocapture",
+            ])
+            .env(WRITER_DIR, dir.path())
+            .stdout(Stdio::piped())
+            .spawn()
+            .unwrap();
+        let lines = std::io::BufReader::new(child.stdout.take().unwrap()).lines();
+        let numbers = lines.filter_map(|l| l.unwrap().rsplit_once("acknowledged ")?.1.parse::<u64>().ok());
+        // What it wrote between its last line and its death may be there too.
+        acknowledged = numbers.take(40 + round * 7).last().unwrap();
+        child.kill().unwrap();
+        child.wait().unwrap();
+        let (mut log, _) = reopen(dir.path()).unwrap();
+        let kept = indexes(&mut log).await;
+        assert!(
+            kept.last().is_some_and(|last| *last >= acknowledged),
+            "{acknowledged} of {kept:?}"
+        );
+        assert!(kept.windows(2).all(|w| w[0] + 1 == w[1]));
+    }
+    assert!(acknowledged > 400);
 }

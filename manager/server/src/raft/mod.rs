@@ -111,7 +111,9 @@ pub enum ProposeError {
         leader: Option<u64>,
     },
     /// It may or may not take effect.
-    #[error("this manager stopped leading before the change was certain; look whether it took effect before trying again")]
+    #[error(
+        "this manager stopped leading before the change was certain; look whether it took effect before trying again"
+    )]
     Unknown,
     /// Too large.
     #[error("the change has {bytes} bytes, at most {TXN_MAX} fit in one; split it")]
@@ -189,9 +191,14 @@ impl Log {
     pub async fn open(dir: &Path) -> Result<Self, OpenError> {
         let identity = dir.join("identity");
         let text = std::fs::read_to_string(&identity).map_err(segment::io_error("read", &identity))?;
-        let id: u64 = text.trim().parse().map_err(|_| OpenError::Identity { path: identity })?;
+        let id: u64 = text
+            .trim()
+            .parse()
+            .map_err(|_| OpenError::Identity { path: identity })?;
         if segment::list(dir)?.is_empty() {
-            return Err(OpenError::Lost { path: dir.to_path_buf() });
+            return Err(OpenError::Lost {
+                path: dir.to_path_buf(),
+            });
         }
         let (store, torn) = LogStore::open(dir, log::exit_on_fatal())?;
         if let Some(torn) = &torn {
@@ -202,7 +209,14 @@ impl Log {
             .await
             .map_err(raft_error)?;
         let role = watch_role(&raft);
-        let log = Self { raft, store, published, role, clock: AtomicU64::new(0), torn };
+        let log = Self {
+            raft,
+            store,
+            published,
+            role,
+            clock: AtomicU64::new(0),
+            torn,
+        };
         log.begin(id).await?;
         Ok(log)
     }
@@ -211,7 +225,12 @@ impl Log {
         let alone = if self.raft.is_initialized().await.map_err(raft_error)? {
             // Asked of the core, as the metrics may not be filled in yet.
             let voters = self.raft.with_raft_state(|state| {
-                state.membership_state.effective().membership().voter_ids().collect::<Vec<u64>>()
+                state
+                    .membership_state
+                    .effective()
+                    .membership()
+                    .voter_ids()
+                    .collect::<Vec<u64>>()
             });
             let alone = voters.await.map_err(raft_error)? == [id];
             if alone && !self.role.borrow().leader {
@@ -229,7 +248,9 @@ impl Log {
             let leads = role.wait_for(|r| r.leader || r.stopped);
             tokio::time::timeout(ELECTION_LIMIT, leads)
                 .await
-                .map_err(|_| OpenError::Raft { why: "this manager did not become leader within 30 s".into() })?
+                .map_err(|_| OpenError::Raft {
+                    why: "this manager did not become leader within 30 s".into(),
+                })?
                 .map_err(raft_error)?;
             self.read_latest().await.map_err(raft_error)?;
         }
@@ -256,12 +277,20 @@ impl Log {
                 ProposeError::NotLeader { leader: to.leader_id }
             }
             RaftError::APIError(_) => ProposeError::Unknown,
-            RaftError::Fatal(fatal) => ProposeError::Stopped { why: fatal.to_string() },
+            RaftError::Fatal(fatal) => ProposeError::Stopped {
+                why: fatal.to_string(),
+            },
         })?;
         match response.data {
-            Outcome::Applied(changes) => Ok(Applied { index: response.log_id.index, changes }),
+            Outcome::Applied(changes) => Ok(Applied {
+                index: response.log_id.index,
+                changes,
+            }),
             Outcome::Stale(stale) => Err(stale.into()),
-            Outcome::Nothing => Ok(Applied { index: response.log_id.index, changes: Arc::default() }),
+            Outcome::Nothing => Ok(Applied {
+                index: response.log_id.index,
+                changes: Arc::default(),
+            }),
         }
     }
 
@@ -275,13 +304,20 @@ impl Log {
     /// # Errors
     /// [`ProposeError::NotLeader`] or [`ProposeError::Stopped`].
     pub async fn read_latest(&self) -> Result<Arc<State>, ProposeError> {
-        self.raft.ensure_linearizable(ReadPolicy::ReadIndex).await.map_err(|e| match e {
-            RaftError::APIError(LinearizableReadError::ForwardToLeader(to)) => {
-                ProposeError::NotLeader { leader: to.leader_id }
-            }
-            RaftError::APIError(LinearizableReadError::QuorumNotEnough(_)) => ProposeError::NotLeader { leader: None },
-            RaftError::Fatal(fatal) => ProposeError::Stopped { why: fatal.to_string() },
-        })?;
+        self.raft
+            .ensure_linearizable(ReadPolicy::ReadIndex)
+            .await
+            .map_err(|e| match e {
+                RaftError::APIError(LinearizableReadError::ForwardToLeader(to)) => {
+                    ProposeError::NotLeader { leader: to.leader_id }
+                }
+                RaftError::APIError(LinearizableReadError::QuorumNotEnough(_)) => {
+                    ProposeError::NotLeader { leader: None }
+                }
+                RaftError::Fatal(fatal) => ProposeError::Stopped {
+                    why: fatal.to_string(),
+                },
+            })?;
         Ok(self.read())
     }
 
@@ -290,7 +326,11 @@ impl Log {
         // In this order: an event between the two is seen twice rather than never, and its index tells.
         let events = self.published.events.subscribe();
         let state = self.read();
-        Subscription { seen: state.index(), state, events }
+        Subscription {
+            seen: state.index(),
+            state,
+            events,
+        }
     }
 
     /// Whether this manager leads, and whether it stopped.
@@ -391,7 +431,109 @@ fn watch_role(raft: &Raft<TypeConfig, StateMachine>) -> watch::Receiver<Role> {
             let role = read(&metrics.borrow_watched());
             send.send_if_modified(|old| std::mem::replace(old, role) != role);
         }
-        send.send_modify(|role| *role = Role { leader: false, stopped: true, ..*role });
+        send.send_modify(|role| {
+            *role = Role {
+                leader: false,
+                stopped: true,
+                ..*role
+            }
+        });
     });
     receive
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use manager_core::Action;
+    use model::ConfigId;
+    use model::object::{Config, Meta, Object};
+    use model::spec::ConfigSpec;
+
+    fn config(id: u128, data: usize) -> Txn {
+        let spec = ConfigSpec {
+            name: format!("c{id}"),
+            data: vec![1; data],
+            ..ConfigSpec::default()
+        };
+        let config = Config {
+            id: ConfigId(id),
+            meta: Meta::default(),
+            spec: Arc::new(spec),
+        };
+        Txn {
+            expect: Vec::new(),
+            actions: vec![Action::Put(Object::Config(Arc::new(config)))],
+        }
+    }
+
+    #[tokio::test(flavor = "multi_thread")]
+    async fn a_restart_reads_the_snapshot_and_the_entries_behind_it() {
+        let dir = tempfile::tempdir().unwrap();
+        let log = Log::bootstrap(dir.path(), 5).await.unwrap();
+        let mut subscription = log.subscribe();
+        for id in 1..=20 {
+            let applied = log.propose(config(id, 100)).await.unwrap();
+            assert_eq!(
+                log.read().config(ConfigId(id)).unwrap().meta.version,
+                applied.index
+            );
+            assert!(matches!(subscription.next().await, Some(Event::Applied(c)) if c.index == applied.index));
+        }
+        log.raft.trigger().snapshot().await.unwrap();
+        log.raft
+            .wait(Some(ELECTION_LIMIT))
+            .metrics(|m| m.snapshot.is_some(), "a snapshot")
+            .await
+            .unwrap();
+        log.propose(config(21, 100)).await.unwrap();
+        let before: Vec<Object> = log.read().objects().collect();
+        log.close().await;
+        drop(log);
+        assert!(dir.path().join("snapshot").exists());
+
+        let log = Log::open(dir.path()).await.unwrap();
+        assert_eq!(log.read().objects().collect::<Vec<_>>(), before);
+        assert_eq!(before.len(), 21);
+        log.close().await;
+        drop(log);
+
+        // A snapshot that changed on disk is refused.
+        let path = dir.path().join("snapshot");
+        let mut bytes = std::fs::read(&path).unwrap();
+        let middle = bytes.len() / 2;
+        bytes[middle] ^= 1;
+        std::fs::write(&path, bytes).unwrap();
+        assert!(matches!(
+            Log::open(dir.path()).await,
+            Err(OpenError::Log(LogError::Corrupt { .. }))
+        ));
+    }
+
+    #[tokio::test(flavor = "multi_thread")]
+    async fn a_stale_or_too_large_transaction_changes_nothing_and_a_lost_log_is_refused() {
+        let dir = tempfile::tempdir().unwrap();
+        let log = Log::bootstrap(dir.path(), 5).await.unwrap();
+        log.propose(config(1, 10)).await.unwrap();
+        let stale = Txn {
+            expect: vec![(model::object::Key::Config(ConfigId(1)), 999)],
+            ..config(1, 20)
+        };
+        assert!(matches!(log.propose(stale).await, Err(ProposeError::Stale(_))));
+        assert!(matches!(
+            log.propose(config(2, TXN_MAX)).await,
+            Err(ProposeError::TooLarge { .. })
+        ));
+        assert_eq!(log.read_latest().await.unwrap().configs().count(), 1);
+        log.close().await;
+        assert!(matches!(
+            log.propose(config(3, 1)).await,
+            Err(ProposeError::Stopped { .. })
+        ));
+        drop(log);
+        for number in segment::list(dir.path()).unwrap() {
+            std::fs::remove_file(segment::segment_path(dir.path(), number)).unwrap();
+        }
+        assert!(matches!(Log::open(dir.path()).await, Err(OpenError::Lost { .. })));
+    }
 }

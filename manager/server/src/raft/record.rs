@@ -124,12 +124,18 @@ pub(super) struct SnapshotHeader {
 
 /// A record, encoded as one element of a [`Batch`], so that batches are made by putting such texts together.
 pub(super) fn encode_record(kind: RecordKind) -> Vec<u8> {
-    Batch { records: vec![Record { kind: Some(kind) }] }.encode_to_vec()
+    Batch {
+        records: vec![Record { kind: Some(kind) }],
+    }
+    .encode_to_vec()
 }
 
 impl From<LogId> for LogIdRecord {
     fn from(id: LogId) -> Self {
-        Self { term: id.leader_id.term, index: id.index }
+        Self {
+            term: id.leader_id.term,
+            index: id.index,
+        }
     }
 }
 
@@ -141,14 +147,21 @@ impl From<LogIdRecord> for LogId {
 
 impl From<Vote> for VoteRecord {
     fn from(vote: Vote) -> Self {
-        Self { term: vote.leader_id.term, node: vote.leader_id.voted_for, committed: vote.committed }
+        Self {
+            term: vote.leader_id.term,
+            node: vote.leader_id.voted_for,
+            committed: vote.committed,
+        }
     }
 }
 
 impl From<VoteRecord> for Vote {
     fn from(vote: VoteRecord) -> Self {
         Self {
-            leader_id: openraft::impls::leader_id_std::LeaderId { term: vote.term, voted_for: vote.node },
+            leader_id: openraft::impls::leader_id_std::LeaderId {
+                term: vote.term,
+                voted_for: vote.node,
+            },
             committed: vote.committed,
         }
     }
@@ -161,7 +174,10 @@ impl From<&Entry> for EntryRecord {
             EntryPayload::Normal(proposal) => Some(PayloadRecord::Normal(proposal.0.to_vec())),
             EntryPayload::Membership(membership) => Some(PayloadRecord::Membership(membership.into())),
         };
-        Self { id: Some(entry.log_id.into()), payload }
+        Self {
+            id: Some(entry.log_id.into()),
+            payload,
+        }
     }
 }
 
@@ -171,34 +187,57 @@ impl EntryRecord {
         let payload = match self.payload {
             None => EntryPayload::Blank,
             Some(PayloadRecord::Normal(bytes)) => EntryPayload::Normal(Proposal(Arc::from(bytes))),
-            Some(PayloadRecord::Membership(membership)) => EntryPayload::Membership(membership.into_membership()?),
+            Some(PayloadRecord::Membership(membership)) => {
+                EntryPayload::Membership(membership.into_membership()?)
+            }
         };
-        Ok(Entry { log_id: self.id.ok_or("an entry without an index")?.into(), payload })
+        Ok(Entry {
+            log_id: self.id.ok_or("an entry without an index")?.into(),
+            payload,
+        })
     }
 }
 
 impl From<&Membership> for MembershipRecord {
     fn from(membership: &Membership) -> Self {
-        let voters = |ids: &BTreeSet<u64>| VoterSet { voters: ids.iter().copied().collect() };
+        let voters = |ids: &BTreeSet<u64>| VoterSet {
+            voters: ids.iter().copied().collect(),
+        };
         Self {
             configs: membership.get_joint_config().iter().map(voters).collect(),
-            addresses: membership.nodes().map(|(id, node)| (*id, node.addr.clone())).collect(),
+            addresses: membership
+                .nodes()
+                .map(|(id, node)| (*id, node.addr.clone()))
+                .collect(),
         }
     }
 }
 
 impl MembershipRecord {
     fn into_membership(self) -> Result<Membership, String> {
-        let configs = self.configs.into_iter().map(|c| c.voters.into_iter().collect()).collect();
-        let nodes: BTreeMap<u64, BasicNode> =
-            self.addresses.into_iter().map(|(id, addr)| (id, BasicNode { addr })).collect();
+        let configs = self
+            .configs
+            .into_iter()
+            .map(|c| c.voters.into_iter().collect())
+            .collect();
+        let nodes: BTreeMap<u64, BasicNode> = self
+            .addresses
+            .into_iter()
+            .map(|(id, addr)| (id, BasicNode { addr }))
+            .collect();
         Membership::new(configs, nodes).map_err(|e| format!("a set of managers that cannot be: {e}"))
     }
 }
 
 impl SnapshotHeader {
     pub(super) fn stored_membership(&self) -> Result<StoredMembership, String> {
-        let membership = self.membership.clone().map_or_else(|| Ok(Membership::default()), MembershipRecord::into_membership)?;
-        Ok(StoredMembership::new(self.membership_id.map(Into::into), membership))
+        let membership = self
+            .membership
+            .clone()
+            .map_or_else(|| Ok(Membership::default()), MembershipRecord::into_membership)?;
+        Ok(StoredMembership::new(
+            self.membership_id.map(Into::into),
+            membership,
+        ))
     }
 }

@@ -19,7 +19,7 @@ pub(super) const FRAME_MAX: usize = 64 * 1024 * 1024;
 
 const SEGMENT_MAGIC: [u8; 8] = *b"RSWSEG\r\n";
 const FORMAT: u32 = 1;
-const HEADER_BYTES: u64 = 64;
+const HEADER_BYTES: usize = 64;
 const FRAME_MAGIC: u32 = 0x5257_4652;
 const FRAME_HEADER: usize = 24;
 const ALIGN: usize = 8;
@@ -52,7 +52,9 @@ pub enum LogError {
         why: String,
     },
     /// Written by a newer version.
-    #[error("raft log {path} has format {found}, this version reads {FORMAT}: start the version that wrote it")]
+    #[error(
+        "raft log {path} has format {found}, this version reads {FORMAT}: start the version that wrote it"
+    )]
     Format {
         /// Which file.
         path: PathBuf,
@@ -68,7 +70,9 @@ pub enum LogError {
         key: u32,
     },
     /// Another process has it open.
-    #[error("raft log {path} is in use by another process: is an rswarm daemon running with this data folder?")]
+    #[error(
+        "raft log {path} is in use by another process: is an rswarm daemon running with this data folder?"
+    )]
     Locked {
         /// The folder.
         path: PathBuf,
@@ -79,7 +83,11 @@ pub(super) fn io_error<'a>(
     what: &'static str,
     path: &'a Path,
 ) -> impl FnOnce(io::Error) -> LogError + use<'a> {
-    move |source| LogError::Io { what, path: path.to_path_buf(), source }
+    move |source| LogError::Io {
+        what,
+        path: path.to_path_buf(),
+        source,
+    }
 }
 
 /// What is left of a frame that was being written when the machine stopped.
@@ -123,10 +131,13 @@ pub(super) fn scan(
     };
     let mut seq = read_header(path, &bytes, number)?;
     if let Some(expected) = expect_seq.filter(|e| *e != seq) {
-        return Err(corrupt(0, format!("its frames begin at {seq}, the ones before it end at {expected}")));
+        return Err(corrupt(
+            0,
+            format!("its frames begin at {seq}, the ones before it end at {expected}"),
+        ));
     }
     let mut bodies = Vec::new();
-    let mut at = HEADER_BYTES as usize;
+    let mut at = HEADER_BYTES;
     let mut torn = None;
     loop {
         if let Some(body) = frame_at(&bytes, at, |found| found == seq) {
@@ -143,24 +154,45 @@ pub(super) fn scan(
             .step_by(ALIGN)
             .find(|o| frame_at(&bytes, *o, |found| found > seq).is_some())
         {
-            return Err(corrupt(at, format!("a frame is bad although a good one follows at offset {later}")));
+            return Err(corrupt(
+                at,
+                format!("a frame is bad although a good one follows at offset {later}"),
+            ));
         }
         if !last {
-            return Err(corrupt(at, "a frame is bad although a later segment exists".into()));
+            return Err(corrupt(
+                at,
+                "a frame is bad although a later segment exists".into(),
+            ));
         }
-        torn = Some(TornTail { path: path.to_path_buf(), offset: at as u64 });
+        torn = Some(TornTail {
+            path: path.to_path_buf(),
+            offset: at as u64,
+        });
         break;
     }
     if bodies.is_empty() {
         // The checkpoint was durable before the file got its name.
         return Err(corrupt(at, "the checkpoint at its beginning is missing".into()));
     }
-    Ok(Scanned { bodies, next_seq: seq, end: at as u64, size: bytes.len() as u64, torn })
+    Ok(Scanned {
+        bodies,
+        next_seq: seq,
+        end: at as u64,
+        size: bytes.len() as u64,
+        torn,
+    })
 }
 
 fn read_header(path: &Path, bytes: &[u8], number: u64) -> Result<u64, LogError> {
-    let corrupt = |why: &str| LogError::Corrupt { path: path.to_path_buf(), offset: 0, why: why.into() };
-    let header = bytes.get(..HEADER_BYTES as usize).ok_or_else(|| corrupt("the header is cut off"))?;
+    let corrupt = |why: &str| LogError::Corrupt {
+        path: path.to_path_buf(),
+        offset: 0,
+        why: why.into(),
+    };
+    let header = bytes
+        .get(..HEADER_BYTES)
+        .ok_or_else(|| corrupt("the header is cut off"))?;
     if header[..8] != SEGMENT_MAGIC {
         return Err(corrupt("it does not begin like a segment"));
     }
@@ -169,11 +201,17 @@ fn read_header(path: &Path, bytes: &[u8], number: u64) -> Result<u64, LogError> 
     }
     let format = u32_at(header, 8).unwrap_or(0);
     if format != FORMAT {
-        return Err(LogError::Format { path: path.to_path_buf(), found: format });
+        return Err(LogError::Format {
+            path: path.to_path_buf(),
+            found: format,
+        });
     }
     let key = u32_at(header, 12).unwrap_or(0);
     if key != 0 {
-        return Err(LogError::Encrypted { path: path.to_path_buf(), key });
+        return Err(LogError::Encrypted {
+            path: path.to_path_buf(),
+            key,
+        });
     }
     if u64_at(header, 16) != Some(number) {
         return Err(corrupt("its number is not the one in its name"));
@@ -265,7 +303,9 @@ pub(super) fn list(dir: &Path) -> Result<Vec<u64>, LogError> {
 
 /// Makes names in `dir` durable.
 pub(super) fn sync_dir(dir: &Path) -> Result<(), LogError> {
-    File::open(dir).and_then(|d| d.sync_all()).map_err(io_error("sync the folder", dir))
+    File::open(dir)
+        .and_then(|d| d.sync_all())
+        .map_err(io_error("sync the folder", dir))
 }
 
 /// The segment that is being written.
@@ -291,7 +331,7 @@ impl Tail {
         let path = segment_path(dir, number);
         let temporary = dir.join(format!("{number:016x}.seg.tmp"));
         let frame = encode_frame(first_seq, checkpoint).map_err(io_error("begin a segment", &path))?;
-        let at = HEADER_BYTES + frame.len() as u64;
+        let at = (HEADER_BYTES + frame.len()) as u64;
         let size = SEGMENT_BYTES.max(at + frame_len(room) as u64);
         let file = OpenOptions::new()
             .read(true)
@@ -304,13 +344,20 @@ impl Tail {
         let fill = || -> io::Result<()> {
             rustix::fs::fallocate(&file, rustix::fs::FallocateFlags::empty(), 0, size)?;
             file.write_all_at(&encode_header(number, first_seq), 0)?;
-            file.write_all_at(&frame, HEADER_BYTES)?;
+            file.write_all_at(&frame, HEADER_BYTES as u64)?;
             file.sync_all()?;
             std::fs::rename(&temporary, &path)
         };
         fill().map_err(io_error("make a segment (is the disk full?)", &path))?;
         sync_dir(dir)?;
-        Ok(Self { file, path, number, next_seq: first_seq + 1, at, size })
+        Ok(Self {
+            file,
+            path,
+            number,
+            next_seq: first_seq + 1,
+            at,
+            size,
+        })
     }
 
     /// Goes on writing a segment that was read.
@@ -318,7 +365,11 @@ impl Tail {
     /// A torn tail is overwritten with zeros first, so that nothing of it is ever read as a frame.
     pub(super) fn resume(dir: &Path, number: u64, scanned: &Scanned) -> Result<Self, LogError> {
         let path = segment_path(dir, number);
-        let file = OpenOptions::new().read(true).write(true).open(&path).map_err(io_error("open", &path))?;
+        let file = OpenOptions::new()
+            .read(true)
+            .write(true)
+            .open(&path)
+            .map_err(io_error("open", &path))?;
         let size = SEGMENT_BYTES.max(scanned.size);
         if scanned.torn.is_some() || scanned.size < size {
             let mend = || -> io::Result<()> {
@@ -328,7 +379,14 @@ impl Tail {
             };
             mend().map_err(io_error("cut off the torn end", &path))?;
         }
-        Ok(Self { file, path, number, next_seq: scanned.next_seq, at: scanned.end, size })
+        Ok(Self {
+            file,
+            path,
+            number,
+            next_seq: scanned.next_seq,
+            at: scanned.end,
+            size,
+        })
     }
 
     /// Whether a body of this length still fits.
@@ -345,7 +403,9 @@ impl Tail {
     /// is unknown until it is read again.
     pub(super) fn append(&mut self, body: &[u8]) -> Result<(), LogError> {
         let frame = encode_frame(self.next_seq, body).map_err(io_error("append", &self.path))?;
-        self.file.write_all_at(&frame, self.at).map_err(io_error("append", &self.path))?;
+        self.file
+            .write_all_at(&frame, self.at)
+            .map_err(io_error("append", &self.path))?;
         self.file.sync_data().map_err(io_error("fdatasync", &self.path))?;
         self.at += frame.len() as u64;
         self.next_seq += 1;
@@ -353,8 +413,8 @@ impl Tail {
     }
 }
 
-fn encode_header(number: u64, first_seq: u64) -> [u8; HEADER_BYTES as usize] {
-    let mut header = [0u8; HEADER_BYTES as usize];
+fn encode_header(number: u64, first_seq: u64) -> [u8; HEADER_BYTES] {
+    let mut header = [0u8; HEADER_BYTES];
     header[..8].copy_from_slice(&SEGMENT_MAGIC);
     header[8..12].copy_from_slice(&FORMAT.to_le_bytes());
     // 12..16: number of the key its frames are sealed with; 0: none.

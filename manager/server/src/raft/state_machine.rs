@@ -64,9 +64,11 @@ impl StateMachine {
         let (state, applied, membership) = match File::open(&path) {
             Ok(mut file) => {
                 let (header, state) = codec::read_snapshot(&path, &mut file)?;
-                let membership = header
-                    .stored_membership()
-                    .map_err(|why| LogError::Corrupt { path: path.clone(), offset: 0, why })?;
+                let membership = header.stored_membership().map_err(|why| LogError::Corrupt {
+                    path: path.clone(),
+                    offset: 0,
+                    why,
+                })?;
                 (state, header.last.map(Into::into), membership)
             }
             Err(e) if e.kind() == io::ErrorKind::NotFound => {
@@ -78,12 +80,22 @@ impl StateMachine {
             state: ArcSwap::from_pointee(state.clone()),
             events: broadcast::Sender::new(EVENTS_MAX),
         });
-        Ok((Self { path, state, applied, membership, published: published.clone() }, published))
+        Ok((
+            Self {
+                path,
+                state,
+                applied,
+                membership,
+                published: published.clone(),
+            },
+            published,
+        ))
     }
 
     fn apply_one(&mut self, index: u64, bytes: &[u8]) -> io::Result<Outcome> {
-        let (now, txn) = codec::decode_txn(bytes)
-            .map_err(|why| io::Error::other(format!("entry {index} of the raft log cannot be read: {why}")))?;
+        let (now, txn) = codec::decode_txn(bytes).map_err(|why| {
+            io::Error::other(format!("entry {index} of the raft log cannot be read: {why}"))
+        })?;
         let result = self.state.apply(&CoreEntry { index, now, txn });
         // Published before the proposer is answered, so that it reads what it wrote.
         self.published.state.store(Arc::new(self.state.clone()));
@@ -206,7 +218,10 @@ impl RaftSnapshotBuilder<TypeConfig> for Builder {
         })
         .await
         .map_err(io::Error::other)??;
-        let meta = SnapshotMeta { last_log_id: self.applied, last_membership: self.membership.clone() };
+        let meta = SnapshotMeta {
+            last_log_id: self.applied,
+            last_membership: self.membership.clone(),
+        };
         Ok(Snapshot { meta, snapshot })
     }
 }
