@@ -134,10 +134,10 @@ impl LogWriter {
             self.rotate();
         }
         // A full disk loses lines of the log, not the container.
-        if let Some(file) = &mut self.file {
-            if file.write_all(out).is_ok() {
-                self.size += out.len() as u64;
-            }
+        if let Some(file) = &mut self.file
+            && file.write_all(out).is_ok()
+        {
+            self.size += out.len() as u64;
         }
     }
 

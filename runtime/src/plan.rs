@@ -247,10 +247,10 @@ fn in_order(mounts: &[MountConfig]) -> Vec<MountConfig> {
     let mut mounts = mounts.to_vec();
     mounts.sort_by_key(|m| Path::new(&m.target).components().count());
     for mount in &mut mounts {
-        if let MountSource::Tmpfs { mode, .. } = &mut mount.source {
-            if *mode == 0 {
-                *mode = 0o1777;
-            }
+        if let MountSource::Tmpfs { mode, .. } = &mut mount.source
+            && *mode == 0
+        {
+            *mode = 0o1777;
         }
     }
     mounts
