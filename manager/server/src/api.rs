@@ -47,7 +47,7 @@ impl Api {
 
     async fn write(
         &self,
-        decide: impl FnMut(&State, Timestamp, &mut RandomIds) -> Result<Admitted, Refusal>,
+        decide: impl FnMut(&State, Timestamp, &mut RandomIds) -> Result<Admitted, Refusal> + Send + 'static,
     ) -> Result<(Admitted, u64), Status> {
         self.cluster()?.writer.write(decide).await.map_err(writing)
     }
@@ -311,7 +311,7 @@ impl Control for Api {
             ));
         }
         let written = self
-            .write(|state, now, ids| match &spec {
+            .write(move |state, now, ids| match &spec {
                 Spec::Service(spec) => admit::create_service(state, (**spec).clone(), now, ids),
                 Spec::Network(spec) => admit::create_network(state, spec.clone(), now, ids),
                 Spec::Secret(spec) => admit::create_secret(state, spec.clone(), now, ids),
@@ -332,7 +332,7 @@ impl Control for Api {
             ));
         }
         let written = self
-            .write(|state, now, _| match &spec {
+            .write(move |state, now, _| match &spec {
                 Spec::Service(spec) => {
                     admit::update_service(state, &reference, version, (**spec).clone(), now)
                 }
@@ -355,14 +355,14 @@ impl Control for Api {
             }
             Some(kind) => kind,
         };
-        let (refs, force) = (&request.references, request.force);
+        let (refs, force) = (request.references, request.force);
         let (admitted, _) = self
-            .write(|state, _, _| match kind {
-                Kind::Node => admit::remove_nodes(state, refs, force),
-                Kind::Service => admit::remove_services(state, refs),
-                Kind::Network => admit::remove_networks(state, refs),
-                Kind::Secret => admit::remove_secrets(state, refs),
-                Kind::Config => admit::remove_configs(state, refs),
+            .write(move |state, _, _| match kind {
+                Kind::Node => admit::remove_nodes(state, &refs, force),
+                Kind::Service => admit::remove_services(state, &refs),
+                Kind::Network => admit::remove_networks(state, &refs),
+                Kind::Secret => admit::remove_secrets(state, &refs),
+                Kind::Config => admit::remove_configs(state, &refs),
                 Kind::Task => Ok(Admitted::default()),
             })
             .await?;
@@ -379,7 +379,7 @@ impl Control for Api {
             .map(|s| (s.reference, s.replicas))
             .collect();
         Ok(updated(
-            self.write(|state, _, _| admit::scale_services(state, &scales))
+            self.write(move |state, _, _| admit::scale_services(state, &scales))
                 .await?,
         ))
     }
@@ -391,7 +391,7 @@ impl Control for Api {
         let request = request.into_inner();
         let version = expected(request.version);
         let written = self
-            .write(|state, now, _| admit::rollback_service(state, &request.reference, version, now))
+            .write(move |state, now, _| admit::rollback_service(state, &request.reference, version, now))
             .await?;
         Ok(updated(written))
     }
@@ -408,7 +408,7 @@ impl Control for Api {
             .map_err(|e: WireError| Status::from(e))?;
         let prune = request.prune;
         let written = self
-            .write(|state, now, ids| admit::deploy_stack(state, stack.clone(), prune, now, ids))
+            .write(move |state, now, ids| admit::deploy_stack(state, stack.clone(), prune, now, ids))
             .await?;
         Ok(deployed(written))
     }
@@ -419,7 +419,7 @@ impl Control for Api {
     ) -> Reply<wire::DeployStackReply> {
         let namespaces = request.into_inner().namespaces;
         Ok(deployed(
-            self.write(|state, _, _| admit::remove_stacks(state, &namespaces))
+            self.write(move |state, _, _| admit::remove_stacks(state, &namespaces))
                 .await?,
         ))
     }

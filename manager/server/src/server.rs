@@ -172,16 +172,18 @@ impl Manager {
         }
         let node = self.node_id();
         // A request that is refused must leave no folder behind.
-        let decide = |state: &State, now, ids: &mut RandomIds| {
-            let mut admitted = admit::init_cluster(state, request, node, now, ids)?;
+        let (request, address, hostname) = (
+            request.clone(),
+            address.to_owned(),
+            self.shared.config.hostname.clone(),
+        );
+        let decide = move |state: &State, now, ids: &mut RandomIds| {
+            let mut admitted = admit::init_cluster(state, &request, node, now, ids)?;
             for action in &mut admitted.txn.actions {
                 if let Action::Put(Object::Node(first)) = action {
                     let first = Arc::make_mut(first);
-                    first.description.address = address.to_owned();
-                    first
-                        .description
-                        .hostname
-                        .clone_from(&self.shared.config.hostname);
+                    first.description.address.clone_from(&address);
+                    first.description.hostname.clone_from(&hostname);
                 }
             }
             Ok(admitted)

@@ -1,19 +1,27 @@
 //! Decides one write after another: each decision sees the result of the one before it.
 //!
 //! Two decisions at the same time would choose the same free name, port or address. So they take turns, each lasting
-//! about one sync of the disk. Reports of agents choose nothing, and pass by.
+//! about one sync of the disk; requests that wait for the same turn share it. Reports of agents choose nothing, and
+//! pass by.
 
+use std::collections::BTreeSet;
 use std::sync::Arc;
 
-use manager_core::{Admitted, Refusal, State};
+use manager_core::{Admitted, Entry, Refusal, State, Txn};
 use model::Timestamp;
 use model::ids::IdSource;
-use tokio::sync::{Mutex, MutexGuard};
+use model::object::Key;
+use tokio::sync::{Mutex, MutexGuard, mpsc, oneshot};
 
 use crate::raft::{Log, ProposeError};
 
 /// Times a request is decided again because an agent's report changed what it was based on.
 const ATTEMPTS_MAX: u32 = 16;
+
+/// Requests that share one entry.
+const BATCH_MAX: usize = 256;
+/// Requests that wait for their turn; then callers wait with theirs.
+const QUEUE_MAX: usize = 1024;
 
 /// Ids from the kernel's random numbers.
 #[derive(Debug, Default)]
@@ -44,19 +52,30 @@ pub enum WriteError {
     Log(#[from] ProposeError),
 }
 
+type Decide = Box<dyn FnMut(&State, Timestamp, &mut RandomIds) -> Result<Admitted, Refusal> + Send>;
+type Decision = Result<(Admitted, u64), WriteError>;
+
+/// A request that waits to be decided.
+struct Waiting {
+    decide: Decide,
+    answer: oneshot::Sender<Decision>,
+}
+
 /// The one place from which decisions are written.
 pub(crate) struct Writer {
     /// Where they are written.
     pub(crate) log: Arc<Log>,
-    turn: Mutex<()>,
+    turn: Arc<Mutex<()>>,
+    queue: mpsc::Sender<Waiting>,
 }
 
 impl Writer {
+    /// Its loop ends when it is dropped.
     pub(crate) fn new(log: Arc<Log>) -> Self {
-        Self {
-            log,
-            turn: Mutex::new(()),
-        }
+        let turn = Arc::new(Mutex::new(()));
+        let (queue, requests) = mpsc::channel(QUEUE_MAX);
+        tokio::spawn(run(log.clone(), turn.clone(), requests));
+        Self { log, turn, queue }
     }
 
     /// Waits, in order of arrival, for the right to decide and to write.
@@ -69,21 +88,103 @@ impl Writer {
     /// A request that changes nothing writes nothing, and has the place of the newest entry.
     pub(crate) async fn write(
         &self,
-        mut decide: impl FnMut(&State, Timestamp, &mut RandomIds) -> Result<Admitted, Refusal>,
-    ) -> Result<(Admitted, u64), WriteError> {
-        let _turn = self.turn().await;
-        let mut attempt = 1;
-        loop {
-            let state = self.log.read();
-            let mut admitted = decide(&state, self.log.now(), &mut RandomIds)?;
-            if admitted.txn.is_empty() {
-                return Ok((admitted, state.index()));
-            }
-            match self.log.propose(std::mem::take(&mut admitted.txn)).await {
-                Ok(applied) => return Ok((admitted, applied.index)),
-                Err(ProposeError::Stale(_)) if attempt < ATTEMPTS_MAX => attempt += 1,
-                Err(error) => return Err(error.into()),
+        decide: impl FnMut(&State, Timestamp, &mut RandomIds) -> Result<Admitted, Refusal> + Send + 'static,
+    ) -> Decision {
+        let stopped = || ProposeError::Stopped {
+            why: "it is leaving the cluster or shutting down".into(),
+        };
+        let (answer, wait) = oneshot::channel();
+        let waiting = Waiting {
+            decide: Box::new(decide),
+            answer,
+        };
+        self.queue.send(waiting).await.map_err(|_| stopped())?;
+        wait.await.map_err(|_| ProposeError::Unknown)?
+    }
+}
+
+async fn run(log: Arc<Log>, turn: Arc<Mutex<()>>, mut requests: mpsc::Receiver<Waiting>) {
+    let mut batch = Vec::new();
+    while requests.recv_many(&mut batch, BATCH_MAX).await > 0 {
+        let _turn = turn.lock().await;
+        // Those that came while the leader loop had its turn go along.
+        while batch.len() < BATCH_MAX
+            && let Ok(more) = requests.try_recv()
+        {
+            batch.push(more);
+        }
+        if commit(&log, &mut batch).await {
+            continue;
+        }
+        // Too large together: one by one.
+        for one in std::mem::take(&mut batch) {
+            commit(&log, &mut vec![one]).await;
+        }
+    }
+}
+
+/// Decides all requests of a batch, each on the result of the one before it, and writes them as one entry. Answers
+/// false, with the batch as it was, when several are too large for that.
+async fn commit(log: &Log, batch: &mut Vec<Waiting>) -> bool {
+    let mut attempt = 1;
+    loop {
+        let state = log.read();
+        let (txn, decisions) = decide_all(&state, log.now(), batch);
+        let written = if txn.is_empty() {
+            Ok(state.index())
+        } else {
+            log.propose(txn).await.map(|applied| applied.index)
+        };
+        match written {
+            Err(ProposeError::Stale(_)) if attempt < ATTEMPTS_MAX => attempt += 1,
+            Err(ProposeError::TooLarge { .. }) if batch.len() > 1 => return false,
+            written => {
+                for (waiting, decision) in batch.drain(..).zip(decisions) {
+                    let answer = decision
+                        .map_err(WriteError::from)
+                        .and_then(|admitted| Ok((admitted, written.clone()?)));
+                    // The caller hung up; what it asked for is done all the same.
+                    let _ = waiting.answer.send(answer);
+                }
+                return true;
             }
         }
     }
+}
+
+/// The decisions of a batch, and the one transaction that carries them out.
+fn decide_all(state: &State, now: Timestamp, batch: &mut [Waiting]) -> (Txn, Vec<Result<Admitted, Refusal>>) {
+    let mut ahead = state.clone();
+    let mut all = Txn::default();
+    let mut touched = BTreeSet::new();
+    let mut decisions = Vec::with_capacity(batch.len());
+    for waiting in batch {
+        let mut decision = (waiting.decide)(&ahead, now, &mut RandomIds);
+        if let Ok(admitted) = &mut decision
+            && !admitted.txn.is_empty()
+        {
+            let txn = std::mem::take(&mut admitted.txn);
+            let entry = Entry {
+                index: ahead.index() + 1,
+                now,
+                txn,
+            };
+            match ahead.apply(&entry) {
+                Ok(changes) => {
+                    // What the batch itself changed before has a version that is not known yet, and needs no check.
+                    let unseen = |(key, _): &&(Key, u64)| !touched.contains(key);
+                    all.expect.extend(entry.txn.expect.iter().filter(unseen));
+                    all.actions.extend(entry.txn.actions);
+                    touched.extend(changes.items.iter().map(|change| change.key));
+                }
+                // It was decided on this very state, so this cannot be; the log would refuse it in the same way.
+                Err(_) => {
+                    all.expect.extend(entry.txn.expect);
+                    all.actions.extend(entry.txn.actions);
+                }
+            }
+        }
+        decisions.push(decision);
+    }
+    (all, decisions)
 }

@@ -99,7 +99,7 @@ pub enum OpenError {
 }
 
 /// Why a transaction was not applied.
-#[derive(Debug, thiserror::Error)]
+#[derive(Debug, Clone, thiserror::Error)]
 pub enum ProposeError {
     /// Decided on something old. Deciding again helps.
     #[error(transparent)]
