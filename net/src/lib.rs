@@ -1,1 +1,27 @@
 //! The dataplane of one host: addresses, routes, nftables maps, DNS.
+//!
+//! One network namespace holds everything: containers hang on it by veth pairs with a /32 each, virtual addresses and
+//! published ports are elements of nftables maps there. The host's own namespace gets one veth and one small table.
+//! It knows no task, service or node.
+#![deny(unsafe_code)]
+
+// What is wanted, and the elements that make it so; pure.
+mod balance;
+mod plan;
+
+// The namespace, its rules, and containers on it.
+mod dataplane;
+mod ruleset;
+
+// Names.
+pub mod dns;
+
+#[allow(
+    unsafe_code,
+    reason = "the only unsafe code of this crate: one system call a function"
+)]
+mod sys;
+
+pub use dataplane::{Dataplane, DataplaneConfig, EndpointConfig, NetError};
+pub use dns::Zone;
+pub use plan::{Endpoint, Protocol, Wanted};

@@ -1,0 +1,526 @@
+//! The dataplane's namespace and the one thread that works on it.
+
+use std::collections::BTreeMap;
+use std::fs::{self, File};
+use std::io;
+use std::net::{Ipv4Addr, SocketAddr};
+use std::path::{Path, PathBuf};
+use std::sync::{Arc, mpsc};
+
+use tokio::sync::oneshot;
+
+use crate::dns;
+use crate::plan::{self, Elements, SETS, Wanted};
+use crate::ruleset::{self, GATEWAY, TABLE};
+use crate::sys;
+use crate::sys::link;
+use crate::sys::netlink::Socket;
+use crate::sys::nft::{self, Batch};
+
+/// MTU of containers on one host; across hosts it follows from the underlay.
+const MTU: u32 = 1500;
+const NETLINK_ROUTE: i32 = 0;
+const NETLINK_NETFILTER: i32 = 12;
+
+/// Where a dataplane is and what it is called.
+#[derive(Debug, Clone)]
+pub struct DataplaneConfig {
+    /// Name among the dataplanes of this machine: 1 to 8 of a-z and 0-9.
+    pub name: String,
+    /// Folder for the namespaces' files.
+    pub state_dir: PathBuf,
+    /// Name servers that are asked about other names.
+    pub upstream: Vec<SocketAddr>,
+}
+
+/// A container to attach.
+#[derive(Debug, Clone)]
+pub struct EndpointConfig {
+    /// Its id.
+    pub id: String,
+    /// Its addresses.
+    pub addresses: Vec<Ipv4Addr>,
+}
+
+/// Why the dataplane is not as wanted.
+#[derive(Debug, thiserror::Error)]
+pub enum NetError {
+    /// A step failed.
+    #[error("network: {step}")]
+    Step {
+        /// What was attempted, on what.
+        step: String,
+        /// The kernel's answer.
+        #[source]
+        source: io::Error,
+    },
+    /// Its thread is gone.
+    #[error("network: the dataplane's thread ended: restart the daemon")]
+    Gone,
+    /// A name that cannot be used.
+    #[error("network: \"{0}\" cannot name a dataplane: use 1 to 8 of a-z and 0-9")]
+    Name(String),
+}
+
+fn at(step: impl Into<String>) -> impl FnOnce(io::Error) -> NetError {
+    let step = step.into();
+    move |source| NetError::Step { step, source }
+}
+
+type Job = Box<dyn FnOnce(&mut Worker) + Send>;
+
+/// The dataplane of one daemon. Clones are the same one.
+#[derive(Debug, Clone)]
+pub struct Dataplane {
+    jobs: mpsc::Sender<Job>,
+    names: Arc<dns::Server>,
+    config: Arc<DataplaneConfig>,
+}
+
+impl Dataplane {
+    /// Makes the dataplane, or adopts the one that is there with its containers and connections.
+    ///
+    /// # Errors
+    /// [`NetError`] with the step that failed.
+    pub async fn open(config: DataplaneConfig) -> Result<Self, NetError> {
+        let good = |c: char| c.is_ascii_lowercase() || c.is_ascii_digit();
+        if config.name.is_empty() || config.name.len() > 8 || !config.name.chars().all(good) {
+            return Err(NetError::Name(config.name));
+        }
+        let names =
+            Arc::new(dns::Server::start(config.upstream.clone()).map_err(at("start the name server"))?);
+        let config = Arc::new(config);
+        let (jobs, queue) = mpsc::channel::<Job>();
+        let (ready, opened) = oneshot::channel();
+        let of = config.clone();
+        std::thread::Builder::new()
+            .name("dataplane".into())
+            .spawn(move || {
+                let mut worker = match Worker::open(&of) {
+                    Ok(worker) => worker,
+                    Err(e) => {
+                        let _ = ready.send(Err(e));
+                        return;
+                    }
+                };
+                let _ = ready.send(Ok(()));
+                while let Ok(job) = queue.recv() {
+                    job(&mut worker);
+                }
+            })
+            .map_err(at("start the dataplane's thread"))?;
+        opened.await.map_err(|_| NetError::Gone)??;
+        Ok(Self { jobs, names, config })
+    }
+
+    async fn run<T: Send + 'static>(
+        &self,
+        job: impl FnOnce(&mut Worker) -> Result<T, NetError> + Send + 'static,
+    ) -> Result<T, NetError> {
+        let (done, result) = oneshot::channel();
+        let job: Job = Box::new(move |worker| {
+            let _ = done.send(job(worker));
+        });
+        self.jobs.send(job).map_err(|_| NetError::Gone)?;
+        result.await.map_err(|_| NetError::Gone)?
+    }
+
+    /// Gives a container its network namespace; one that has it keeps it. Answers the namespace's path.
+    ///
+    /// # Errors
+    /// [`NetError`] with the step that failed; then nothing of it is left.
+    pub async fn attach(&self, endpoint: EndpointConfig) -> Result<PathBuf, NetError> {
+        let (id, names) = (endpoint.id.clone(), self.names.clone());
+        let (path, sockets) = self.run(move |worker| worker.attach(&endpoint)).await?;
+        names.serve(id, sockets);
+        Ok(path)
+    }
+
+    /// Takes a container's namespace away; one that is gone is no error.
+    ///
+    /// # Errors
+    /// [`NetError`] when it cannot be let go.
+    pub async fn detach(&self, id: &str) -> Result<(), NetError> {
+        self.names.forget(id);
+        let id = id.to_owned();
+        self.run(move |worker| worker.detach(&id)).await
+    }
+
+    /// Containers that are attached.
+    pub fn attached(&self) -> Vec<String> {
+        let Ok(entries) = fs::read_dir(self.config.state_dir.join("netns")) else {
+            return Vec::new();
+        };
+        entries
+            .flatten()
+            .map(|e| e.file_name().to_string_lossy().into_owned())
+            .collect()
+    }
+
+    /// Makes the kernel's tables and the names as wanted; answers how many elements changed.
+    ///
+    /// # Errors
+    /// [`NetError`]; then the tables are as before.
+    pub async fn apply(&self, wanted: Wanted) -> Result<usize, NetError> {
+        self.names.set_zone(wanted.zone.clone());
+        self.run(move |worker| worker.apply(&wanted)).await
+    }
+
+    /// Removes everything: containers' namespaces, the dataplane's, the host's veth and table.
+    ///
+    /// # Errors
+    /// The first step that failed; the others are done all the same.
+    pub async fn destroy(&self) -> Result<(), NetError> {
+        for id in self.attached() {
+            self.names.forget(&id);
+        }
+        self.run(Worker::destroy).await
+    }
+}
+
+/// What the thread holds. It lives in the dataplane's namespace.
+struct Worker {
+    config: DataplaneConfig,
+    host: File,
+    inside: File,
+    links: Socket,
+    tables: Socket,
+    conntrack: Socket,
+    host_links: Socket,
+    host_tables: Socket,
+    found: Elements,
+    host_ports: BTreeMap<Vec<u8>, Option<Vec<u8>>>,
+}
+
+/// Names and addresses that follow from a dataplane's name.
+struct Transit {
+    host_end: String,
+    inner_end: String,
+    table: String,
+    host: Ipv4Addr,
+    inner: Ipv4Addr,
+}
+
+impl Transit {
+    fn of(name: &str) -> Self {
+        // One of 64 x 63 link-local /30s, chosen by the name (FNV-1a); 169.254.1.0 is left to the containers' gateway.
+        let hash = name.bytes().fold(2_166_136_261u32, |h, b| {
+            (h ^ u32::from(b)).wrapping_mul(16_777_619)
+        });
+        let third = u8::try_from(64 + hash % 64).unwrap_or(64);
+        let fourth = u8::try_from((hash >> 8) % 63 * 4).unwrap_or(0);
+        Self {
+            host_end: format!("rs-{name}"),
+            inner_end: "uplink".into(),
+            table: format!("rswarm-{name}"),
+            host: Ipv4Addr::new(169, 254, third, fourth + 1),
+            inner: Ipv4Addr::new(169, 254, third, fourth + 2),
+        }
+    }
+}
+
+fn setting(path: &str, value: &str) -> Result<(), NetError> {
+    fs::write(format!("/proc/sys/net/ipv4/{path}"), value)
+        .map_err(at(format!("set net.ipv4.{path} to {value}")))
+}
+
+impl Worker {
+    fn namespace(config: &DataplaneConfig) -> PathBuf {
+        config.state_dir.join("dataplane")
+    }
+
+    fn open(config: &DataplaneConfig) -> Result<Self, NetError> {
+        let transit = Transit::of(&config.name);
+        let host = File::open("/proc/thread-self/ns/net").map_err(at("open the host's network namespace"))?;
+        let path = Self::namespace(config);
+        let fresh = !is_namespace(&path);
+        if fresh {
+            let _ = sys::drop_namespace(&path);
+            sys::make_namespace(&path).map_err(at("make the dataplane's namespace"))?;
+        }
+        let inside = File::open(&path).map_err(at("open the dataplane's namespace"))?;
+        let mut host_links = Socket::open(NETLINK_ROUTE).map_err(at("open netlink"))?;
+        let mut host_tables = Socket::open(NETLINK_NETFILTER).map_err(at("open netlink"))?;
+        if fresh {
+            // What is left of one that was not taken down leads nowhere.
+            link::delete(&mut host_links, &transit.host_end).map_err(at("remove a link that was left"))?;
+            if nft::table_exists(&mut host_tables, &transit.table).map_err(at("list the host's tables"))? {
+                let mut batch = Batch::new(&transit.table);
+                batch.delete_table();
+                batch
+                    .commit(&mut host_tables)
+                    .map_err(at("remove a table that was left"))?;
+            }
+        }
+        if link::index(&mut host_links, &transit.host_end)
+            .map_err(at("list the host's links"))?
+            .is_none()
+        {
+            let macs = (mac(&transit.host_end, 1), mac(&transit.host_end, 2));
+            link::veth(
+                &mut host_links,
+                &transit.host_end,
+                (&transit.inner_end, &inside),
+                macs,
+                MTU,
+            )
+            .map_err(at(format!("make the link {}", transit.host_end)))?;
+        }
+        let index = link::index(&mut host_links, &transit.host_end)
+            .map_err(at("list the host's links"))?
+            .unwrap_or(0);
+        link::up(&mut host_links, index).map_err(at("put the host's end of the link up"))?;
+        link::address(&mut host_links, index, transit.host, 30)
+            .map_err(at("give the host its end of the link"))?;
+        setting("ip_forward", "1")?;
+        setting(&format!("conf/{}/route_localnet", transit.host_end), "1")?;
+        setting(&format!("conf/{}/rp_filter", transit.host_end), "0")?;
+        if !nft::table_exists(&mut host_tables, &transit.table).map_err(at("list the host's tables"))? {
+            ruleset::host(&transit.table, &transit.host_end, transit.inner)
+                .commit(&mut host_tables)
+                .map_err(at(format!("make the host's table {}", transit.table)))?;
+        }
+        sys::enter(&inside).map_err(at("enter the dataplane's namespace"))?;
+        let mut links = Socket::open(NETLINK_ROUTE).map_err(at("open netlink"))?;
+        let mut tables = Socket::open(NETLINK_NETFILTER).map_err(at("open netlink"))?;
+        let conntrack = Socket::open(NETLINK_NETFILTER).map_err(at("open netlink"))?;
+        inner_links(&mut links, &transit)?;
+        if !nft::table_exists(&mut tables, TABLE).map_err(at("list the dataplane's tables"))? {
+            ruleset::dataplane(&transit.inner_end, transit.inner)
+                .commit(&mut tables)
+                .map_err(at("make the dataplane's table"))?;
+        }
+        let mut found = Elements::new();
+        for (set, _, _) in SETS {
+            let elements =
+                nft::elements(&mut tables, TABLE, set).map_err(at(format!("read the set {set}")))?;
+            found.insert(set, elements.into_iter().collect());
+        }
+        let host_ports =
+            nft::elements(&mut host_tables, &transit.table, "ports").map_err(at("read the host's ports"))?;
+        Ok(Self {
+            config: config.clone(),
+            host,
+            inside,
+            links,
+            tables,
+            conntrack,
+            host_links,
+            host_tables,
+            found,
+            host_ports: host_ports.into_iter().collect(),
+        })
+    }
+
+    fn path_of(&self, id: &str) -> PathBuf {
+        self.config.state_dir.join("netns").join(id)
+    }
+
+    fn attach(&mut self, endpoint: &EndpointConfig) -> Result<(PathBuf, dns::Sockets), NetError> {
+        let path = self.path_of(&endpoint.id);
+        let fresh = !is_namespace(&path);
+        if fresh {
+            let _ = sys::drop_namespace(&path);
+            sys::make_namespace(&path).map_err(at("make a container's namespace"))?;
+        }
+        let result = self.connect(endpoint, &path, fresh);
+        if result.is_err() && fresh {
+            let _ = sys::drop_namespace(&path);
+        }
+        Ok((path, result?))
+    }
+
+    fn connect(
+        &mut self,
+        endpoint: &EndpointConfig,
+        path: &Path,
+        fresh: bool,
+    ) -> Result<dns::Sockets, NetError> {
+        let namespace = File::open(path).map_err(at("open a container's namespace"))?;
+        let name = interface(&endpoint.id);
+        let (outer, inner) = (mac(&endpoint.id, 1), mac(&endpoint.id, 2));
+        if fresh {
+            link::veth(&mut self.links, &name, ("eth0", &namespace), (outer, inner), MTU)
+                .map_err(at(format!("make the link {name}")))?;
+        }
+        let index = link::index(&mut self.links, &name).map_err(at("list links"))?;
+        let index =
+            index.ok_or_else(|| at(format!("find the link {name}"))(io::ErrorKind::NotFound.into()))?;
+        link::up(&mut self.links, index).map_err(at(format!("put the link {name} up")))?;
+        for address in &endpoint.addresses {
+            link::neighbour(&mut self.links, index, *address, inner)
+                .map_err(at(format!("know {address}")))?;
+            link::route(&mut self.links, (*address, 32), index, None)
+                .map_err(at(format!("route to {address}")))?;
+        }
+        sys::enter(&namespace).map_err(at("enter a container's namespace"))?;
+        let made = if fresh {
+            container_end(&endpoint.addresses, outer)
+        } else {
+            Ok(())
+        };
+        let sockets = made.and_then(|()| dns::Sockets::open().map_err(at("listen on 127.0.0.11:53")));
+        sys::enter(&self.inside).map_err(at("return to the dataplane's namespace"))?;
+        sockets
+    }
+
+    fn detach(&mut self, id: &str) -> Result<(), NetError> {
+        // Its links go with it, in the kernel's own time: taken one by one they cost 20 ms each.
+        sys::drop_namespace(&self.path_of(id)).map_err(at(format!("let go of the namespace of {id}")))
+    }
+
+    fn apply(&mut self, wanted: &Wanted) -> Result<usize, NetError> {
+        let elements = plan::elements(wanted, &self.found);
+        let changes = plan::diff(&elements, &self.found);
+        let mut batch = Batch::new(TABLE);
+        let mut count = 0;
+        for (set, (gone, new)) in &changes {
+            count += gone.len() + new.len();
+            batch.remove(set, gone);
+            batch.add(set, new);
+        }
+        if count > 0 {
+            batch
+                .commit(&mut self.tables)
+                .map_err(at("change the dataplane's maps"))?;
+        }
+        let backends = |e: &Elements| -> std::collections::BTreeSet<Vec<u8>> {
+            ["eps", "ports"]
+                .iter()
+                .filter_map(|s| e.get(s))
+                .flat_map(|m| m.values().flatten().map(|v| v[..4.min(v.len())].to_vec()))
+                .collect()
+        };
+        for gone in backends(&self.found).difference(&backends(&elements)) {
+            if let Ok(octets) = <[u8; 4]>::try_from(gone.as_slice()) {
+                nft::forget_udp(&mut self.conntrack, octets.into()).map_err(at("forget UDP flows"))?;
+            }
+        }
+        self.found = elements;
+        let ports: BTreeMap<Vec<u8>, Option<Vec<u8>>> = wanted
+            .ports
+            .keys()
+            .map(|(protocol, port)| {
+                (
+                    [[*protocol as u8, 0, 0, 0], plan::port_word(*port)].concat(),
+                    None,
+                )
+            })
+            .collect();
+        if ports != self.host_ports {
+            let mut batch = Batch::new(&Transit::of(&self.config.name).table);
+            let only = |a: &BTreeMap<Vec<u8>, _>, b: &BTreeMap<Vec<u8>, _>| {
+                a.keys()
+                    .filter(|k| !b.contains_key(*k))
+                    .map(|k| (k.clone(), None))
+                    .collect::<Vec<_>>()
+            };
+            batch.remove("ports", &only(&self.host_ports, &ports));
+            batch.add("ports", &only(&ports, &self.host_ports));
+            batch
+                .commit(&mut self.host_tables)
+                .map_err(at("change the host's published ports"))?;
+            self.host_ports = ports;
+            count += 1;
+        }
+        Ok(count)
+    }
+
+    fn destroy(&mut self) -> Result<(), NetError> {
+        let transit = Transit::of(&self.config.name);
+        let mut first = None;
+        let mut note = |r: Result<(), NetError>| {
+            if let (Err(e), None) = (r, &first) {
+                first = Some(e);
+            }
+        };
+        if let Ok(entries) = fs::read_dir(self.config.state_dir.join("netns")) {
+            for entry in entries.flatten() {
+                note(
+                    sys::drop_namespace(&entry.path())
+                        .map_err(at(format!("let go of {}", entry.path().display()))),
+                );
+            }
+        }
+        if nft::table_exists(&mut self.host_tables, &transit.table).unwrap_or(false) {
+            let mut batch = Batch::new(&transit.table);
+            batch.delete_table();
+            note(
+                batch
+                    .commit(&mut self.host_tables)
+                    .map_err(at("remove the host's table")),
+            );
+        }
+        note(link::delete(&mut self.host_links, &transit.host_end).map_err(at("remove the host's link")));
+        note(
+            sys::drop_namespace(&Self::namespace(&self.config))
+                .map_err(at("let go of the dataplane's namespace")),
+        );
+        // The thread must not keep the namespace alive.
+        note(sys::enter(&self.host).map_err(at("return to the host's namespace")));
+        for set in self.found.values_mut() {
+            set.clear();
+        }
+        first.map_or(Ok(()), Err)
+    }
+}
+
+fn inner_links(links: &mut Socket, transit: &Transit) -> Result<(), NetError> {
+    if let Some(lo) = link::index(links, "lo").map_err(at("list links"))? {
+        link::up(links, lo).map_err(at("put lo up"))?;
+    }
+    let uplink = link::index(links, &transit.inner_end)
+        .map_err(at("list links"))?
+        .unwrap_or(0);
+    link::up(links, uplink).map_err(at("put the dataplane's end of the link up"))?;
+    link::address(links, uplink, transit.inner, 30).map_err(at("give the dataplane its end of the link"))?;
+    link::address(links, uplink, GATEWAY, 32).map_err(at("give the dataplane the gateway's address"))?;
+    link::route(links, (Ipv4Addr::UNSPECIFIED, 0), uplink, Some(transit.host)).map_err(at("route out"))?;
+    setting("ip_forward", "1")?;
+    // Strict on containers' links: a packet with another's source is dropped. The way out takes any source.
+    setting("conf/all/rp_filter", "0")?;
+    setting("conf/default/rp_filter", "1")?;
+    setting(&format!("conf/{}/rp_filter", transit.inner_end), "0")
+}
+
+/// The container's end, from within its namespace.
+fn container_end(addresses: &[Ipv4Addr], gateway_mac: [u8; 6]) -> Result<(), NetError> {
+    let mut links = Socket::open(NETLINK_ROUTE).map_err(at("open netlink"))?;
+    let find = |links: &mut Socket, name: &str| -> Result<u32, NetError> {
+        link::index(links, name)
+            .map_err(at("list links"))?
+            .ok_or_else(|| at(name)(io::ErrorKind::NotFound.into()))
+    };
+    let lo = find(&mut links, "lo")?;
+    link::up(&mut links, lo).map_err(at("put lo up"))?;
+    let eth = find(&mut links, "eth0")?;
+    for address in addresses {
+        link::address(&mut links, eth, *address, 32).map_err(at(format!("give the container {address}")))?;
+    }
+    link::up(&mut links, eth).map_err(at("put eth0 up"))?;
+    link::neighbour(&mut links, eth, GATEWAY, gateway_mac).map_err(at("know the gateway"))?;
+    link::route(&mut links, (Ipv4Addr::UNSPECIFIED, 0), eth, Some(GATEWAY))
+        .map_err(at("route to the gateway"))
+}
+
+/// Whether a path holds a namespace (a mount of nsfs) and not just the file for one.
+fn is_namespace(path: &Path) -> bool {
+    rustix::fs::statfs(path).is_ok_and(|s| s.f_type == 0x6e73_6673)
+}
+
+fn hash(text: &str) -> u64 {
+    text.bytes().fold(14_695_981_039_346_656_037u64, |h, b| {
+        (h ^ u64::from(b)).wrapping_mul(1_099_511_628_211)
+    })
+}
+
+/// Name of a container's link in the dataplane; 15 characters is the kernel's bound.
+fn interface(id: &str) -> String {
+    format!("c{:013x}", hash(id) & 0xf_ffff_ffff_ffff)
+}
+
+/// A locally administered address for one end of a link.
+fn mac(id: &str, end: u8) -> [u8; 6] {
+    let h = hash(id).to_be_bytes();
+    [0x02, end, h[2], h[3], h[4], h[5]]
+}

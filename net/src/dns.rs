@@ -1,0 +1,20 @@
+//! Names: one small name server, listening at 127.0.0.11:53 in every container's namespace.
+
+mod answer;
+mod server;
+
+use std::collections::BTreeMap;
+use std::net::Ipv4Addr;
+
+pub(crate) use server::{Server, Sockets};
+
+/// Every name, by network, and who may ask for which.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub struct Zone {
+    /// Containers by id: numbers of their networks, and whether all of those are without a way out.
+    pub askers: BTreeMap<String, (Vec<u32>, bool)>,
+    /// Names in lower case with what they stand for.
+    pub names: BTreeMap<(u32, String), Vec<Ipv4Addr>>,
+    /// Names of addresses.
+    pub reverse: BTreeMap<Ipv4Addr, String>,
+}

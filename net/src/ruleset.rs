@@ -1,0 +1,294 @@
+//! The fixed rules: the dataplane's table and the host's small one. Only elements of their sets ever change.
+
+use std::net::Ipv4Addr;
+
+use crate::balance::SLOTS;
+use crate::plan::SETS;
+use crate::sys::nft::{Batch, Expression, Hook, R1, W0, W1, W2, W4};
+
+/// Gateway of every container: link-local, the same everywhere.
+pub(crate) const GATEWAY: Ipv4Addr = Ipv4Addr::new(169, 254, 1, 1);
+/// Table of the dataplane's namespace.
+pub(crate) const TABLE: &str = "rswarm";
+
+const MARK: u32 = 3;
+const IN_NAME: u32 = 6;
+const OUT_NAME: u32 = 7;
+const PROTOCOL: u32 = 16;
+const EQUAL: u32 = 0;
+const UNEQUAL: u32 = 1;
+/// ICMP: administratively prohibited, port unreachable (RFC 1812).
+const PROHIBITED: u8 = 13;
+const NO_PORT: u8 = 3;
+
+fn source(to: u32) -> Expression {
+    Expression::Payload {
+        base: 1,
+        offset: 12,
+        len: 4,
+        to,
+    }
+}
+fn destination(to: u32) -> Expression {
+    Expression::Payload {
+        base: 1,
+        offset: 16,
+        len: 4,
+        to,
+    }
+}
+fn port(to: u32) -> Expression {
+    Expression::Payload {
+        base: 2,
+        offset: 2,
+        len: 2,
+        to,
+    }
+}
+fn meta(key: u32, to: u32) -> Expression {
+    Expression::Meta { key, to }
+}
+fn is(from: u32, value: &[u8]) -> Expression {
+    Expression::Compare {
+        from,
+        op: EQUAL,
+        value: value.to_vec(),
+    }
+}
+fn is_not(from: u32, value: &[u8]) -> Expression {
+    Expression::Compare {
+        from,
+        op: UNEQUAL,
+        value: value.to_vec(),
+    }
+}
+fn find(set: &str, from: u32, to: Option<u32>) -> Expression {
+    Expression::Lookup {
+        set: set.into(),
+        from,
+        to,
+    }
+}
+fn nat(kind: &'static str, number: u32) -> Hook {
+    let priority = if number == 4 { 100 } else { -100 };
+    Hook {
+        kind,
+        number,
+        priority,
+    }
+}
+
+/// An interface name as the kernel compares it.
+fn name(interface: &str) -> Vec<u8> {
+    let mut bytes = interface.as_bytes().to_vec();
+    bytes.resize(16, 0);
+    bytes
+}
+
+/// A random slot, in the mark.
+fn choose() -> [Expression; 2] {
+    let below = u32::try_from(SLOTS).unwrap_or(1);
+    [
+        Expression::Random { below, to: W4 },
+        Expression::SetMark { from: W4 },
+    ]
+}
+
+/// The dataplane's table: balancing, isolation, the way out.
+pub(crate) fn dataplane(uplink: &str, own: Ipv4Addr) -> Batch {
+    let mut b = Batch::new(TABLE);
+    b.table();
+    for (set, key, data) in SETS {
+        b.set(set, *key, *data);
+    }
+    b.chain("pre", &nat("nat", 0));
+    b.chain("post", &nat("nat", 4));
+    b.chain(
+        "fwd",
+        &Hook {
+            kind: "filter",
+            number: 2,
+            priority: 0,
+        },
+    );
+    let [random, mark] = choose();
+    let vip = [
+        random,
+        mark,
+        destination(W0),
+        meta(MARK, W1),
+        find("eps", W0, Some(R1)),
+        Expression::DestinationNat {
+            address: R1,
+            port: None,
+        },
+    ];
+    b.rule("pre", &vip);
+    let [random, mark] = choose();
+    let published = [
+        destination(W0),
+        is(W0, &own.octets()),
+        random,
+        mark,
+        meta(PROTOCOL, W0),
+        port(W1),
+        meta(MARK, W2),
+        find("ports", W0, Some(R1)),
+        Expression::DestinationNat {
+            address: W0,
+            port: Some(W1),
+        },
+    ];
+    b.rule("pre", &published);
+    // A task that reaches itself through its own virtual address must see another source than itself.
+    b.rule(
+        "post",
+        &[
+            source(W0),
+            destination(W1),
+            find("selves", W0, None),
+            Expression::Immediate {
+                to: R1,
+                value: GATEWAY.octets().to_vec(),
+            },
+            Expression::SourceNat { address: R1 },
+        ],
+    );
+    b.rule(
+        "post",
+        &[meta(OUT_NAME, R1), is(R1, &name(uplink)), Expression::Masquerade],
+    );
+    // ct state established, related
+    let wanted = 6u32.to_ne_bytes();
+    b.rule(
+        "fwd",
+        &[
+            Expression::Connection { key: 0, to: W0 },
+            Expression::Mask {
+                register: W0,
+                mask: wanted,
+                xor: [0; 4],
+            },
+            is_not(W0, &[0; 4]),
+            Expression::Accept,
+        ],
+    );
+    b.rule(
+        "fwd",
+        &[meta(IN_NAME, R1), is(R1, &name(uplink)), Expression::Accept],
+    );
+    // A virtual address that nothing stands behind answers at once.
+    b.rule(
+        "fwd",
+        &[
+            destination(W0),
+            find("vips", W0, None),
+            meta(PROTOCOL, W0),
+            is(W0, &[6]),
+            Expression::Reject { reset: true, code: 0 },
+        ],
+    );
+    b.rule(
+        "fwd",
+        &[
+            destination(W0),
+            find("vips", W0, None),
+            Expression::Reject {
+                reset: false,
+                code: NO_PORT,
+            },
+        ],
+    );
+    b.rule(
+        "fwd",
+        &[
+            meta(OUT_NAME, R1),
+            is(R1, &name(uplink)),
+            source(W0),
+            find("internal", W0, None),
+            Expression::Reject {
+                reset: false,
+                code: PROHIBITED,
+            },
+        ],
+    );
+    b.rule(
+        "fwd",
+        &[meta(OUT_NAME, R1), is(R1, &name(uplink)), Expression::Accept],
+    );
+    b.rule(
+        "fwd",
+        &[
+            source(W0),
+            find("nets", W0, Some(W0)),
+            destination(W1),
+            find("members", W0, None),
+            Expression::Accept,
+        ],
+    );
+    b.rule(
+        "fwd",
+        &[Expression::Reject {
+            reset: false,
+            code: PROHIBITED,
+        }],
+    );
+    b
+}
+
+/// The host's table: published ports lead to the dataplane, and what leaves it gets the host's address.
+pub(crate) fn host(table: &str, uplink: &str, dataplane: Ipv4Addr) -> Batch {
+    let mut b = Batch::new(table);
+    b.table();
+    b.set("ports", 8, None);
+    b.chain("pre", &nat("nat", 0));
+    b.chain("out", &nat("nat", 3));
+    b.chain("post", &nat("nat", 4));
+    for chain in ["pre", "out"] {
+        b.rule(
+            chain,
+            &[
+                Expression::DestinationType { to: W0 },
+                is(W0, &2u32.to_ne_bytes()),
+                meta(PROTOCOL, W0),
+                port(W1),
+                find("ports", W0, None),
+                Expression::Immediate {
+                    to: R1,
+                    value: dataplane.octets().to_vec(),
+                },
+                Expression::DestinationNat {
+                    address: R1,
+                    port: None,
+                },
+            ],
+        );
+    }
+    // From 127/8 no answer would find its way back.
+    b.rule(
+        "post",
+        &[
+            meta(OUT_NAME, R1),
+            is(R1, &name(uplink)),
+            source(W0),
+            Expression::Mask {
+                register: W0,
+                mask: [255, 0, 0, 0],
+                xor: [0; 4],
+            },
+            is(W0, &[127, 0, 0, 0]),
+            Expression::Masquerade,
+        ],
+    );
+    b.rule(
+        "post",
+        &[
+            source(W0),
+            is(W0, &dataplane.octets()),
+            meta(OUT_NAME, R1),
+            is_not(R1, &name(uplink)),
+            Expression::Masquerade,
+        ],
+    );
+    b
+}

@@ -1,0 +1,356 @@
+//! nf_tables messages (linux/netfilter/nf_tables.h): tables, chains, sets, rules, elements.
+
+use std::io;
+
+use super::netlink::{ACK, CREATE, Message, REQUEST, Socket};
+
+const NEW_TABLE: u16 = 0;
+const DELETE_TABLE: u16 = 2;
+const NEW_CHAIN: u16 = 3;
+const NEW_RULE: u16 = 6;
+const NEW_SET: u16 = 9;
+const NEW_ELEMENT: u16 = 12;
+const DELETE_ELEMENT: u16 = 14;
+
+/// Registers: a verdict, four of 16 bytes, and the same memory as words from 8 on.
+pub(crate) const R1: u32 = 1;
+pub(crate) const W0: u32 = 8;
+pub(crate) const W1: u32 = 9;
+pub(crate) const W2: u32 = 10;
+/// Word in which numbers are kept until a rule ends.
+pub(crate) const W4: u32 = 12;
+
+/// Messages of one transaction on one table.
+pub(crate) struct Batch {
+    table: String,
+    messages: Vec<Message>,
+    sets: u32,
+}
+
+/// Where a base chain stands in the path of a packet.
+pub(crate) struct Hook {
+    pub(crate) kind: &'static str,
+    pub(crate) number: u32,
+    pub(crate) priority: i32,
+}
+
+impl Batch {
+    pub(crate) fn new(table: &str) -> Self {
+        Self {
+            table: table.into(),
+            messages: Vec::new(),
+            sets: 0,
+        }
+    }
+
+    fn message(&self, kind: u16, flags: u16) -> Message {
+        // struct nfgenmsg: family IPv4, version, resource.
+        Message::new(10 << 8 | kind, REQUEST | ACK | flags, &[2, 0, 0, 0])
+    }
+
+    pub(crate) fn table(&mut self) {
+        let mut m = self.message(NEW_TABLE, CREATE);
+        m.text(1, &self.table);
+        self.messages.push(m);
+    }
+
+    /// Takes the table away; it must exist.
+    pub(crate) fn delete_table(&mut self) {
+        let mut m = self.message(DELETE_TABLE, 0);
+        m.text(1, &self.table);
+        self.messages.push(m);
+    }
+
+    pub(crate) fn chain(&mut self, name: &str, hook: &Hook) {
+        let mut m = self.message(NEW_CHAIN, CREATE);
+        m.text(1, &self.table).text(3, name);
+        m.nest(4, |m| {
+            m.be32(1, hook.number).put(2, &hook.priority.to_be_bytes());
+        });
+        m.be32(5, 1).text(7, hook.kind);
+        self.messages.push(m);
+    }
+
+    /// A set of keys, or a map where `data` is the size of its values. Sizes in bytes.
+    pub(crate) fn set(&mut self, name: &str, key: u32, data: Option<u32>) {
+        self.sets += 1;
+        let id = self.sets;
+        let mut m = self.message(NEW_SET, CREATE);
+        m.text(1, &self.table).text(2, name);
+        m.be32(3, if data.is_some() { 8 } else { 0 });
+        // The type is for people who list the set; 0 means bytes.
+        m.be32(4, 0).be32(5, key);
+        if let Some(data) = data {
+            m.be32(6, 0).be32(7, data);
+        }
+        m.be32(10, id);
+        self.messages.push(m);
+    }
+
+    pub(crate) fn rule(&mut self, chain: &str, expressions: &[Expression]) {
+        let mut m = self.message(NEW_RULE, CREATE | 0x800);
+        m.text(1, &self.table).text(2, chain);
+        m.nest(4, |m| {
+            for e in expressions {
+                m.nest(1, |m| e.put(m));
+            }
+        });
+        self.messages.push(m);
+    }
+
+    pub(crate) fn add(&mut self, set: &str, elements: &[(Vec<u8>, Option<Vec<u8>>)]) {
+        self.elements(NEW_ELEMENT, CREATE, set, elements);
+    }
+
+    pub(crate) fn remove(&mut self, set: &str, elements: &[(Vec<u8>, Option<Vec<u8>>)]) {
+        self.elements(DELETE_ELEMENT, 0, set, elements);
+    }
+
+    fn elements(&mut self, kind: u16, flags: u16, set: &str, elements: &[(Vec<u8>, Option<Vec<u8>>)]) {
+        // One attribute holds at most 64 KiB; an element of ours takes less than 64 bytes.
+        for part in elements.chunks(512) {
+            let mut m = self.message(kind, flags);
+            m.text(1, &self.table).text(2, set);
+            m.nest(3, |m| {
+                for (key, data) in part {
+                    m.nest(1, |m| {
+                        m.nest(1, |m| {
+                            m.put(1, key);
+                        });
+                        if let Some(data) = data {
+                            m.nest(2, |m| {
+                                m.put(1, data);
+                            });
+                        }
+                    });
+                }
+            });
+            self.messages.push(m);
+        }
+    }
+
+    pub(crate) fn commit(self, socket: &mut Socket) -> io::Result<()> {
+        socket.batch(self.messages)
+    }
+}
+
+/// One step of a rule.
+pub(crate) enum Expression {
+    /// Loads header bytes: base 1 network, 2 transport.
+    Payload {
+        base: u32,
+        offset: u32,
+        len: u32,
+        to: u32,
+    },
+    /// Loads packet facts: 3 mark, 6 iifname, 7 oifname, 16 layer-4 protocol.
+    Meta { key: u32, to: u32 },
+    /// Stores the mark.
+    SetMark { from: u32 },
+    /// Loads the address type of the destination (local: 2).
+    DestinationType { to: u32 },
+    /// Loads connection facts: 0 state.
+    Connection { key: u32, to: u32 },
+    /// Keeps some bits.
+    Mask {
+        register: u32,
+        mask: [u8; 4],
+        xor: [u8; 4],
+    },
+    /// Goes on only when equal (0) or unequal (1).
+    Compare { from: u32, op: u32, value: Vec<u8> },
+    /// Goes on only when the key is in the set; loads its value.
+    Lookup { set: String, from: u32, to: Option<u32> },
+    /// A random number below.
+    Random { below: u32, to: u32 },
+    /// Loads a value.
+    Immediate { to: u32, value: Vec<u8> },
+    /// Rewrites the destination to registers of address and port.
+    DestinationNat { address: u32, port: Option<u32> },
+    /// Rewrites the source to a register.
+    SourceNat { address: u32 },
+    /// Rewrites the source to the address of the way out.
+    Masquerade,
+    /// Answers an ICMP code, or resets a TCP connection.
+    Reject { reset: bool, code: u8 },
+    /// Ends: accept.
+    Accept,
+}
+
+impl Expression {
+    fn put(&self, m: &mut Message) {
+        let name = match self {
+            Self::Payload { .. } => "payload",
+            Self::Meta { .. } | Self::SetMark { .. } => "meta",
+            Self::DestinationType { .. } => "fib",
+            Self::Connection { .. } => "ct",
+            Self::Mask { .. } => "bitwise",
+            Self::Compare { .. } => "cmp",
+            Self::Lookup { .. } => "lookup",
+            Self::Random { .. } => "numgen",
+            Self::Immediate { .. } | Self::Accept => "immediate",
+            Self::DestinationNat { .. } | Self::SourceNat { .. } => "nat",
+            Self::Masquerade => "masq",
+            Self::Reject { .. } => "reject",
+        };
+        m.text(1, name);
+        m.nest(2, |m| self.data(m));
+    }
+
+    fn data(&self, m: &mut Message) {
+        let value = |m: &mut Message, kind: u16, bytes: &[u8]| {
+            m.nest(kind, |m| {
+                m.put(1, bytes);
+            });
+        };
+        match self {
+            Self::Payload {
+                base,
+                offset,
+                len,
+                to,
+            } => {
+                m.be32(1, *to).be32(2, *base).be32(3, *offset).be32(4, *len);
+            }
+            Self::Meta { key, to } => {
+                m.be32(1, *to).be32(2, *key);
+            }
+            Self::SetMark { from } => {
+                m.be32(2, 3).be32(3, *from);
+            }
+            Self::DestinationType { to } => {
+                m.be32(1, *to).be32(2, 3).be32(3, 2);
+            }
+            Self::Connection { key, to } => {
+                m.be32(1, *to).be32(2, *key);
+            }
+            Self::Mask { register, mask, xor } => {
+                m.be32(1, *register).be32(2, *register).be32(3, 4);
+                value(m, 4, mask);
+                value(m, 5, xor);
+            }
+            Self::Compare { from, op, value: v } => {
+                m.be32(1, *from).be32(2, *op);
+                value(m, 3, v);
+            }
+            Self::Lookup { set, from, to } => {
+                m.text(1, set).be32(2, *from);
+                if let Some(to) = to {
+                    m.be32(3, *to);
+                }
+            }
+            Self::Random { below, to } => {
+                m.be32(1, *to).be32(2, *below).be32(3, 1).be32(4, 0);
+            }
+            Self::Immediate { to, value: v } => {
+                m.be32(1, *to);
+                value(m, 2, v);
+            }
+            Self::DestinationNat { address, port } => {
+                m.be32(1, 1).be32(2, 2).be32(3, *address);
+                if let Some(port) = port {
+                    m.be32(5, *port);
+                }
+            }
+            Self::SourceNat { address } => {
+                m.be32(1, 0).be32(2, 2).be32(3, *address);
+            }
+            Self::Masquerade => {}
+            Self::Reject { reset, code } => {
+                m.be32(1, u32::from(*reset)).put(2, &[*code]);
+            }
+            Self::Accept => {
+                m.be32(1, 0);
+                m.nest(2, |m| {
+                    m.nest(2, |m| {
+                        m.be32(1, 1);
+                    });
+                });
+            }
+        }
+    }
+}
+
+/// Whether a table of that name exists.
+pub(crate) fn table_exists(socket: &mut Socket, name: &str) -> io::Result<bool> {
+    let bodies = socket.dump(Message::new(
+        10 << 8 | 1,
+        REQUEST | super::netlink::DUMP,
+        &[2, 0, 0, 0],
+    ))?;
+    Ok(bodies.iter().any(|b| {
+        let attributes = super::netlink::attributes(b.get(4..).unwrap_or_default());
+        attributes
+            .into_iter()
+            .any(|(k, v)| k == 1 && v.strip_suffix(&[0]) == Some(name.as_bytes()))
+    }))
+}
+
+/// Every element of a set: key, and value where it is a map.
+pub(crate) fn elements(
+    socket: &mut Socket,
+    table: &str,
+    set: &str,
+) -> io::Result<Vec<(Vec<u8>, Option<Vec<u8>>)>> {
+    let mut m = Message::new(10 << 8 | 13, REQUEST | super::netlink::DUMP, &[2, 0, 0, 0]);
+    m.text(1, table).text(2, set);
+    let mut found = Vec::new();
+    let part = |bytes: &[u8]| {
+        super::netlink::attributes(bytes)
+            .into_iter()
+            .find(|(k, _)| *k == 1)
+            .map(|(_, v)| v.to_vec())
+    };
+    for body in socket.dump(m)? {
+        for (_, list) in super::netlink::attributes(body.get(4..).unwrap_or_default())
+            .into_iter()
+            .filter(|(k, _)| *k == 3)
+        {
+            for (_, element) in super::netlink::attributes(list) {
+                let fields = super::netlink::attributes(element);
+                let get = |kind: u16| fields.iter().find(|(k, _)| *k == kind).and_then(|(_, v)| part(v));
+                if let Some(key) = get(1) {
+                    found.push((key, get(2)));
+                }
+            }
+        }
+    }
+    Ok(found)
+}
+
+/// Forgets UDP flows to a backend, so that the next datagram chooses another (conntrack, IPCTNL_MSG_CT_DELETE).
+pub(crate) fn forget_udp(socket: &mut Socket, backend: std::net::Ipv4Addr) -> io::Result<()> {
+    let bodies = socket.dump(Message::new(
+        1 << 8 | 1,
+        REQUEST | super::netlink::DUMP,
+        &[2, 0, 0, 0],
+    ))?;
+    for body in bodies {
+        let all = super::netlink::attributes(body.get(4..).unwrap_or_default());
+        let Some((_, reply)) = all.iter().find(|(k, _)| *k == 2) else {
+            continue;
+        };
+        let tuple = super::netlink::attributes(reply);
+        let inner = |kind: u16| {
+            tuple
+                .iter()
+                .find(|(k, _)| *k == kind)
+                .map(|(_, v)| super::netlink::attributes(v))
+        };
+        let source = inner(1).and_then(|a| a.into_iter().find(|(k, _)| *k == 1).map(|(_, v)| v.to_vec()));
+        let protocol = inner(2).and_then(|a| a.into_iter().find(|(k, _)| *k == 1).map(|(_, v)| v.to_vec()));
+        if source.as_deref() != Some(&backend.octets()) || protocol.as_deref() != Some(&[17]) {
+            continue;
+        }
+        let Some((_, original)) = all.iter().find(|(k, _)| *k == 1) else {
+            continue;
+        };
+        let mut m = Message::new(1 << 8 | 2, REQUEST | ACK, &[2, 0, 0, 0]);
+        m.put(1 | 0x8000, original);
+        match socket.request(m) {
+            Err(e) if e.raw_os_error() != Some(libc::ENOENT) => return Err(e),
+            Ok(()) | Err(_) => {}
+        }
+    }
+    Ok(())
+}

@@ -1,0 +1,276 @@
+//! The dataplane against the real kernel: real namespaces, links, tables and connections. Needs root.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::io::{Read, Write};
+use std::net::{Ipv4Addr, SocketAddr, TcpListener, TcpStream, UdpSocket};
+use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant};
+
+use net::{Dataplane, DataplaneConfig, Endpoint, EndpointConfig, Protocol, Wanted, Zone};
+
+/// Runs something in a container's namespace, on a thread of its own.
+fn within<T: Send + 'static>(namespace: &Path, job: impl FnOnce() -> T + Send + 'static) -> T {
+    let file = std::fs::File::open(namespace).expect("a namespace");
+    std::thread::spawn(move || {
+        use std::os::fd::AsFd;
+        let kind = rustix::thread::LinkNameSpaceType::Network;
+        rustix::thread::move_into_link_name_space(file.as_fd(), Some(kind)).expect("enter it");
+        job()
+    })
+    .join()
+    .expect("the job")
+}
+
+/// A server in a container that answers each connection with its name and the address of its client.
+fn serve(namespace: &Path, name: &'static str, port: u16) {
+    let listener = within(namespace, move || {
+        TcpListener::bind(("0.0.0.0", port)).expect("listen")
+    });
+    std::thread::spawn(move || {
+        for stream in listener.incoming().flatten() {
+            let mut stream = stream;
+            let peer = stream.peer_addr().map(|p| p.ip().to_string()).unwrap_or_default();
+            let _ = stream.write_all(format!("{name} {peer}").as_bytes());
+        }
+    });
+}
+
+fn ask(to: impl Into<SocketAddr>) -> std::io::Result<String> {
+    let mut stream = TcpStream::connect_timeout(&to.into(), Duration::from_secs(2))?;
+    stream.set_read_timeout(Some(Duration::from_secs(2)))?;
+    let mut text = String::new();
+    stream.read_to_string(&mut text)?;
+    Ok(text)
+}
+
+fn ask_from(namespace: &Path, to: (Ipv4Addr, u16)) -> std::io::Result<String> {
+    within(namespace, move || ask((std::net::IpAddr::V4(to.0), to.1)))
+}
+
+/// A question by hand: type A, one name.
+fn resolve(namespace: &Path, name: &str) -> Vec<Ipv4Addr> {
+    let mut query = vec![0x12, 0x34, 1, 0, 0, 1, 0, 0, 0, 0, 0, 0];
+    for label in name.split('.') {
+        query.push(u8::try_from(label.len()).expect("short"));
+        query.extend_from_slice(label.as_bytes());
+    }
+    query.extend_from_slice(&[0, 0, 1, 0, 1]);
+    within(namespace, move || {
+        let socket = UdpSocket::bind("127.0.0.1:0").expect("a socket");
+        socket
+            .set_read_timeout(Some(Duration::from_secs(3)))
+            .expect("a time limit");
+        socket.send_to(&query, "127.0.0.11:53").expect("ask");
+        let mut buffer = [0u8; 1500];
+        let len = socket.recv(&mut buffer).expect("an answer");
+        let count = usize::from(buffer[7]);
+        // Answers stand last, 16 bytes each: pointer, type, class, time, length, address.
+        let end = &buffer[len - count * 16..len];
+        end.chunks(16)
+            .map(|a| Ipv4Addr::new(a[12], a[13], a[14], a[15]))
+            .collect()
+    })
+}
+
+struct Bed {
+    plane: Dataplane,
+    dir: tempfile::TempDir,
+    name: &'static str,
+}
+
+impl Bed {
+    async fn new(name: &'static str) -> Option<Self> {
+        if !rustix::process::geteuid().is_root() {
+            println!("skipped: the dataplane's kernel tests need root");
+            return None;
+        }
+        let dir = tempfile::tempdir().expect("a folder");
+        let plane = Dataplane::open(Self::config(name, dir.path()))
+            .await
+            .expect("a dataplane");
+        Some(Self { plane, dir, name })
+    }
+
+    fn config(name: &str, dir: &Path) -> DataplaneConfig {
+        DataplaneConfig {
+            name: name.into(),
+            state_dir: dir.to_owned(),
+            upstream: vec![],
+        }
+    }
+
+    async fn attach(&self, id: &str, address: Ipv4Addr) -> PathBuf {
+        let endpoint = EndpointConfig {
+            id: id.into(),
+            addresses: vec![address],
+        };
+        self.plane.attach(endpoint).await.expect("attach")
+    }
+}
+
+fn ip(last: u8) -> Ipv4Addr {
+    Ipv4Addr::new(10, 99, 0, last)
+}
+
+fn wanted(port: u16) -> Wanted {
+    let endpoint = |network, internal| Endpoint { network, internal };
+    let asker = |networks: &[u32], internal| (networks.to_vec(), internal);
+    Wanted {
+        endpoints: BTreeMap::from([
+            (ip(2), endpoint(1, false)),
+            (ip(3), endpoint(1, false)),
+            (ip(4), endpoint(2, true)),
+        ]),
+        vips: BTreeMap::from([(ip(100), (1, vec![ip(2), ip(3)])), (ip(101), (1, vec![]))]),
+        ports: BTreeMap::from([((Protocol::Tcp, port), vec![(ip(2), 8080), (ip(3), 8080)])]),
+        zone: Zone {
+            askers: BTreeMap::from([("a".into(), asker(&[1], false)), ("c".into(), asker(&[2], true))]),
+            names: BTreeMap::from([
+                ((1, "web".into()), vec![ip(100)]),
+                ((1, "tasks.web".into()), vec![ip(2), ip(3)]),
+            ]),
+            reverse: BTreeMap::new(),
+        },
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn containers_meet_by_address_virtual_address_name_and_port_and_nothing_else() {
+    let Some(bed) = Bed::new("tst1").await else { return };
+    let (a, b, c) = (
+        bed.attach("a", ip(2)).await,
+        bed.attach("b", ip(3)).await,
+        bed.attach("c", ip(4)).await,
+    );
+    bed.plane.apply(wanted(18_091)).await.expect("apply");
+    assert_eq!(
+        bed.plane.apply(wanted(18_091)).await.expect("apply"),
+        0,
+        "again it changes nothing"
+    );
+    serve(&a, "a", 8080);
+    serve(&b, "b", 8080);
+    serve(&c, "c", 8080);
+
+    assert_eq!(ask_from(&a, (ip(3), 8080)).expect("same network"), "b 10.99.0.2");
+    assert!(ask_from(&a, (ip(4), 8080)).is_err(), "another network");
+    assert!(ask_from(&c, (ip(2), 8080)).is_err(), "another network");
+    assert!(
+        ask_from(&c, (ip(100), 8080)).is_err(),
+        "a virtual address of another network"
+    );
+
+    let seen: BTreeSet<String> = (0..40)
+        .map(|_| ask_from(&b, (ip(100), 8080)).expect("virtual address"))
+        .collect();
+    // b reaches itself too; then it sees the gateway as its client.
+    assert_eq!(
+        seen,
+        BTreeSet::from(["a 10.99.0.3".to_owned(), "b 169.254.1.1".to_owned()])
+    );
+
+    let began = Instant::now();
+    assert!(ask_from(&a, (ip(101), 8080)).is_err(), "nothing stands behind it");
+    assert!(
+        began.elapsed() < Duration::from_secs(1),
+        "and that is said at once: {:?}",
+        began.elapsed()
+    );
+
+    let seen: BTreeSet<String> = (0..40)
+        .map(|_| ask(([127, 0, 0, 1], 18_091)).expect("published")[..1].to_owned())
+        .collect();
+    assert_eq!(seen.len(), 2, "a published port reaches both");
+
+    assert_eq!(resolve(&a, "web"), [ip(100)]);
+    assert_eq!(
+        BTreeSet::from_iter(resolve(&a, "TASKS.web")),
+        BTreeSet::from([ip(2), ip(3)])
+    );
+    assert!(resolve(&c, "web").is_empty(), "not a name of its network");
+    bed.plane.destroy().await.expect("destroy");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn changes_drop_no_connection() {
+    let Some(bed) = Bed::new("tst2").await else { return };
+    let (a, b) = (bed.attach("a", ip(2)).await, bed.attach("b", ip(3)).await);
+    bed.plane.apply(wanted(18_092)).await.expect("apply");
+    serve(&a, "a", 8080);
+    serve(&b, "b", 8080);
+    let client = std::thread::spawn(|| {
+        let (mut done, mut failed) = (0, 0);
+        let until = Instant::now() + Duration::from_secs(2);
+        while Instant::now() < until {
+            match ask(([127, 0, 0, 1], 18_092)) {
+                Ok(text) if !text.is_empty() => done += 1,
+                Ok(_) | Err(_) => failed += 1,
+            }
+        }
+        (done, failed)
+    });
+    let mut changes = 0;
+    while !client.is_finished() {
+        let mut next = wanted(18_092);
+        let only = if changes % 2 == 0 { ip(2) } else { ip(3) };
+        next.ports.insert((Protocol::Tcp, 18_092), vec![(only, 8080)]);
+        bed.plane.apply(next).await.expect("apply");
+        changes += 1;
+    }
+    let (done, failed) = client.join().expect("the client");
+    println!("{done} connections over {changes} changes");
+    assert!(
+        done > 100 && changes > 20,
+        "{done} connections, {changes} changes"
+    );
+    assert_eq!(failed, 0);
+    bed.plane.destroy().await.expect("destroy");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_dataplane_is_adopted_and_leaves_nothing() {
+    let counts = |name: &str| {
+        let mounts = std::fs::read_to_string("/proc/self/mountinfo").expect("mounts");
+        let links = std::fs::read_to_string("/proc/net/dev").expect("links");
+        (
+            mounts.lines().filter(|l| l.contains("nsfs")).count(),
+            links.contains(&format!("rs-{name}")),
+        )
+    };
+    let Some(bed) = Bed::new("tst3").await else { return };
+    let a = bed.attach("a", ip(2)).await;
+    bed.plane.apply(wanted(18_093)).await.expect("apply");
+    serve(&a, "a", 8080);
+    let again = Dataplane::open(Bed::config(bed.name, bed.dir.path()))
+        .await
+        .expect("it is adopted");
+    assert_eq!(again.attached(), ["a"]);
+    assert_eq!(
+        again.apply(wanted(18_093)).await.expect("apply"),
+        0,
+        "the kernel has it all"
+    );
+    assert_eq!(
+        ask(([127, 0, 0, 1], 18_093))
+            .map(|t| t.starts_with('a'))
+            .unwrap_or(true),
+        true
+    );
+    let began = Instant::now();
+    for i in 0..50u8 {
+        bed.attach(&format!("x{i}"), ip(10 + i)).await;
+    }
+    println!("attach: {:.1} ms each", began.elapsed().as_secs_f64() * 20.0);
+    for i in 0..50 {
+        bed.plane.detach(&format!("x{i}")).await.expect("detach");
+    }
+    again.destroy().await.expect("destroy");
+    bed.plane.destroy().await.expect("destroy is idempotent");
+    let (_, link) = counts(bed.name);
+    assert!(!link, "the host's link is gone");
+    let mounts = std::fs::read_to_string("/proc/self/mountinfo").expect("mounts");
+    assert!(
+        !mounts.contains(&bed.dir.path().display().to_string()),
+        "no namespace is kept"
+    );
+}
