@@ -1,1 +1,16 @@
-//! What an agent decides: the next step of each task.
+//! What an agent decides: the next step of each task, from what is wanted and what was seen.
+#![forbid(unsafe_code)]
+#![deny(clippy::wildcard_enum_match_arm)]
+
+// What the manager wants.
+pub mod assignments;
+
+// One task at a time.
+pub mod health;
+pub mod step;
+
+// All of them together.
+pub mod net;
+pub mod outbox;
+
+pub use step::{LocalTask, Seen, Step, next_step, state_of};

@@ -1,0 +1,36 @@
+//! Statuses that still have to reach a manager: the newest of each task, until it is acknowledged.
+
+use std::collections::BTreeMap;
+
+use model::TaskId;
+use model::object::TaskStatus;
+
+/// Most statuses of one message; one log entry stays below 1 MiB.
+pub const BATCH_MAX: usize = 512;
+
+/// The newest status of each task that a manager does not have yet.
+#[derive(Debug, Default)]
+pub struct Outbox {
+    waiting: BTreeMap<TaskId, TaskStatus>,
+}
+
+impl Outbox {
+    /// Adds a status; an older one of the task is not worth telling any more.
+    pub fn put(&mut self, task: TaskId, status: TaskStatus) {
+        self.waiting.insert(task, status);
+    }
+
+    /// What to tell next.
+    pub fn batch(&self) -> Vec<(TaskId, TaskStatus)> {
+        self.waiting.iter().take(BATCH_MAX).map(|(id, s)| (*id, s.clone())).collect()
+    }
+
+    /// A manager has these; those that changed meanwhile stay.
+    pub fn acknowledge(&mut self, told: &[(TaskId, TaskStatus)]) {
+        for (id, status) in told {
+            if self.waiting.get(id) == Some(status) {
+                self.waiting.remove(id);
+            }
+        }
+    }
+}

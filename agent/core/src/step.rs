@@ -1,0 +1,207 @@
+//! The next step of one task, and the state to report: total functions of what is wanted and what was seen.
+
+use std::time::Duration;
+
+use model::Timestamp;
+use model::task_state::{DesiredState, TaskState};
+
+use crate::health::Health;
+
+/// How the container of a task stands on this host.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Seen {
+    /// There is none.
+    Nothing,
+    /// It is made, with its network, and can start at once.
+    Prepared,
+    /// Its process runs.
+    Running(Health),
+    /// It was asked to stop.
+    Stopping,
+    /// It ended by itself or was stopped.
+    Ended {
+        /// Exit code; absent: nobody saw it.
+        code: Option<i32>,
+        /// Why it counts as failed although it was not its own doing (unhealthy, memory).
+        reason: Option<String>,
+    },
+    /// It could not be made or started.
+    Failed {
+        /// Why.
+        error: String,
+        /// It never ran.
+        rejected: bool,
+    },
+}
+
+/// A task of this host.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct LocalTask {
+    /// What the manager wants; absent: it has forgotten the task.
+    pub desired: Option<DesiredState>,
+    /// How its container stands.
+    pub seen: Seen,
+    /// Whether connections are sent to it.
+    pub in_net: bool,
+    /// Whether its network and writable files were given back.
+    pub released: bool,
+    /// It was stopped because it was not wanted any more.
+    pub stopped_by_us: bool,
+    /// No step before this time: something is to be tried again.
+    pub retry_at: Option<Timestamp>,
+}
+
+/// One thing to do.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Step {
+    /// Make image, volumes, network and container ready.
+    Prepare,
+    /// Run it.
+    Start,
+    /// Send connections to it.
+    AddEndpoint,
+    /// Send it no more connections; those it has go on.
+    DropEndpoint,
+    /// Ask it to stop, and kill it after its grace.
+    Stop,
+    /// Give back its network and files; its log stays.
+    Release,
+    /// Remove everything of it.
+    Forget,
+    /// Nothing until something changes, or until the time.
+    Wait(Option<Timestamp>),
+}
+
+/// Decides the next step.
+pub fn next_step(task: &LocalTask, now: Timestamp) -> Step {
+    if let Some(at) = task.retry_at.filter(|at| *at > now) {
+        return Step::Wait(Some(at));
+    }
+    let wanted = matches!(task.desired, Some(DesiredState::Ready | DesiredState::Running));
+    match &task.seen {
+        Seen::Nothing if wanted => Step::Prepare,
+        Seen::Nothing => finished(task),
+        Seen::Prepared => match task.desired {
+            Some(DesiredState::Ready) => Step::Wait(None),
+            Some(DesiredState::Running) => Step::Start,
+            Some(DesiredState::Shutdown | DesiredState::Remove) | None => finished(task),
+        },
+        Seen::Running(health) => match (wanted, health, task.in_net) {
+            (true, Health::Healthy, false) => Step::AddEndpoint,
+            (true, Health::Healthy, true) | (true, Health::Starting, _) => Step::Wait(None),
+            // Out of the balancers first, whatever the reason, so that no connection meets a dying process.
+            (true, Health::Unhealthy, true) | (false, _, true) => Step::DropEndpoint,
+            (true, Health::Unhealthy, false) | (false, _, false) => Step::Stop,
+        },
+        Seen::Stopping => Step::Wait(None),
+        Seen::Ended { .. } | Seen::Failed { .. } => {
+            if task.in_net {
+                Step::DropEndpoint
+            } else {
+                finished(task)
+            }
+        }
+    }
+}
+
+/// What is left to do once nothing runs.
+fn finished(task: &LocalTask) -> Step {
+    if task.desired.is_none() {
+        Step::Forget
+    } else if task.released {
+        Step::Wait(None)
+    } else {
+        Step::Release
+    }
+}
+
+/// The state a manager is told.
+pub fn state_of(task: &LocalTask) -> TaskState {
+    let wanted = matches!(task.desired, Some(DesiredState::Ready | DesiredState::Running));
+    match &task.seen {
+        Seen::Nothing if wanted => TaskState::Preparing,
+        Seen::Nothing if task.released => TaskState::Shutdown,
+        Seen::Nothing => TaskState::Accepted,
+        // What may still hold an address has not ended: addresses are given again once a task is over.
+        Seen::Prepared if !wanted && task.released => TaskState::Shutdown,
+        Seen::Prepared => TaskState::Ready,
+        Seen::Running(_) | Seen::Stopping if task.in_net => TaskState::Running,
+        Seen::Running(_) | Seen::Stopping => TaskState::Starting,
+        Seen::Ended { .. } | Seen::Failed { .. } if !task.released => TaskState::Starting,
+        Seen::Ended { .. } if task.stopped_by_us => TaskState::Shutdown,
+        Seen::Ended { code: Some(0), reason: None } => TaskState::Complete,
+        Seen::Ended { .. } => TaskState::Failed,
+        Seen::Failed { rejected: true, .. } => TaskState::Rejected,
+        Seen::Failed { .. } => TaskState::Failed,
+    }
+}
+
+/// How long a temporary failure waits before it is tried again.
+pub const RETRY: Duration = Duration::from_secs(1);
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const NOW: Timestamp = Timestamp(1_000);
+
+    fn task(desired: Option<DesiredState>, seen: Seen, in_net: bool, released: bool) -> LocalTask {
+        LocalTask { desired, seen, in_net, released, stopped_by_us: false, retry_at: None }
+    }
+
+    #[test]
+    fn every_pair_has_its_step() {
+        use DesiredState::{Ready, Remove, Running, Shutdown};
+        let ended = Seen::Ended { code: Some(1), reason: None };
+        let failed = Seen::Failed { error: "x".into(), rejected: true };
+        let rows = [
+            ("a new task is prepared", Some(Ready), Seen::Nothing, false, false, Step::Prepare),
+            ("also when it may run at once", Some(Running), Seen::Nothing, false, false, Step::Prepare),
+            ("one that is prepared waits for its turn", Some(Ready), Seen::Prepared, false, false, Step::Wait(None)),
+            ("and then starts", Some(Running), Seen::Prepared, false, false, Step::Start),
+            ("it gets no connection while starting", Some(Running), Seen::Running(Health::Starting), false, false, Step::Wait(None)),
+            ("it does once healthy", Some(Running), Seen::Running(Health::Healthy), false, false, Step::AddEndpoint),
+            ("then it runs", Some(Running), Seen::Running(Health::Healthy), true, false, Step::Wait(None)),
+            ("an unhealthy one is taken out first", Some(Running), Seen::Running(Health::Unhealthy), true, false, Step::DropEndpoint),
+            ("then stopped", Some(Running), Seen::Running(Health::Unhealthy), false, false, Step::Stop),
+            ("one not wanted is taken out first", Some(Shutdown), Seen::Running(Health::Healthy), true, false, Step::DropEndpoint),
+            ("then stopped too", Some(Remove), Seen::Running(Health::Healthy), false, false, Step::Stop),
+            ("a forgotten one as well", None, Seen::Running(Health::Starting), false, false, Step::Stop),
+            ("stopping takes its time", Some(Shutdown), Seen::Stopping, false, false, Step::Wait(None)),
+            ("one that crashed is taken out", Some(Running), ended.clone(), true, false, Step::DropEndpoint),
+            ("and gives back what it held", Some(Running), ended.clone(), false, false, Step::Release),
+            ("its log stays until it is forgotten", Some(Shutdown), ended.clone(), false, true, Step::Wait(None)),
+            ("then all of it goes", None, ended, false, true, Step::Forget),
+            ("one that could not start too", Some(Running), failed, false, false, Step::Release),
+            ("one prepared in vain gives back", Some(Shutdown), Seen::Prepared, false, false, Step::Release),
+            ("one never begun as well", Some(Shutdown), Seen::Nothing, false, false, Step::Release),
+        ];
+        for (name, desired, seen, in_net, released, want) in rows {
+            assert_eq!(next_step(&task(desired, seen, in_net, released), NOW), want, "{name}");
+        }
+        let mut later = task(Some(Ready), Seen::Nothing, false, false);
+        later.retry_at = Some(Timestamp(2_000));
+        assert_eq!(next_step(&later, NOW), Step::Wait(Some(Timestamp(2_000))));
+        assert_eq!(next_step(&later, Timestamp(2_000)), Step::Prepare);
+    }
+
+    #[test]
+    fn a_task_is_over_only_when_it_holds_nothing() {
+        let desired = Some(DesiredState::Running);
+        let ended = |code, reason: Option<&str>| Seen::Ended { code, reason: reason.map(str::to_owned) };
+        for (name, seen, in_net, released, stopped, want) in [
+            ("healthy but unreachable is not running", Seen::Running(Health::Healthy), false, false, false, TaskState::Starting),
+            ("reachable is running", Seen::Running(Health::Healthy), true, false, false, TaskState::Running),
+            ("ended but holding its address", ended(Some(0), None), false, false, false, TaskState::Starting),
+            ("ended well", ended(Some(0), None), false, true, false, TaskState::Complete),
+            ("ended badly", ended(Some(3), None), false, true, false, TaskState::Failed),
+            ("ended unseen", ended(None, None), false, true, false, TaskState::Failed),
+            ("ended well but unhealthy", ended(Some(0), Some("unhealthy")), false, true, false, TaskState::Failed),
+            ("stopped by us", ended(Some(137), None), false, true, true, TaskState::Shutdown),
+        ] {
+            let mut t = task(desired, seen, in_net, released);
+            t.stopped_by_us = stopped;
+            assert_eq!(state_of(&t), want, "{name}");
+        }
+    }
+}
