@@ -1,8 +1,24 @@
 //! A cluster in memory for tests: the real state and plan, and a node that does what it is told.
 
-use model::object::{Meta, Node, NodeDescription, NodeSpec, NodeState, NodeStatus};
-use model::spec::Platform;
-use model::{Bytes, NanoCpus, NodeId, Timestamp};
+use std::collections::BTreeSet;
+use std::time::Duration;
+
+use model::ids::IdSource;
+use model::object::{
+    Availability, Key, Meta, Node, NodeDescription, NodeSpec, NodeState, NodeStatus, Object, Service,
+    SlotKey, Task, TaskStatus, UpdateState,
+};
+use model::spec::{
+    FailureAction, NetworkAttachment, NetworkSpec, Platform, PortSpec, PublishMode, RestartCondition,
+    STACK_LABEL, ServiceMode, ServiceSpec, StackSpec, UpdateOrder,
+};
+use model::task_state::{DesiredState, TaskState};
+use model::{Bytes, NanoCpus, NodeId, ServiceId, Timestamp};
+
+use crate::admit::{self, Admitted, ClusterRequest, Refusal, StackVerdict};
+use crate::plan::{Dirty, plan};
+use crate::state::State;
+use crate::txn::{Action, Entry, Txn};
 
 /// A ready worker.
 pub(crate) fn node(id: u128, hostname: &str) -> Node {
@@ -29,3 +45,779 @@ pub(crate) fn node(id: u128, hostname: &str) -> Node {
 
 /// Where tests begin.
 pub(crate) const START: Timestamp = Timestamp(1_000_000);
+
+/// Ids in the order in which they are asked for.
+#[derive(Default)]
+struct Counter(u128);
+
+impl IdSource for Counter {
+    fn next_id(&mut self) -> u128 {
+        self.0 += 1;
+        self.0 + 1_000
+    }
+}
+
+/// Most plans until nothing is left to do; a plan that never settles is a bug.
+const PLANS_MAX: usize = 50;
+
+/// A cluster whose nodes do what they are told. What a container does follows from the name of its image:
+/// `missing` cannot be had, `crash` fails a second after it started, `exit` ends well, `slow` never gets ready.
+struct Sim {
+    state: State,
+    now: Timestamp,
+    ids: Counter,
+    dead: BTreeSet<NodeId>,
+    /// Fewest running tasks seen at any time since the last reset.
+    fewest: usize,
+    most: usize,
+}
+
+impl Sim {
+    fn new(nodes: u128) -> Self {
+        let mut sim = Self {
+            state: State::new(),
+            now: START,
+            ids: Counter::default(),
+            dead: BTreeSet::new(),
+            fewest: usize::MAX,
+            most: 0,
+        };
+        let request = ClusterRequest {
+            availability: Availability::Drain,
+            ..ClusterRequest::default()
+        };
+        let first = admit::init_cluster(&sim.state, &request, NodeId(99), sim.now, &mut sim.ids);
+        sim.admit(first);
+        for id in 1..=nodes {
+            let node = node(id, &format!("n{id}"));
+            sim.commit(Txn {
+                expect: Vec::new(),
+                actions: vec![Action::Put(Object::Node(node.into()))],
+            });
+        }
+        sim
+    }
+
+    fn commit(&mut self, txn: Txn) {
+        let entry = Entry {
+            index: self.state.index() + 1,
+            now: self.now,
+            txn,
+        };
+        self.state.apply(&entry).expect("decided on this very state");
+        self.state.check().expect("sound after every entry");
+    }
+
+    fn admit(&mut self, what: Result<Admitted, Refusal>) -> Admitted {
+        let admitted = what.expect("admitted");
+        self.commit(admitted.txn.clone());
+        admitted
+    }
+
+    fn create(&mut self, spec: ServiceSpec) {
+        let made = admit::create_service(&self.state, spec, self.now, &mut self.ids);
+        self.admit(made);
+        self.run(10);
+    }
+
+    fn update(&mut self, change: impl FnOnce(&mut ServiceSpec)) {
+        let mut spec = (*self.web().spec).clone();
+        change(&mut spec);
+        let made = admit::update_service(&self.state, "web", None, spec, self.now);
+        self.admit(made);
+    }
+
+    fn scale(&mut self, replicas: u32) {
+        let made = admit::scale_services(&self.state, &[("web".into(), replicas)]);
+        self.admit(made);
+    }
+
+    fn node_spec(&mut self, id: u128, change: impl FnOnce(&mut NodeSpec)) {
+        let mut spec = self.state.node(NodeId(id)).expect("there").spec.clone();
+        change(&mut spec);
+        let made = admit::update_node(&self.state, &format!("n{id}"), None, spec);
+        self.admit(made);
+    }
+
+    fn node_seen(&mut self, id: u128, state: NodeState) {
+        let status = NodeStatus {
+            state,
+            message: String::new(),
+        };
+        self.commit(Txn {
+            expect: Vec::new(),
+            actions: vec![Action::NodeSeen {
+                node: NodeId(id),
+                description: None,
+                status,
+            }],
+        });
+    }
+
+    /// Plans until nothing is left; then planning once more must say the same.
+    fn settle(&mut self) {
+        for _ in 0..PLANS_MAX {
+            let next = plan(&self.state, &Dirty::everything(), self.now, &mut self.ids);
+            if next.txn.is_empty() {
+                return;
+            }
+            self.commit(next.txn);
+        }
+        panic!("{PLANS_MAX} plans were not enough: {:?}", self.tasks("web"));
+    }
+
+    fn agents(&mut self) {
+        let mut actions = Vec::new();
+        for task in self.state.tasks().filter(|t| !t.status.state.is_terminal()) {
+            let Some(node) = task.node.filter(|n| !self.dead.contains(n)) else {
+                continue;
+            };
+            if let Some(state) = self.step(task) {
+                let error = if state == TaskState::Rejected {
+                    "No such image"
+                } else {
+                    ""
+                };
+                let status = TaskStatus {
+                    state,
+                    at: self.now,
+                    error: error.into(),
+                    ..TaskStatus::new(self.now)
+                };
+                actions.push(Action::TaskStatus {
+                    node,
+                    task: task.id,
+                    status,
+                });
+            }
+        }
+        self.commit(Txn {
+            expect: Vec::new(),
+            actions,
+        });
+    }
+
+    fn step(&self, task: &Task) -> Option<TaskState> {
+        let image = task.spec.container.image.as_str();
+        let old_enough = self.now.since(task.status.at) >= Duration::from_secs(1);
+        if !task.desired.is_live() {
+            return Some(TaskState::Shutdown);
+        }
+        match task.status.state {
+            TaskState::Preparing if image == "missing" => Some(TaskState::Rejected),
+            TaskState::Preparing if image == "slow" => None,
+            TaskState::Assigned => Some(TaskState::Accepted),
+            TaskState::Accepted => Some(TaskState::Preparing),
+            TaskState::Preparing => Some(TaskState::Ready),
+            TaskState::Ready if task.desired == DesiredState::Running => Some(TaskState::Starting),
+            TaskState::Starting => Some(TaskState::Running),
+            TaskState::Running if image == "crash" && old_enough => Some(TaskState::Failed),
+            TaskState::Running if image == "exit" && old_enough => Some(TaskState::Complete),
+            TaskState::Running
+            | TaskState::Ready
+            | TaskState::New
+            | TaskState::Pending
+            | TaskState::Complete
+            | TaskState::Shutdown
+            | TaskState::Failed
+            | TaskState::Rejected
+            | TaskState::Remove
+            | TaskState::Orphaned => None,
+        }
+    }
+
+    /// Lets time pass, in steps of a quarter of a second.
+    fn run(&mut self, seconds: u64) {
+        for _ in 0..seconds * 4 {
+            self.settle();
+            self.agents();
+            self.settle();
+            let running = self.running().len();
+            self.fewest = self.fewest.min(running);
+            let with_process = self
+                .tasks("web")
+                .iter()
+                .filter(|t| t.status.state == TaskState::Running)
+                .count();
+            self.most = self.most.max(with_process);
+            self.now = self.now + Duration::from_millis(250);
+        }
+        self.settle();
+    }
+
+    fn watch(&mut self) {
+        (self.fewest, self.most) = (usize::MAX, 0);
+    }
+
+    fn web(&self) -> &Service {
+        self.state
+            .services()
+            .find(|s| s.spec.name == "web")
+            .expect("there")
+    }
+
+    fn tasks(&self, service: &str) -> Vec<&Task> {
+        self.state
+            .tasks()
+            .filter(|t| t.service_name == service)
+            .map(|t| &**t)
+            .collect()
+    }
+
+    fn running(&self) -> Vec<&Task> {
+        let all = self.tasks("web").into_iter();
+        all.filter(|t| t.status.state == TaskState::Running && t.desired == DesiredState::Running)
+            .collect()
+    }
+
+    /// Image of each running task, by slot.
+    fn images(&self) -> Vec<&str> {
+        let mut tasks = self.running();
+        tasks.sort_by_key(|t| (t.slot, t.id));
+        tasks
+            .into_iter()
+            .map(|t| t.spec.container.image.as_str())
+            .collect()
+    }
+
+    fn slots(&self) -> Vec<u32> {
+        let mut slots: Vec<u32> = self
+            .running()
+            .iter()
+            .map(|t| match t.slot {
+                SlotKey::Replica(n) => n,
+                SlotKey::Node(n) => u32::try_from(n.0).unwrap(),
+            })
+            .collect();
+        slots.sort_unstable();
+        slots
+    }
+
+    fn nodes(&self) -> Vec<u128> {
+        let mut nodes: Vec<u128> = self
+            .running()
+            .iter()
+            .filter_map(|t| t.node)
+            .map(|n| n.0)
+            .collect();
+        nodes.sort_unstable();
+        nodes
+    }
+
+    fn rollout(&self) -> Option<UpdateState> {
+        self.web().update.as_ref().map(|u| u.state)
+    }
+}
+
+fn spec(image: &str, replicas: u32) -> ServiceSpec {
+    let mut spec = ServiceSpec {
+        name: "web".into(),
+        mode: ServiceMode::Replicated { replicas },
+        ..ServiceSpec::default()
+    };
+    spec.task.container.image = image.into();
+    spec
+}
+
+fn image(image: &str) -> impl FnOnce(&mut ServiceSpec) + use<> {
+    let image = image.to_owned();
+    move |s| s.task.container.image = image
+}
+
+#[test]
+fn scaling_opens_and_closes_slots() {
+    let mut sim = Sim::new(3);
+    sim.create(spec("a", 2));
+    for (name, replicas, want) in [
+        ("up", 5, vec![1, 2, 3, 4, 5]),
+        ("down", 2, vec![1, 2]),
+        ("to nothing", 0, vec![]),
+        ("and up again", 3, vec![1, 2, 3]),
+    ] {
+        sim.scale(replicas);
+        sim.run(10);
+        assert_eq!(sim.slots(), want, "{name}");
+        assert_eq!(sim.rollout(), None, "{name}: scaling is no rollout");
+    }
+    assert_eq!(sim.nodes(), [1, 2, 3], "spread over the nodes");
+}
+
+#[test]
+fn a_global_service_follows_the_nodes() {
+    let mut sim = Sim::new(2);
+    sim.create(ServiceSpec {
+        mode: ServiceMode::Global,
+        ..spec("a", 0)
+    });
+    assert_eq!(sim.nodes(), [1, 2], "one a node, none on the drained manager");
+    sim.commit(Txn {
+        expect: Vec::new(),
+        actions: vec![Action::Put(Object::Node(node(3, "n3").into()))],
+    });
+    sim.run(5);
+    assert_eq!(sim.nodes(), [1, 2, 3], "a new node gets one");
+    sim.node_spec(2, |n| n.availability = Availability::Drain);
+    sim.run(5);
+    assert_eq!(sim.nodes(), [1, 3], "a drained one loses it");
+    sim.node_spec(2, |n| n.availability = Availability::Active);
+    sim.node_spec(3, |n| n.availability = Availability::Pause);
+    sim.run(5);
+    assert_eq!(sim.nodes(), [1, 2, 3], "a paused one keeps it");
+}
+
+#[test]
+fn the_restart_policy_has_four_knobs() {
+    let rows: &[(&str, &str, RestartCondition, u64, u64, u64, usize)] = &[
+        // image, condition, delay, attempts, window → tasks made within 60 s, a waiting one included
+        ("never", "crash", RestartCondition::None, 1, 0, 0, 1),
+        (
+            "not after a good end",
+            "exit",
+            RestartCondition::OnFailure,
+            1,
+            0,
+            0,
+            1,
+        ),
+        ("always, thrice", "exit", RestartCondition::Any, 1, 3, 0, 4),
+        (
+            "after failures, twice",
+            "crash",
+            RestartCondition::OnFailure,
+            1,
+            2,
+            0,
+            3,
+        ),
+        (
+            "a missing image counts as well",
+            "missing",
+            RestartCondition::OnFailure,
+            1,
+            2,
+            0,
+            3,
+        ),
+        (
+            "old attempts leave the window",
+            "crash",
+            RestartCondition::Any,
+            10,
+            2,
+            5,
+            6,
+        ),
+    ];
+    for (name, image, condition, delay, attempts, window, want) in rows {
+        let mut sim = Sim::new(1);
+        let mut spec = spec(image, 1);
+        spec.task.restart.condition = *condition;
+        spec.task.restart.delay = Duration::from_secs(*delay);
+        spec.task.restart.max_attempts = *attempts;
+        spec.task.restart.window = Duration::from_secs(*window);
+        sim.create(spec);
+        sim.run(50);
+        let tasks = sim.tasks("web");
+        assert_eq!(tasks.len(), *want, "{name}: {tasks:?}");
+        let mut times: Vec<_> = tasks.iter().map(|t| (t.meta.created_at, t.run_at)).collect();
+        times.sort();
+        let waits = times
+            .iter()
+            .skip(1)
+            .all(|(made, run)| run.since(*made) >= Duration::from_secs(*delay));
+        assert!(waits, "{name}: the delay is kept: {times:?}");
+    }
+}
+
+#[test]
+fn a_missing_image_leaves_the_old_task_alone_and_pauses() {
+    for order in [UpdateOrder::StopFirst, UpdateOrder::StartFirst] {
+        let mut sim = Sim::new(2);
+        let mut spec = spec("a", 2);
+        spec.update.order = order;
+        sim.create(spec);
+        sim.watch();
+        sim.update(image("missing"));
+        sim.run(60);
+        assert_eq!(sim.images(), ["a", "a"], "{order:?}");
+        assert_eq!(sim.fewest, 2, "{order:?}: nothing was ever down");
+        assert_eq!(sim.rollout(), Some(UpdateState::Paused), "{order:?}");
+        let message = &sim.web().update.as_ref().unwrap().message;
+        assert!(message.contains("No such image"), "{message}");
+    }
+}
+
+#[test]
+fn the_monitor_gates_the_next_slot() {
+    let mut sim = Sim::new(2);
+    sim.create(spec("a", 4));
+    sim.watch();
+    sim.update(image("crash"));
+    sim.run(60);
+    let old = sim.images().iter().filter(|i| **i == "a").count();
+    assert_eq!(old, 3, "only the first slot was touched: {:?}", sim.images());
+    assert_eq!(sim.rollout(), Some(UpdateState::Paused));
+}
+
+#[test]
+fn scaling_while_paused_spreads_no_bad_spec() {
+    let mut sim = Sim::new(2);
+    sim.create(spec("a", 2));
+    sim.update(image("missing"));
+    sim.run(30);
+    sim.scale(5);
+    sim.run(30);
+    assert_eq!(sim.images(), ["a"; 5]);
+    assert_eq!(sim.rollout(), Some(UpdateState::Paused));
+}
+
+#[test]
+fn a_rollback_keeps_the_replicas() {
+    let mut sim = Sim::new(2);
+    sim.create(spec("a", 2));
+    sim.update(image("b"));
+    sim.run(60);
+    assert_eq!(sim.images(), ["b", "b"]);
+    assert_eq!(sim.rollout(), Some(UpdateState::Completed));
+    sim.scale(4);
+    sim.run(10);
+    let back = admit::rollback_service(&sim.state, "web", None, sim.now);
+    sim.admit(back);
+    sim.run(60);
+    assert_eq!(sim.images(), ["a"; 4]);
+    assert_eq!(sim.rollout(), Some(UpdateState::RollbackCompleted));
+}
+
+#[test]
+fn too_many_failures_do_what_the_service_says() {
+    for (name, action, ratio, bad, state, images) in [
+        (
+            "back after a crash",
+            FailureAction::Rollback,
+            0.0,
+            "crash",
+            UpdateState::RollbackCompleted,
+            "aaa",
+        ),
+        (
+            "back after a missing image",
+            FailureAction::Rollback,
+            0.0,
+            "missing",
+            UpdateState::RollbackCompleted,
+            "aaa",
+        ),
+        (
+            "on to the end",
+            FailureAction::Continue,
+            0.0,
+            "b",
+            UpdateState::Completed,
+            "bbb",
+        ),
+        (
+            "fewer than the ratio",
+            FailureAction::Pause,
+            0.9,
+            "b",
+            UpdateState::Completed,
+            "bbb",
+        ),
+    ] {
+        let mut sim = Sim::new(2);
+        let mut spec = spec("a", 3);
+        spec.update.failure_action = action;
+        spec.update.max_failure_ratio = ratio;
+        sim.create(spec);
+        sim.update(image(bad));
+        sim.run(90);
+        assert_eq!(sim.rollout(), Some(state), "{name}");
+        assert_eq!(sim.images().concat(), images, "{name}");
+    }
+}
+
+#[test]
+fn a_failed_rollback_is_paused_not_completed() {
+    let mut sim = Sim::new(1);
+    let mut bad = spec("missing", 1);
+    bad.update.failure_action = FailureAction::Rollback;
+    bad.rollback.failure_action = FailureAction::Pause;
+    sim.create(bad);
+    sim.update(image("crash"));
+    sim.run(120);
+    assert_eq!(sim.rollout(), Some(UpdateState::RollbackPaused));
+}
+
+#[test]
+fn the_order_of_an_update_bounds_what_runs() {
+    for (name, order, fewest, most) in [
+        ("stop first", UpdateOrder::StopFirst, 2, 3),
+        ("start first", UpdateOrder::StartFirst, 3, 4),
+    ] {
+        let mut sim = Sim::new(2);
+        let mut spec = spec("a", 3);
+        spec.update.order = order;
+        sim.create(spec);
+        sim.watch();
+        sim.update(image("b"));
+        sim.run(60);
+        assert_eq!(sim.images(), ["b"; 3], "{name}");
+        assert_eq!((sim.fewest, sim.most), (fewest, most), "{name}");
+    }
+}
+
+#[test]
+fn tasks_leave_nodes_that_may_not_have_them() {
+    type Change = fn(&mut Sim);
+    let rows: &[(&str, Change)] = &[
+        ("drained", |s| {
+            s.node_spec(1, |n| n.availability = Availability::Drain)
+        }),
+        ("down", |s| {
+            s.dead.insert(NodeId(1));
+            s.node_seen(1, NodeState::Down);
+        }),
+        ("its label is gone", |s| s.node_spec(1, |n| n.labels.clear())),
+    ];
+    for (name, change) in rows {
+        let mut sim = Sim::new(2);
+        for id in [1, 2] {
+            sim.node_spec(id, |n| drop(n.labels.insert("disk".into(), "ssd".into())));
+        }
+        let mut spec = spec("a", 4);
+        spec.task.placement.constraints = vec!["node.labels.disk==ssd".into()];
+        sim.create(spec);
+        assert_eq!(sim.nodes(), [1, 1, 2, 2], "{name}: before");
+        change(&mut sim);
+        sim.run(20);
+        assert_eq!(sim.nodes(), [2, 2, 2, 2], "{name}: after");
+    }
+}
+
+#[test]
+fn a_node_that_returns_takes_no_lost_task_back() {
+    let mut sim = Sim::new(2);
+    sim.create(spec("a", 2));
+    sim.dead.insert(NodeId(1));
+    sim.node_seen(1, NodeState::Down);
+    sim.run(5);
+    sim.dead.clear();
+    sim.node_seen(1, NodeState::Ready);
+    sim.run(5);
+    assert_eq!(sim.nodes(), [2, 2]);
+    let lost = sim
+        .tasks("web")
+        .iter()
+        .filter(|t| t.status.state == TaskState::Orphaned)
+        .count();
+    assert_eq!(lost, 1);
+}
+
+#[test]
+fn history_has_a_limit() {
+    let mut sim = Sim::new(1);
+    let mut spec = spec("crash", 1);
+    spec.task.restart.delay = Duration::from_secs(1);
+    sim.create(spec);
+    sim.run(60);
+    let ended = sim
+        .tasks("web")
+        .iter()
+        .filter(|t| t.status.state.is_terminal())
+        .count();
+    assert_eq!(ended, 5);
+}
+
+#[test]
+fn running_out_of_addresses_is_said_and_heals() {
+    let mut sim = Sim::new(2);
+    let net = NetworkSpec {
+        name: "small".into(),
+        subnets: vec!["10.99.0.0/29".parse().unwrap()],
+        ..NetworkSpec::default()
+    };
+    let made = admit::create_network(&sim.state, net, sim.now, &mut sim.ids);
+    sim.admit(made);
+    let mut spec = spec("a", 9);
+    spec.task.networks = vec![NetworkAttachment {
+        network: model::NetworkId::NIL,
+        name: "small".into(),
+        aliases: Vec::new(),
+    }];
+    sim.create(spec);
+    let stuck: Vec<_> = sim
+        .tasks("web")
+        .into_iter()
+        .filter(|t| t.status.state == TaskState::New)
+        .collect();
+    assert!(!stuck.is_empty() && stuck.len() < 9);
+    assert!(
+        stuck.iter().all(|t| t.status.error.contains("no free address")),
+        "{stuck:?}"
+    );
+    let fits = u32::try_from(9 - stuck.len()).unwrap();
+    sim.scale(fits);
+    sim.run(10);
+    assert_eq!(sim.running().len(), fits as usize);
+    sim.update(|s| s.task.force_update += 1);
+    sim.run(90);
+    assert!(
+        sim.tasks("web")
+            .iter()
+            .all(|t| t.status.state != TaskState::Orphaned)
+    );
+    sim.scale(2);
+    sim.run(30);
+    assert_eq!(sim.running().len(), 2, "room came back");
+    sim.run(60);
+    assert_eq!(
+        sim.rollout(),
+        Some(UpdateState::Completed),
+        "and the rollout went on"
+    );
+}
+
+fn port(published: u16, mode: PublishMode) -> PortSpec {
+    PortSpec {
+        name: String::new(),
+        protocol: Default::default(),
+        target: 80,
+        published,
+        mode,
+        host_ip: String::new(),
+    }
+}
+
+#[test]
+fn a_port_has_one_owner() {
+    let mut sim = Sim::new(2);
+    let mut first = spec("a", 1);
+    first.endpoint.ports = vec![port(8080, PublishMode::Ingress)];
+    sim.create(first.clone());
+    let other = ServiceSpec {
+        name: "other".into(),
+        ..first
+    };
+    let refused = admit::create_service(&sim.state, other.clone(), sim.now, &mut sim.ids).unwrap_err();
+    assert!(refused.to_string().contains("web"), "{refused}");
+    let gone = admit::remove_services(&sim.state, &["web".into()]);
+    sim.admit(gone);
+    let made = admit::create_service(&sim.state, other, sim.now, &mut sim.ids);
+    sim.admit(made);
+    sim.run(5);
+
+    let mut host = spec("a", 3);
+    host.endpoint.ports = vec![port(9000, PublishMode::Host)];
+    sim.create(host);
+    assert_eq!(sim.nodes(), [1, 2], "a host port once a node");
+    let waiting = sim
+        .tasks("web")
+        .into_iter()
+        .find(|t| t.node.is_none())
+        .expect("the third waits");
+    assert!(waiting.status.error.contains("port"), "{}", waiting.status.error);
+}
+
+#[test]
+fn an_unknown_constraint_is_refused() {
+    let mut sim = Sim::new(1);
+    for bad in ["node.lables.disk==ssd", "node.role=manager", "nonsense"] {
+        let mut spec = spec("a", 1);
+        spec.task.placement.constraints = vec![bad.into()];
+        let refused = admit::create_service(&sim.state, spec, sim.now, &mut sim.ids);
+        let text = refused.expect_err(bad).to_string();
+        assert!(text.contains(bad) || text.contains("node.lables"), "{text}");
+    }
+}
+
+fn stack(images: &[(&str, &str)]) -> StackSpec {
+    let labels = || model::spec::Labels::from([(STACK_LABEL.to_owned(), "shop".to_owned())]);
+    StackSpec {
+        namespace: "shop".into(),
+        networks: vec![NetworkSpec {
+            name: "shop_net".into(),
+            labels: labels(),
+            ..NetworkSpec::default()
+        }],
+        services: images
+            .iter()
+            .map(|(name, image)| {
+                let mut s = ServiceSpec {
+                    name: format!("shop_{name}"),
+                    labels: labels(),
+                    ..spec(image, 1)
+                };
+                s.task.networks = vec![NetworkAttachment {
+                    network: model::NetworkId::NIL,
+                    name: "shop_net".into(),
+                    aliases: Vec::new(),
+                }];
+                s
+            })
+            .collect(),
+        ..StackSpec::default()
+    }
+}
+
+#[test]
+fn a_stack_is_deployed_wholly_or_not_at_all() {
+    let mut sim = Sim::new(2);
+    let bad = admit::deploy_stack(
+        &sim.state,
+        stack(&[("a", "x"), ("b", "")]),
+        false,
+        sim.now,
+        &mut sim.ids,
+    );
+    assert!(bad.is_err(), "a service without an image");
+    assert_eq!(sim.state.services().count(), 0);
+
+    let good = stack(&[("a", "x"), ("b", "x")]);
+    let made = admit::deploy_stack(&sim.state, good.clone(), false, sim.now, &mut sim.ids);
+    sim.admit(made);
+    sim.run(5);
+    assert_eq!(
+        sim.state
+            .tasks()
+            .filter(|t| t.status.state == TaskState::Running)
+            .count(),
+        2
+    );
+
+    let again = admit::deploy_stack(&sim.state, good, true, sim.now, &mut sim.ids).expect("again");
+    assert!(again.txn.is_empty(), "{:?}", again.txn);
+    assert!(
+        again.changes.iter().all(|c| c.verdict == StackVerdict::Unchanged),
+        "{:?}",
+        again.changes
+    );
+
+    let fewer = admit::deploy_stack(&sim.state, stack(&[("b", "x")]), true, sim.now, &mut sim.ids);
+    let fewer = sim.admit(fewer);
+    let removed: Vec<_> = fewer
+        .changes
+        .iter()
+        .filter(|c| c.verdict == StackVerdict::Removed)
+        .collect();
+    assert_eq!(removed.len(), 1, "{removed:?}");
+    sim.run(5);
+
+    let gone = admit::remove_stacks(&sim.state, &["shop".into()]);
+    sim.admit(gone);
+    sim.run(5);
+    assert_eq!((sim.state.services().count(), sim.state.tasks().count()), (0, 0));
+    assert_eq!(sim.state.networks().count(), 1, "only ingress is left");
+    assert!(admit::remove_stacks(&sim.state, &["shop".into()]).is_err());
+}
+
+#[test]
+fn a_removed_service_leaves_nothing() {
+    let mut sim = Sim::new(2);
+    sim.create(spec("a", 3));
+    let id: ServiceId = sim.web().id;
+    let gone = admit::remove_services(&sim.state, &["web".into()]);
+    sim.admit(gone);
+    sim.run(5);
+    assert_eq!(sim.state.object(Key::Service(id)), None);
+    assert_eq!(sim.state.tasks().count(), 0);
+}
