@@ -100,7 +100,7 @@ impl LogWriter {
             return;
         }
         let index = usize::from(stream == LogStream::Stderr);
-        let mut out = Vec::with_capacity(bytes.len() + 128);
+        let mut out = Vec::with_capacity(bytes.len().min(LINE_MAX) + 128);
         let time_ns = now_ns();
         let mut pending = std::mem::take(&mut self.partial[index]);
         for byte in bytes {
@@ -108,6 +108,11 @@ impl LogWriter {
             if *byte == b'\n' || pending.len() >= LINE_MAX {
                 record(&mut out, stream, &pending, time_ns);
                 pending.clear();
+                // Written in pieces well below the size of a file, so that rotation keeps its bound.
+                if out.len() as u64 >= self.config.max_size / 4 {
+                    self.put(&out);
+                    out.clear();
+                }
             }
         }
         self.partial[index] = pending;
@@ -279,7 +284,10 @@ fn next(reader: &mut BufReader<File>) -> Option<LogLine> {
         reader.seek(SeekFrom::Current(-back)).ok()?;
         return None;
     }
-    let record: Record = serde_json::from_slice(&text).ok()?;
+    // A line torn by a killed shim must not hide those after it.
+    let Ok(record) = serde_json::from_slice::<Record>(&text) else {
+        return next(reader);
+    };
     Some(LogLine {
         time_ns: record.time_ns,
         stream: record.stream,

@@ -1,1 +1,26 @@
 //! What an agent does: session, tasks, runtime and network calls.
+//!
+//! It keeps no truth of its own: which tasks there are the manager says, how they stand the runtime's folders say. So a
+//! restarted agent adopts what runs by looking.
+#![forbid(unsafe_code)]
+
+// Talking with a manager.
+mod report;
+mod session;
+
+// Carrying tasks out.
+mod network;
+mod probe;
+mod tasks;
+mod translate;
+mod volumes;
+
+// Answering operators.
+mod host;
+mod streams;
+
+// Wiring.
+mod agent;
+
+pub use agent::{Agent, AgentConfig, AgentError};
+pub use host::HostService;

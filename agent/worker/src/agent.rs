@@ -1,0 +1,179 @@
+//! Wiring: one agent of a node, and what its parts share.
+
+use std::net::SocketAddr;
+use std::path::{Path, PathBuf};
+use std::sync::{Arc, Mutex};
+
+use image::ImageStore;
+use model::NodeId;
+use model::object::NodeDescription;
+use net::{Dataplane, DataplaneConfig};
+use proto::host::host_server::HostServer;
+use runtime::{Runtime, RuntimeConfig};
+use tokio::sync::{Notify, Semaphore, watch};
+
+use crate::host::HostService;
+use crate::network::Network;
+use crate::volumes::Volumes;
+use agent_core::outbox::Outbox;
+
+/// Largest message of operators to a host.
+const REQUEST_MAX: usize = 4 << 20;
+/// Containers made or started at the same time: more only wait for each other in the kernel.
+const STARTS: usize = 8;
+
+/// What an agent is told by the daemon.
+#[derive(Debug, Clone)]
+pub struct AgentConfig {
+    /// Its folders are in here.
+    pub data_dir: PathBuf,
+    /// Socket of the manager.
+    pub manager: PathBuf,
+    /// The node it is.
+    pub node_id: NodeId,
+    /// Name of the host.
+    pub hostname: String,
+    /// Name of the dataplane on this machine.
+    pub dataplane: String,
+    /// Binary that is its own shim.
+    pub exe: PathBuf,
+    /// Version it reports.
+    pub version: String,
+}
+
+/// Why an agent does not run.
+#[derive(Debug, thiserror::Error)]
+pub enum AgentError {
+    /// Containers cannot be run here.
+    #[error(transparent)]
+    Runtime(#[from] runtime::OpenError),
+    /// Images cannot be kept here.
+    #[error(transparent)]
+    Images(#[from] image::StoreError),
+    /// The network cannot be made here.
+    #[error(transparent)]
+    Net(#[from] net::NetError),
+}
+
+/// One agent. Clones are the same agent.
+#[derive(Clone)]
+pub struct Agent {
+    pub(crate) shared: Arc<Shared>,
+}
+
+pub(crate) struct Shared {
+    pub(crate) config: AgentConfig,
+    pub(crate) runtime: Runtime,
+    pub(crate) images: ImageStore,
+    pub(crate) network: Network,
+    pub(crate) volumes: Volumes,
+    pub(crate) outbox: Mutex<Outbox>,
+    pub(crate) told: Notify,
+    pub(crate) starts: Semaphore,
+}
+
+impl Agent {
+    /// Opens the folders and adopts what runs.
+    ///
+    /// # Errors
+    /// [`AgentError`] with the part that cannot work.
+    pub async fn open(config: AgentConfig) -> Result<Self, AgentError> {
+        let runtime = Runtime::open(RuntimeConfig {
+            root: config.data_dir.join("containers"),
+            exe: config.exe.clone(),
+            cgroup_parent: format!("rswarm/{}", config.dataplane),
+        })?;
+        let images = ImageStore::open(&config.data_dir.join("images"))?;
+        let plane = Dataplane::open(DataplaneConfig {
+            name: config.dataplane.clone(),
+            state_dir: config.data_dir.join("net"),
+            upstream: upstream(Path::new("/etc/resolv.conf")),
+        })
+        .await?;
+        let volumes = Volumes::new(config.data_dir.join("volumes"));
+        let shared = Shared {
+            runtime,
+            images,
+            network: Network::new(plane),
+            volumes,
+            outbox: Mutex::new(Outbox::default()),
+            told: Notify::new(),
+            starts: Semaphore::new(STARTS),
+            config,
+        };
+        Ok(Self {
+            shared: Arc::new(shared),
+        })
+    }
+
+    /// The service for operators, to be added to the daemon's server.
+    pub fn service(&self) -> HostServer<HostService> {
+        HostServer::new(HostService::new(self.shared.clone())).max_decoding_message_size(REQUEST_MAX)
+    }
+
+    /// Serves a manager until told to stop. Containers go on either way.
+    pub async fn run(&self, stop: watch::Receiver<bool>) {
+        crate::session::run(self.shared.clone(), stop).await;
+    }
+
+    /// Takes down everything: containers, networks. For a node that left its cluster.
+    ///
+    /// # Errors
+    /// The first step that failed; the others are done all the same.
+    pub async fn destroy(&self) -> Result<(), AgentError> {
+        for container in self.shared.runtime.list() {
+            if let Err(error) = self.shared.runtime.remove(&container.id).await {
+                tracing::warn!(%error, "remove a container");
+            }
+        }
+        self.shared.network.destroy().await?;
+        self.shared.runtime.close();
+        Ok(())
+    }
+}
+
+impl Shared {
+    /// What this host says of itself.
+    pub(crate) fn description(&self) -> NodeDescription {
+        let cpus = std::thread::available_parallelism().map_or(1, |n| n.get() as u64);
+        let memory = std::fs::read_to_string("/proc/meminfo").ok().and_then(|text| {
+            let line = text.lines().find(|l| l.starts_with("MemTotal:"))?;
+            line.split_whitespace().nth(1)?.parse::<u64>().ok()
+        });
+        let arch = match std::env::consts::ARCH {
+            "x86_64" => "amd64",
+            "aarch64" => "arm64",
+            other => other,
+        };
+        NodeDescription {
+            hostname: self.config.hostname.clone(),
+            platform: model::spec::Platform {
+                os: "linux".into(),
+                arch: arch.into(),
+            },
+            cpus: model::NanoCpus(cpus * 1_000_000_000),
+            memory: model::Bytes(memory.unwrap_or(0) * 1024),
+            engine_version: self.config.version.clone(),
+            ..NodeDescription::default()
+        }
+    }
+}
+
+/// Name servers of the host, at most three; its own loopback ones are reached from here as well.
+fn upstream(resolv: &Path) -> Vec<SocketAddr> {
+    let text = std::fs::read_to_string(resolv).unwrap_or_default();
+    text.lines()
+        .filter_map(|l| l.strip_prefix("nameserver"))
+        .filter_map(|a| a.trim().parse().ok())
+        .map(|ip: std::net::IpAddr| SocketAddr::new(ip, 53))
+        .take(3)
+        .collect()
+}
+
+/// Milliseconds since 1970.
+pub(crate) fn now() -> model::Timestamp {
+    let since = std::time::SystemTime::now()
+        .duration_since(std::time::UNIX_EPOCH)
+        .unwrap_or_default();
+    model::Timestamp(u64::try_from(since.as_millis()).unwrap_or(u64::MAX))
+}

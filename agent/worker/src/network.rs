@@ -1,0 +1,164 @@
+//! The dataplane kept as wanted: one change after the other, several at once where they wait.
+
+use std::collections::BTreeSet;
+use std::net::{IpAddr, Ipv4Addr};
+use std::path::PathBuf;
+use std::sync::{Mutex, PoisonError};
+
+use agent_core::net::{WantedNet, wanted};
+use model::TaskId;
+use model::assignment::AssignmentSet;
+use model::object::Task;
+use model::spec;
+use net::{Dataplane, Endpoint, EndpointConfig, NetError, Protocol, Wanted, Zone};
+
+/// The network of this host.
+pub(crate) struct Network {
+    plane: Dataplane,
+    known: Mutex<Known>,
+    applying: tokio::sync::Mutex<u64>,
+}
+
+#[derive(Default)]
+struct Known {
+    set: AssignmentSet,
+    attached: BTreeSet<TaskId>,
+    serving: BTreeSet<TaskId>,
+    /// Grows with every change; what is applied is remembered by it.
+    generation: u64,
+}
+
+impl Network {
+    pub(crate) fn new(plane: Dataplane) -> Self {
+        Self {
+            plane,
+            known: Mutex::new(Known::default()),
+            applying: tokio::sync::Mutex::new(0),
+        }
+    }
+
+    fn change(&self, edit: impl FnOnce(&mut Known)) {
+        let mut known = self.known.lock().unwrap_or_else(PoisonError::into_inner);
+        edit(&mut known);
+        known.generation += 1;
+    }
+
+    /// Takes a new assignment set; `serving` tasks were found running by an agent that just started.
+    pub(crate) async fn assign(&self, set: AssignmentSet, serving: &[TaskId]) -> Result<(), NetError> {
+        self.change(|k| {
+            k.set = set;
+            k.serving.extend(serving);
+            k.attached.extend(serving);
+        });
+        self.apply().await
+    }
+
+    /// Gives a task its namespace; answers its path.
+    pub(crate) async fn attach(&self, task: &Task) -> Result<PathBuf, NetError> {
+        let v4 = |a: &IpAddr| match a {
+            IpAddr::V4(a) => Some(*a),
+            IpAddr::V6(_) => None,
+        };
+        let addresses: Vec<Ipv4Addr> = task.addresses.iter().filter_map(|(_, a)| v4(a)).collect();
+        let path = self
+            .plane
+            .attach(EndpointConfig {
+                id: task.id.to_string(),
+                addresses,
+            })
+            .await?;
+        self.change(|k| {
+            k.attached.insert(task.id);
+        });
+        self.apply().await?;
+        Ok(path)
+    }
+
+    /// Takes a task's namespace away.
+    pub(crate) async fn detach(&self, task: TaskId) -> Result<(), NetError> {
+        self.change(|k| {
+            k.attached.remove(&task);
+            k.serving.remove(&task);
+        });
+        self.apply().await?;
+        self.plane.detach(&task.to_string()).await
+    }
+
+    /// Sends connections to a task, or no more; returns once the kernel does so.
+    pub(crate) async fn serve(&self, task: TaskId, serves: bool) -> Result<(), NetError> {
+        self.change(|k| {
+            if serves {
+                k.serving.insert(task);
+            } else {
+                k.serving.remove(&task);
+            }
+        });
+        self.apply().await
+    }
+
+    /// Namespaces of tasks that nobody knows any more.
+    pub(crate) fn attached(&self) -> Vec<String> {
+        self.plane.attached()
+    }
+
+    pub(crate) async fn drop_stray(&self, id: &str) -> Result<(), NetError> {
+        self.plane.detach(id).await
+    }
+
+    pub(crate) async fn destroy(&self) -> Result<(), NetError> {
+        self.plane.destroy().await
+    }
+
+    async fn apply(&self) -> Result<(), NetError> {
+        let mine = self
+            .known
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .generation;
+        let mut applied = self.applying.lock().await;
+        // Somebody who waited before us has applied our change with theirs.
+        if *applied >= mine {
+            return Ok(());
+        }
+        let (net, generation) = {
+            let known = self.known.lock().unwrap_or_else(PoisonError::into_inner);
+            (
+                wanted(&known.set, &known.attached, &known.serving),
+                known.generation,
+            )
+        };
+        self.plane.apply(translate(net)).await?;
+        *applied = generation;
+        Ok(())
+    }
+}
+
+fn translate(net: WantedNet) -> Wanted {
+    let protocol = |p: spec::Protocol| match p {
+        spec::Protocol::Tcp => Some(Protocol::Tcp),
+        spec::Protocol::Udp => Some(Protocol::Udp),
+        spec::Protocol::Sctp => None,
+    };
+    Wanted {
+        endpoints: net
+            .endpoints
+            .into_iter()
+            .map(|(a, (network, internal))| (a, Endpoint { network, internal }))
+            .collect(),
+        vips: net.vips,
+        ports: net
+            .ports
+            .into_iter()
+            .filter_map(|((p, port), v)| Some(((protocol(p)?, port), v)))
+            .collect(),
+        zone: Zone {
+            askers: net
+                .askers
+                .into_iter()
+                .map(|(id, a)| (id.to_string(), a))
+                .collect(),
+            names: net.names,
+            reverse: net.reverse,
+        },
+    }
+}

@@ -1,0 +1,549 @@
+//! One worker a task: look, ask for the next step, do it, report.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+
+use agent_core::health::Health;
+use agent_core::step::RETRY;
+use agent_core::{LocalTask, Seen, Step, next_step, state_of};
+use model::TaskId;
+use model::assignment::AssignmentSet;
+use model::object::{ContainerStatus, Task, TaskStatus};
+use model::task_state::{DesiredState, TaskState};
+use runtime::{ContainerState, ExitStatus};
+use tokio::sync::{mpsc, watch};
+
+use crate::agent::{Shared, now};
+use crate::translate::{self, Place};
+use crate::{probe, report};
+
+/// Every task of this node, each with its worker.
+pub(crate) struct Tasks {
+    shared: Arc<Shared>,
+    workers: BTreeMap<TaskId, watch::Sender<Order>>,
+    swept: bool,
+}
+
+/// What a worker is told.
+#[derive(Clone)]
+struct Order {
+    /// Absent: the manager has forgotten the task.
+    task: Option<Arc<Task>>,
+    set: Arc<AssignmentSet>,
+}
+
+impl Tasks {
+    pub(crate) fn new(shared: Arc<Shared>) -> Self {
+        Self {
+            shared,
+            workers: BTreeMap::new(),
+            swept: false,
+        }
+    }
+
+    /// Takes a new set: new workers for new tasks, news for the others.
+    pub(crate) async fn assign(&mut self, set: &AssignmentSet) {
+        let first = !std::mem::replace(&mut self.swept, true);
+        let serving: Vec<TaskId> = if first { self.adopt(set).await } else { Vec::new() };
+        if let Err(error) = self.shared.network.assign(set.clone(), &serving).await {
+            tracing::error!(%error, "bring the network up to date");
+        }
+        let set = Arc::new(set.clone());
+        self.workers.retain(|_, w| !w.is_closed());
+        for task in set.tasks.values() {
+            let order = Order {
+                task: Some(task.clone()),
+                set: set.clone(),
+            };
+            match self.workers.get(&task.id) {
+                Some(worker) => {
+                    let _ = worker.send(order);
+                }
+                None => self.begin(task.id, order, serving.contains(&task.id)),
+            }
+        }
+        for (_, worker) in self.workers.iter().filter(|(id, _)| !set.tasks.contains_key(id)) {
+            let _ = worker.send(Order {
+                task: None,
+                set: set.clone(),
+            });
+        }
+    }
+
+    fn begin(&mut self, id: TaskId, order: Order, serving: bool) {
+        let (sender, receiver) = watch::channel(order);
+        let worker = Worker::new(self.shared.clone(), id, receiver, serving);
+        tokio::spawn(worker.run());
+        self.workers.insert(id, sender);
+    }
+
+    /// After a start: what runs and is wanted goes on serving, what nobody knows is removed.
+    async fn adopt(&self, set: &AssignmentSet) -> Vec<TaskId> {
+        let mut serving = Vec::new();
+        for container in self.shared.runtime.list() {
+            let known = container
+                .id
+                .parse::<TaskId>()
+                .ok()
+                .and_then(|id| set.tasks.get(&id));
+            match known {
+                None => {
+                    if let Err(error) = self.shared.runtime.remove(&container.id).await {
+                        tracing::warn!(%error, "remove a container nobody knows");
+                    }
+                    self.shared.volumes.remove_anonymous_of(&container.id);
+                }
+                Some(task) => {
+                    let runs = matches!(container.state, ContainerState::Running { .. });
+                    if runs
+                        && task.status.state == TaskState::Running
+                        && task.desired == DesiredState::Running
+                    {
+                        serving.push(task.id);
+                    }
+                }
+            }
+        }
+        for id in self.shared.network.attached() {
+            if !id.parse::<TaskId>().is_ok_and(|t| set.tasks.contains_key(&t)) {
+                if let Err(error) = self.shared.network.drop_stray(&id).await {
+                    tracing::warn!(%error, "remove a namespace nobody knows");
+                }
+            }
+        }
+        serving
+    }
+}
+
+enum News {
+    Ended(Option<ExitStatus>),
+}
+
+struct Worker {
+    shared: Arc<Shared>,
+    id: TaskId,
+    order: watch::Receiver<Order>,
+    task: Arc<Task>,
+    local: LocalTask,
+    container: Option<ContainerStatus>,
+    verdict: Option<watch::Receiver<(Health, String)>>,
+    probe: Option<tokio::task::AbortHandle>,
+    news: (mpsc::Sender<News>, mpsc::Receiver<News>),
+    message: String,
+    unhealthy: Option<String>,
+}
+
+impl Worker {
+    fn new(shared: Arc<Shared>, id: TaskId, mut order: watch::Receiver<Order>, serving: bool) -> Self {
+        let first = order.borrow_and_update().clone();
+        let task = first.task.unwrap_or_else(|| unreachable_task(id));
+        let local = LocalTask {
+            desired: Some(task.desired),
+            seen: Seen::Nothing,
+            in_net: serving,
+            released: false,
+            stopped_by_us: false,
+            retry_at: None,
+        };
+        Self {
+            shared,
+            id,
+            order,
+            task,
+            local,
+            container: None,
+            verdict: None,
+            probe: None,
+            // A container ends once; the stop that waited for it tells the same.
+            news: mpsc::channel(4),
+            message: "accepted".into(),
+            unhealthy: None,
+        }
+    }
+
+    async fn run(mut self) {
+        self.look().await;
+        loop {
+            self.tell();
+            let step = next_step(&self.local, now());
+            match step {
+                Step::Wait(until) => {
+                    if !self.wait(until).await {
+                        return;
+                    }
+                }
+                Step::Forget => {
+                    self.forget().await;
+                    return;
+                }
+                Step::Prepare => self.prepare().await,
+                Step::Start => self.start().await,
+                Step::AddEndpoint => self.serve(true).await,
+                Step::DropEndpoint => self.serve(false).await,
+                Step::Stop => self.stop(),
+                Step::Release => self.release().await,
+            }
+        }
+    }
+
+    /// What an earlier life of this agent left.
+    async fn look(&mut self) {
+        let name = self.id.to_string();
+        let over = self.task.status.state.is_terminal();
+        let Some(info) = self.shared.runtime.inspect(&name) else {
+            if over {
+                self.local.seen = Seen::Nothing;
+                self.local.released = true;
+            }
+            return;
+        };
+        let pid = match info.state {
+            ContainerState::Running { pid } => pid,
+            ContainerState::Created | ContainerState::Exited(_) => 0,
+        };
+        self.container = Some(ContainerStatus {
+            id: name.clone(),
+            pid,
+            exit_code: None,
+            oom_killed: false,
+        });
+        match info.state {
+            // Its config died with the earlier agent: made anew.
+            ContainerState::Created => {
+                let _ = self.shared.runtime.remove(&name).await;
+            }
+            ContainerState::Running { .. } => {
+                if let Err(error) = self.shared.network.attach(&self.task).await {
+                    tracing::warn!(%error, task = name, "take the network of a running task back");
+                }
+                let healthy = self.local.in_net;
+                self.local.seen = Seen::Running(if healthy {
+                    Health::Healthy
+                } else {
+                    Health::Starting
+                });
+                self.watch_end();
+                self.begin_probes(healthy);
+                self.message = "started".into();
+            }
+            ContainerState::Exited(exit) => {
+                self.ended(Some(exit));
+                self.local.released = over;
+            }
+        }
+    }
+
+    /// Waits for anything new; answers whether to go on.
+    async fn wait(&mut self, until: Option<model::Timestamp>) -> bool {
+        let pause = until.map(|t| t.since(now()));
+        let verdict = async {
+            match &mut self.verdict {
+                Some(v) => v.changed().await.is_ok(),
+                None => std::future::pending().await,
+            }
+        };
+        let sleep = async {
+            match pause {
+                Some(pause) => tokio::time::sleep(pause).await,
+                None => std::future::pending().await,
+            }
+        };
+        tokio::select! {
+            biased;
+            changed = self.order.changed() => {
+                if changed.is_err() {
+                    return false;
+                }
+                let order = self.order.borrow_and_update().clone();
+                self.local.desired = order.task.as_ref().map(|t| t.desired);
+                if let Some(task) = order.task {
+                    self.task = task;
+                }
+            }
+            news = self.news.1.recv() => match news {
+                Some(News::Ended(exit)) => self.ended(exit),
+                None => return false,
+            },
+            alive = verdict => {
+                if alive {
+                    self.judge();
+                } else {
+                    self.verdict = None;
+                }
+            }
+            () = sleep => {}
+        }
+        true
+    }
+
+    fn judge(&mut self) {
+        let Some(verdict) = &mut self.verdict else { return };
+        let (health, output) = verdict.borrow_and_update().clone();
+        if let Seen::Running(seen) = &mut self.local.seen {
+            *seen = health;
+            if health == Health::Unhealthy {
+                self.unhealthy = Some(if output.is_empty() {
+                    "unhealthy container".into()
+                } else {
+                    format!("unhealthy container: {output}")
+                });
+            }
+        }
+    }
+
+    async fn prepare(&mut self) {
+        self.message = "preparing".into();
+        self.tell();
+        let shared = self.shared.clone();
+        let permit = shared.starts.acquire().await;
+        let result = self.make().await;
+        drop(permit);
+        match result {
+            Ok(()) => {
+                self.local.seen = Seen::Prepared;
+                self.local.retry_at = None;
+                self.message = "ready to start".into();
+            }
+            Err(error) => {
+                self.local.seen = Seen::Failed {
+                    error,
+                    rejected: true,
+                }
+            }
+        }
+    }
+
+    async fn make(&mut self) -> Result<(), String> {
+        let reference = self.task.spec.container.image.clone();
+        let images = self.shared.images.clone();
+        let image = blocking(move || images.resolve(&reference))
+            .await?
+            .map_err(|e| e.to_string())?;
+        let namespace = self.shared.network.attach(&self.task).await.map_err(chain)?;
+        let (shared, task) = (self.shared.clone(), self.task.clone());
+        let set = self.order.borrow().set.clone();
+        blocking(move || {
+            let place = Place {
+                node: shared.config.node_id,
+                hostname: &shared.config.hostname,
+            };
+            let config = translate::container(&task, &image, &set, &shared.volumes, &place, namespace)?;
+            // What a try before this one left.
+            shared.runtime.create(config).map_err(chain)
+        })
+        .await?
+    }
+
+    async fn start(&mut self) {
+        let name = self.id.to_string();
+        let permit = self.shared.starts.acquire().await;
+        let result = self.shared.runtime.start(&name).await;
+        drop(permit);
+        match result {
+            Ok(started) => {
+                self.container = Some(ContainerStatus {
+                    id: name,
+                    pid: started.pid,
+                    exit_code: None,
+                    oom_killed: false,
+                });
+                self.local.seen = Seen::Running(Health::Starting);
+                self.message = "started".into();
+                self.watch_end();
+                self.begin_probes(false);
+            }
+            Err(error) => {
+                self.local.seen = Seen::Failed {
+                    error: chain(error),
+                    rejected: false,
+                }
+            }
+        }
+    }
+
+    /// Watches for the end of the process, whoever brings it about.
+    fn watch_end(&self) {
+        let (shared, name, news) = (self.shared.clone(), self.id.to_string(), self.news.0.clone());
+        tokio::spawn(async move {
+            let exit = shared.runtime.wait(&name).await.ok();
+            let _ = news.send(News::Ended(exit)).await;
+        });
+    }
+
+    fn begin_probes(&mut self, healthy: bool) {
+        let image = self.shared.images.resolve(&self.task.spec.container.image).ok();
+        let check = image
+            .as_ref()
+            .and_then(|i| translate::healthcheck(&self.task.spec.container, i));
+        let Some(check) = check else {
+            self.local.seen = Seen::Running(Health::Healthy);
+            return;
+        };
+        let first = if healthy {
+            Health::Healthy
+        } else {
+            Health::Starting
+        };
+        let (sender, receiver) = watch::channel((first, String::new()));
+        self.verdict = Some(receiver);
+        let task = tokio::spawn(probe::run(
+            self.shared.clone(),
+            self.id.to_string(),
+            check,
+            sender,
+        ));
+        self.probe = Some(task.abort_handle());
+    }
+
+    async fn serve(&mut self, serves: bool) {
+        match self.shared.network.serve(self.id, serves).await {
+            Ok(()) => {
+                self.local.in_net = serves;
+                self.local.retry_at = None;
+            }
+            Err(error) => {
+                tracing::error!(%error, task = %self.id, "change the balancers");
+                self.local.retry_at = Some(now() + RETRY);
+            }
+        }
+    }
+
+    fn stop(&mut self) {
+        let wanted = self.local.desired.is_some_and(DesiredState::is_live);
+        self.local.stopped_by_us = !wanted;
+        self.local.seen = Seen::Stopping;
+        self.message = "stopping".into();
+        self.end_probes();
+        let image = self.shared.images.resolve(&self.task.spec.container.image).ok();
+        let signal = translate::stop_signal(&self.task.spec.container, image.as_ref());
+        let grace = self.task.spec.container.stop_grace_or_default();
+        let (shared, name) = (self.shared.clone(), self.id.to_string());
+        tokio::spawn(async move {
+            // Its end is seen by the one who waits for it.
+            if let Err(error) = shared.runtime.stop(&name, signal, grace).await {
+                tracing::error!(%error, "stop a task");
+            }
+        });
+    }
+
+    fn end_probes(&mut self) {
+        if let Some(probe) = self.probe.take() {
+            probe.abort();
+        }
+        self.verdict = None;
+    }
+
+    fn ended(&mut self, exit: Option<ExitStatus>) {
+        self.end_probes();
+        let code = exit.and_then(|e| e.code);
+        let oom = exit.is_some_and(|e| e.oom_killed);
+        let reason = self.unhealthy.take().or_else(|| {
+            oom.then(|| {
+                format!(
+                    "killed by the kernel: out of memory (limit {})",
+                    self.task.spec.resources.limits.memory
+                )
+            })
+        });
+        if let Some(container) = &mut self.container {
+            container.pid = 0;
+            container.exit_code = code;
+            container.oom_killed = oom;
+        }
+        self.local.seen = Seen::Ended { code, reason };
+        self.message = "finished".into();
+    }
+
+    async fn release(&mut self) {
+        if let Err(error) = self.shared.network.detach(self.id).await {
+            tracing::warn!(%error, task = %self.id, "give a network back");
+        }
+        if self.local.seen == Seen::Prepared || matches!(self.local.seen, Seen::Failed { .. }) {
+            // It has no log worth keeping.
+            let _ = self.shared.runtime.remove(&self.id.to_string()).await;
+        } else {
+            let (shared, name) = (self.shared.clone(), self.id.to_string());
+            let _ = blocking(move || shared.runtime.trim(&name)).await;
+        }
+        self.local.released = true;
+    }
+
+    async fn forget(&mut self) {
+        let name = self.id.to_string();
+        let _ = self.shared.network.detach(self.id).await;
+        if let Err(error) = self.shared.runtime.remove(&name).await {
+            tracing::error!(%error, "remove a task's container");
+        }
+        self.shared.volumes.remove_anonymous_of(&name);
+    }
+
+    /// Puts the state where the reporter finds it.
+    fn tell(&mut self) {
+        if self.local.desired.is_none() || self.task.status.state.is_terminal() {
+            return;
+        }
+        let state = state_of(&self.local);
+        let error = match &self.local.seen {
+            Seen::Failed { error, .. } => error.clone(),
+            Seen::Ended {
+                reason: Some(reason), ..
+            } => reason.clone(),
+            Seen::Ended { code, .. } if state == TaskState::Failed => match code {
+                Some(code) => format!("task: non-zero exit ({code})"),
+                None => "task: its exit code is unknown, its shim was lost".into(),
+            },
+            Seen::Ended { .. } | Seen::Nothing | Seen::Prepared | Seen::Running(_) | Seen::Stopping => {
+                String::new()
+            }
+        };
+        let status = TaskStatus {
+            state,
+            at: now(),
+            message: self.message.clone(),
+            error,
+            container: self.container.clone(),
+        };
+        report::put(&self.shared, self.id, status);
+    }
+}
+
+fn unreachable_task(id: TaskId) -> Arc<Task> {
+    // Workers are begun with a task; this keeps the type simple.
+    Arc::new(Task {
+        id,
+        meta: Default::default(),
+        service: model::ServiceId::NIL,
+        service_name: String::new(),
+        slot: model::object::SlotKey::Replica(0),
+        spec: Arc::default(),
+        spec_version: 0,
+        node: None,
+        desired: DesiredState::Remove,
+        run_at: Default::default(),
+        status: TaskStatus::new(Default::default()),
+        running_at: None,
+        addresses: Vec::new(),
+        host_ports: Vec::new(),
+    })
+}
+
+/// An error with what it came from, in one line.
+pub(crate) fn chain(error: impl std::error::Error) -> String {
+    let mut text = error.to_string();
+    let mut source = error.source();
+    while let Some(inner) = source {
+        text.push_str(": ");
+        text.push_str(&inner.to_string());
+        source = inner.source();
+    }
+    text
+}
+
+/// Runs something that blocks where it blocks nobody.
+pub(crate) async fn blocking<T: Send + 'static>(
+    job: impl FnOnce() -> T + Send + 'static,
+) -> Result<T, String> {
+    tokio::task::spawn_blocking(job)
+        .await
+        .map_err(|e| format!("a worker thread failed: {e}"))
+}
