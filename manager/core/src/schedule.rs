@@ -8,7 +8,7 @@ mod spread;
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
-use model::object::{Node, SlotKey, Task};
+use model::object::{Key, Node, SlotKey, Task};
 use model::task_state::TaskState;
 use model::{NodeId, TaskId, Timestamp};
 
@@ -37,13 +37,17 @@ pub(crate) fn schedule(
     pending.sort_by_key(|t| (t.service, t.slot, t.id));
     for task in pending {
         match choose(scratch, &nodes, &task, now) {
-            Ok(node) => scratch.edit_task(task.id, |t| {
-                t.node = Some(node);
-                t.status.state = TaskState::Assigned;
-                t.status.at = now;
-                t.status.message = "scheduler assigned task to node".into();
-                t.status.error = String::new();
-            }),
+            Ok(node) => {
+                scratch.edit_task(task.id, |t| {
+                    t.node = Some(node);
+                    t.status.state = TaskState::Assigned;
+                    t.status.at = now;
+                    t.status.message = "scheduler assigned task to node".into();
+                    t.status.error = String::new();
+                });
+                // A node that is drained or relabelled meanwhile gets nothing.
+                scratch.rely_on(Key::Node(node));
+            }
             Err(why) => {
                 if task.status.error != why {
                     scratch.edit_task(task.id, |t| t.status.error.clone_from(&why));

@@ -32,7 +32,8 @@ pub struct State {
     by_node: OrdSet<(NodeId, TaskId)>,
     unplaced: OrdSet<TaskId>,
     usage: OrdMap<NodeId, Usage>,
-    addresses: OrdSet<(NetworkId, IpAddr)>,
+    // With the holder: within one entry the next holder may be written before the last one lets go.
+    addresses: OrdMap<(NetworkId, IpAddr), u128>,
     ports: OrdMap<(Protocol, u16), ServiceId>,
 }
 
@@ -166,7 +167,7 @@ impl State {
 
     /// Whether an address is held by a service or by a task that may still use it.
     pub fn address_in_use(&self, network: NetworkId, address: IpAddr) -> bool {
-        self.addresses.contains(&(network, address))
+        self.addresses.contains_key(&(network, address))
     }
 
     /// The service that publishes a port on every node.
@@ -207,7 +208,7 @@ impl State {
                     self.ports.insert((port.protocol, port.published), o.id);
                 }
                 for vip in &o.endpoint.vips {
-                    self.addresses.insert(*vip);
+                    self.addresses.insert(*vip, o.id.0);
                 }
                 self.services.insert(o.id, o);
             }
@@ -231,7 +232,7 @@ impl State {
         self.by_service.insert((task.service, task.slot, task.id));
         if !task.status.state.is_terminal() {
             for address in &task.addresses {
-                self.addresses.insert(*address);
+                self.addresses.insert(*address, task.id.0);
             }
         }
         match task.node {
@@ -284,17 +285,17 @@ impl State {
             Key::Cluster | Key::Node(_) => {}
             Key::Service(id) => {
                 if let Some(old) = self.services.get(&id).cloned() {
-                    self.names.remove(&(Kind::Service, old.spec.name.clone()));
+                    release(&mut self.names, &(Kind::Service, old.spec.name.clone()), &id.0);
                     for port in old
                         .endpoint
                         .ports
                         .iter()
                         .filter(|p| p.mode == PublishMode::Ingress)
                     {
-                        self.ports.remove(&(port.protocol, port.published));
+                        release(&mut self.ports, &(port.protocol, port.published), &id);
                     }
                     for vip in &old.endpoint.vips {
-                        self.addresses.remove(vip);
+                        release(&mut self.addresses, vip, &id.0);
                     }
                 }
             }
@@ -305,17 +306,17 @@ impl State {
             }
             Key::Network(id) => {
                 if let Some(old) = self.networks.get(&id) {
-                    self.names.remove(&(Kind::Network, old.spec.name.clone()));
+                    release(&mut self.names, &(Kind::Network, old.spec.name.clone()), &id.0);
                 }
             }
             Key::Secret(id) => {
                 if let Some(old) = self.secrets.get(&id) {
-                    self.names.remove(&(Kind::Secret, old.spec.name.clone()));
+                    release(&mut self.names, &(Kind::Secret, old.spec.name.clone()), &id.0);
                 }
             }
             Key::Config(id) => {
                 if let Some(old) = self.configs.get(&id) {
-                    self.names.remove(&(Kind::Config, old.spec.name.clone()));
+                    release(&mut self.names, &(Kind::Config, old.spec.name.clone()), &id.0);
                 }
             }
         }
@@ -327,7 +328,7 @@ impl State {
         let unfinished = !old.status.state.is_terminal();
         if unfinished {
             for address in &old.addresses {
-                self.addresses.remove(address);
+                release(&mut self.addresses, address, &old.id.0);
             }
         }
         if let Some(node) = old.node {
@@ -389,5 +390,12 @@ impl State {
         } else {
             Err(problems)
         }
+    }
+}
+
+/// Takes an entry out of an index, unless somebody else has it by now.
+fn release<K: Ord + Clone, V: PartialEq + Clone>(index: &mut OrdMap<K, V>, key: &K, holder: &V) {
+    if index.get(key) == Some(holder) {
+        index.remove(key);
     }
 }

@@ -45,7 +45,7 @@ pub(super) fn drive(
         return;
     };
     let config = config_of(&service, &status);
-    let slots = by_slot(scratch, id);
+    let mut slots = by_slot(scratch, id);
     let status = count(&service, status, &config, &slots);
     if service.update.as_ref() != Some(&status) {
         scratch.edit_service(id, |s| s.update = Some(status.clone()));
@@ -53,6 +53,9 @@ pub(super) fn drive(
     if too_many_failed(&status, &config) && act_on_failure(scratch, &service, &status, &config, now) {
         // A rollback begins with the next look at the service, which its own change brings about.
         return;
+    }
+    if retire_superseded(scratch, &service, &slots) {
+        slots = by_slot(scratch, id);
     }
     let progress: BTreeMap<SlotKey, Progress> = slots
         .iter()
@@ -235,6 +238,27 @@ pub(crate) fn roll_back(scratch: &mut Scratch, id: ServiceId, now: Timestamp, me
             last_slot_at: None,
         });
     });
+}
+
+/// Ends what a rollout that this one takes the place of had begun: of several tasks of earlier specs a slot keeps the
+/// one that serves.
+fn retire_superseded(scratch: &mut Scratch, service: &Service, slots: &BTreeMap<SlotKey, SlotTasks>) -> bool {
+    let mut any = false;
+    for tasks in slots.values() {
+        let old = || tasks.iter().filter(|t| is_live(t) && !is_current(service, t));
+        let serves = |t: &&Arc<Task>| {
+            let running = t.status.state == TaskState::Running && t.desired == DesiredState::Running;
+            (running, t.desired == DesiredState::Running, t.status.state)
+        };
+        let Some(kept) = old().max_by_key(serves).map(|t| t.id) else {
+            continue;
+        };
+        for task in old().filter(|t| t.id != kept) {
+            scratch.edit_task(task.id, |t| t.desired = DesiredState::Shutdown);
+            any = true;
+        }
+    }
+    any
 }
 
 fn progress_of(service: &Service, tasks: &SlotTasks, config: &UpdateConfig, now: Timestamp) -> Progress {

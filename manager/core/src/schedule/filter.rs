@@ -2,6 +2,7 @@
 
 use model::object::{Availability, Node, NodeState, Task};
 use model::spec::{Platform, TaskSpec};
+use model::task_state::DesiredState;
 
 use super::constraint;
 use crate::state::State;
@@ -71,11 +72,15 @@ fn siblings<'a>(
         .filter(move |t| t.node == Some(node) && t.id != task.id && !t.status.state.is_terminal())
 }
 
+/// Whether `old` gives back what it holds before `task` starts. One that starts first finds it taken.
+fn replaces(task: &Task, old: &Task) -> bool {
+    task.desired == DesiredState::Ready && old.service == task.service && old.slot == task.slot
+}
+
 fn has_room(state: &State, node: &Node, task: &Task) -> bool {
     let wanted = &task.spec.resources.reservations;
     let mut used = state.usage(node.id);
-    // The task that this one replaces gives its share back before this one starts.
-    for old in siblings(state, node, task).filter(|t| t.slot == task.slot) {
+    for old in siblings(state, node, task).filter(|t| replaces(task, t)) {
         used.cpu.0 = used.cpu.0.saturating_sub(old.spec.resources.reservations.cpu.0);
         used.memory.0 = used
             .memory
@@ -110,8 +115,7 @@ fn port_taken(state: &State, node: &Node, task: &Task) -> bool {
         return false;
     }
     state.tasks_of_node(node.id).any(|t| {
-        let replaced = t.service == task.service && t.slot == task.slot;
-        !replaced
+        !replaces(task, t)
             && !t.status.state.is_terminal()
             && t.host_ports.iter().any(|have| {
                 task.host_ports.iter().any(|want| {

@@ -1,6 +1,6 @@
 //! A copy of the state on which a decision is worked out, and the transaction that comes of it.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::ops::Deref;
 use std::sync::Arc;
 
@@ -17,6 +17,7 @@ pub(crate) struct Scratch {
     now: State,
     origin: State,
     touched: BTreeMap<Key, ()>,
+    relied: BTreeSet<Key>,
 }
 
 impl Deref for Scratch {
@@ -32,7 +33,13 @@ impl Scratch {
             now: state.clone(),
             origin: state.clone(),
             touched: BTreeMap::new(),
+            relied: BTreeSet::new(),
         }
+    }
+
+    /// Makes the transaction stale when an object it only read has changed meanwhile.
+    pub(crate) fn rely_on(&mut self, key: Key) {
+        self.relied.insert(key);
     }
 
     pub(crate) fn put(&mut self, object: Object) {
@@ -80,6 +87,14 @@ impl Scratch {
             }
         }
         txn.actions.extend(deletes);
+        if !txn.is_empty() {
+            let read = self
+                .relied
+                .iter()
+                .filter(|k| !txn.expect.iter().any(|(known, _)| known == *k));
+            let read: Vec<_> = read.map(|k| (*k, self.origin.version(*k))).collect();
+            txn.expect.extend(read);
+        }
         txn
     }
 }
