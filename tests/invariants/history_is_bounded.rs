@@ -1,0 +1,23 @@
+//! Once the leader has nothing to do, no slot keeps more ended tasks than the limit (I24).
+
+use std::collections::BTreeMap;
+
+use manager_core::State;
+
+pub(super) fn check(state: &State) -> Result<(), String> {
+    let limit = state.cluster().map_or(0, |c| c.task_history_limit);
+    let limit = u64::try_from(limit).unwrap_or_default();
+    let mut slots: BTreeMap<_, (u64, u64)> = BTreeMap::new();
+    for task in state.tasks().filter(|t| t.status.state.is_terminal()) {
+        let slot = slots.entry((task.service, task.slot)).or_default();
+        slot.0 += 1;
+        // As many are kept as the restart policy has to count.
+        slot.1 = slot.1.max(task.spec.restart.max_attempts + 1);
+    }
+    for ((_, slot), (count, counted)) in slots {
+        if count > limit.max(counted) {
+            return Err(format!("slot {slot:?} keeps {count} ended tasks"));
+        }
+    }
+    Ok(())
+}

@@ -1,0 +1,52 @@
+//! A slot has one task that is wanted running; two while a start-first rollout changes it (I20).
+
+use std::collections::BTreeMap;
+
+use model::object::{NodeState, UpdateState};
+use model::spec::UpdateOrder;
+use model::task_state::DesiredState;
+
+use super::Seen;
+
+pub(super) fn check(seen: &Seen<'_>) -> Result<(), String> {
+    let mut slots = BTreeMap::new();
+    let down = |n| {
+        seen.after
+            .node(n)
+            .is_none_or(|n| n.status.state == NodeState::Down)
+    };
+    for task in seen.after.tasks() {
+        let live = task.desired == DesiredState::Running && !task.status.state.is_terminal();
+        if live && !task.node.is_some_and(down) {
+            *slots.entry((task.service, task.slot)).or_insert(0) += 1;
+        }
+    }
+    for ((id, slot), count) in slots {
+        let Some(service) = seen.after.service(id) else {
+            continue;
+        };
+        let start_first = service.update.as_ref().is_some_and(|u| {
+            let back = matches!(
+                u.state,
+                UpdateState::RollbackStarted | UpdateState::RollbackPaused
+            );
+            // A rollout that takes the place of a start-first one finds its pairs.
+            let mut configs = vec![if back {
+                &service.spec.rollback
+            } else {
+                &service.spec.update
+            }];
+            if let Some(previous) = &service.previous_spec {
+                configs.extend([&previous.update, &previous.rollback]);
+            }
+            configs.iter().any(|c| c.order == UpdateOrder::StartFirst)
+        });
+        if count > if start_first { 2 } else { 1 } {
+            return Err(format!(
+                "slot {slot:?} of {} has {count} tasks that are wanted running",
+                service.spec.name
+            ));
+        }
+    }
+    Ok(())
+}

@@ -1,0 +1,306 @@
+//! What users do: services made, changed, scaled, rolled back and removed, nodes drained, stacks deployed.
+
+use std::time::Duration;
+
+use manager_core::{Admitted, Refusal, RefusalKind, admit};
+use model::NanoCpus;
+use model::object::{Availability, Service};
+use model::spec::{
+    FailureAction, FileTarget, NetworkAttachment, NetworkSpec, PortSpec, PublishMode, RestartCondition,
+    STACK_LABEL, SecretRef, SecretSpec, ServiceMode, ServiceSpec, StackSpec, UpdateOrder,
+};
+use model::task_state::{DesiredState, TaskState};
+use model::{NetworkId, SecretId};
+
+use super::cluster::Cluster;
+use super::log::Source;
+
+/// Most services at a time.
+const SERVICES_MAX: usize = 4;
+/// Most replicas of one: four services of them fit on one node.
+const REPLICAS_MAX: u64 = 4;
+
+impl Cluster {
+    /// One request of a user.
+    ///
+    /// # Errors
+    /// A broken invariant.
+    pub(super) fn work(&mut self) -> Result<(), String> {
+        let services: Vec<_> = self.state.services().cloned().collect();
+        let some = self.rng.pick(&services);
+        let choice = self.rng.below(20);
+        match (choice, some) {
+            (0..=3, _) if services.len() < SERVICES_MAX => self.create(),
+            (4..=8, Some(s)) => self.update(&s),
+            (9..=11, Some(s)) => {
+                let replicas = u32::try_from(self.rng.below(REPLICAS_MAX + 1)).unwrap_or(1);
+                self.healthy_updates.remove(&s.id);
+                let scaled = admit::scale_services(&self.state, &[(s.spec.name.clone(), replicas)]);
+                self.ask("scales", scaled)
+            }
+            (12, Some(s)) => {
+                self.healthy_updates.remove(&s.id);
+                let back = admit::rollback_service(&self.state, &s.spec.name, None, self.now);
+                self.ask("rollbacks asked", back)
+            }
+            (13, Some(s)) => {
+                let gone = admit::remove_services(&self.state, std::slice::from_ref(&s.spec.name));
+                self.ask("services removed", gone)
+            }
+            (14..=16, _) => self.drain(),
+            (17, _) => {
+                let gone = admit::remove_stacks(&self.state, &["shop".into()]);
+                self.ask("stacks removed", gone)
+            }
+            (18..=19, _) if services.len() < SERVICES_MAX => {
+                let image = self.image();
+                self.healthy_updates.clear();
+                let made = admit::deploy_stack(&self.state, stack(&image), true, self.now, &mut self.rng);
+                self.ask("stacks deployed", made)
+            }
+            _ => Ok(()),
+        }
+    }
+
+    fn ask(&mut self, kind: &'static str, answer: Result<Admitted, Refusal>) -> Result<(), String> {
+        match answer {
+            Ok(admitted) => {
+                self.note(kind, kind.into());
+                self.commit(Source::Admit, admitted.txn)?;
+            }
+            Err(refusal) => {
+                let named = refusal.kind() != RefusalKind::Conflict && !refusal.to_string().is_empty();
+                if !named {
+                    return Err(format!("a request was refused without reason: {refusal}"));
+                }
+                self.note("requests refused", format!("{kind} refused: {refusal}"));
+            }
+        }
+        Ok(())
+    }
+
+    fn image(&mut self) -> String {
+        let kinds = ["a", "b", "c", "d", "missing", "crash", "exit"];
+        self.rng.pick(&kinds).unwrap_or("a").to_owned()
+    }
+
+    fn create(&mut self) -> Result<(), String> {
+        let image = self.image();
+        let number = self.rng.below(6);
+        let mut spec = base(&format!("s{number}"), &image);
+        spec.mode = ServiceMode::Replicated {
+            replicas: u32::try_from(self.rng.below(REPLICAS_MAX + 1)).unwrap_or(1),
+        };
+        match self.rng.below(8) {
+            0 => spec.mode = ServiceMode::Global,
+            1 => {
+                spec.mode = ServiceMode::Global;
+                // Each its own: two global services with one host port never both run.
+                spec.endpoint.ports =
+                    vec![port(9000 + u16::try_from(number).unwrap_or(0), PublishMode::Host)];
+            }
+            2 => spec.endpoint.ports = vec![port(8080, PublishMode::Ingress)],
+            3 => spec.endpoint.ports = vec![port(0, PublishMode::Ingress)],
+            _ => {}
+        }
+        let restart = &mut spec.task.restart;
+        restart.delay = Duration::from_secs(self.rng.below(6));
+        restart.max_attempts = self.rng.below(4);
+        restart.window = Duration::from_secs(self.rng.below(3) * 10);
+        let conditions = [
+            RestartCondition::Any,
+            RestartCondition::Any,
+            RestartCondition::OnFailure,
+            RestartCondition::None,
+        ];
+        restart.condition = self.rng.pick(&conditions).unwrap_or_default();
+        self.rollout_knobs(&mut spec);
+        let made = admit::create_service(&self.state, spec, self.now, &mut self.rng);
+        self.ask("services created", made)
+    }
+
+    fn rollout_knobs(&mut self, spec: &mut ServiceSpec) {
+        let actions = [
+            FailureAction::Pause,
+            FailureAction::Rollback,
+            FailureAction::Continue,
+        ];
+        let orders = [
+            UpdateOrder::StopFirst,
+            UpdateOrder::StopFirst,
+            UpdateOrder::StartFirst,
+        ];
+        for config in [&mut spec.update, &mut spec.rollback] {
+            config.parallelism = u32::try_from(self.rng.below(3)).unwrap_or(1);
+            config.delay = Duration::from_secs(self.rng.below(3));
+            config.monitor = Duration::from_secs(self.rng.below(6));
+            config.order = self.rng.pick(&orders).unwrap_or_default();
+        }
+        if spec.endpoint.ports.iter().any(|p| p.mode == PublishMode::Host) {
+            // Two tasks of one node cannot have one port, so starting first would wait for ever.
+            spec.update.order = UpdateOrder::StopFirst;
+            spec.rollback.order = UpdateOrder::StopFirst;
+        }
+        spec.update.failure_action = self.rng.pick(&actions).unwrap_or_default();
+        spec.update.max_failure_ratio = if self.rng.percent(30) { 0.5 } else { 0.0 };
+    }
+
+    fn update(&mut self, service: &Service) -> Result<(), String> {
+        let mut spec = (*service.spec).clone();
+        match self.rng.below(8) {
+            0 => spec.task.force_update += 1,
+            1 => spec.task.resources.reservations.cpu = NanoCpus((1 + self.rng.below(2)) * 100_000_000),
+            2 => self.rollout_knobs(&mut spec),
+            3 => spec.task.placement.constraints = vec!["node.labels.disk==ssd".into()],
+            _ => spec.task.container.image = self.image(),
+        }
+        let well = self.is_well(service) && spec.task != service.spec.task;
+        let (id, name) = (service.id, spec.name.clone());
+        self.healthy_updates.remove(&id);
+        let moved = spec.task.placement != service.spec.task.placement;
+        let made = admit::update_service(&self.state, &name, None, spec, self.now);
+        if well && !moved && made.is_ok() {
+            self.note(
+                "updates of healthy services",
+                format!("update of {name}, which is well"),
+            );
+            self.healthy_updates.insert(id);
+        }
+        self.ask("services updated", made)
+    }
+
+    /// Whether every slot of a replicated service runs what it should, and no rollout is under way.
+    fn is_well(&self, service: &Service) -> bool {
+        let ServiceMode::Replicated { replicas } = service.spec.mode else {
+            return false;
+        };
+        let idle = !service.update.as_ref().is_some_and(|u| u.state.is_active());
+        let running = self
+            .state
+            .tasks_of_service(service.id)
+            .filter(|t| t.status.state == TaskState::Running && t.desired == DesiredState::Running)
+            .count();
+        idle && running == replicas as usize
+    }
+
+    fn drain(&mut self) -> Result<(), String> {
+        let nodes: Vec<_> = self
+            .state
+            .nodes()
+            .filter(|n| self.hosts.contains_key(&n.id))
+            .cloned()
+            .collect();
+        let Some(node) = self.rng.pick(&nodes) else {
+            return Ok(());
+        };
+        let choices = [
+            Availability::Active,
+            Availability::Active,
+            Availability::Pause,
+            Availability::Drain,
+        ];
+        let mut spec = node.spec.clone();
+        spec.availability = self.rng.pick(&choices).unwrap_or_default();
+        self.healthy_updates.clear();
+        let kind = match spec.availability {
+            Availability::Active => "nodes activated",
+            Availability::Pause => "nodes paused",
+            Availability::Drain => "nodes drained",
+        };
+        let made = admit::update_node(&self.state, &node.id.to_string(), None, spec);
+        self.ask(kind, made)
+    }
+
+    /// Users put right what they broke: every node takes tasks, every service runs an image that works.
+    pub(super) fn repair(&mut self) -> Result<(), String> {
+        self.healthy_updates.clear();
+        let nodes: Vec<_> = self
+            .state
+            .nodes()
+            .filter(|n| self.hosts.contains_key(&n.id))
+            .cloned()
+            .collect();
+        for node in nodes {
+            let mut spec = node.spec.clone();
+            spec.availability = Availability::Active;
+            let made = admit::update_node(&self.state, &node.id.to_string(), None, spec);
+            self.ask("nodes activated", made)?;
+        }
+        let services: Vec<_> = self.state.services().cloned().collect();
+        for service in services {
+            let mut spec = (*service.spec).clone();
+            spec.task.container.image = "healed".into();
+            spec.task.placement.constraints.clear();
+            spec.task.restart.condition = RestartCondition::Any;
+            spec.task.restart.max_attempts = 0;
+            let made = admit::update_service(&self.state, &service.id.to_string(), None, spec, self.now);
+            self.ask("services repaired", made)?;
+        }
+        Ok(())
+    }
+}
+
+fn base(name: &str, image: &str) -> ServiceSpec {
+    let mut spec = ServiceSpec {
+        name: name.into(),
+        ..ServiceSpec::default()
+    };
+    spec.task.container.image = image.into();
+    spec.task.resources.reservations.cpu = NanoCpus(100_000_000);
+    spec
+}
+
+fn port(published: u16, mode: PublishMode) -> PortSpec {
+    PortSpec {
+        name: String::new(),
+        protocol: Default::default(),
+        target: 80,
+        published,
+        mode,
+        host_ip: String::new(),
+    }
+}
+
+fn stack(image: &str) -> StackSpec {
+    let labels = || model::spec::Labels::from([(STACK_LABEL.to_owned(), "shop".to_owned())]);
+    let services = ["web", "db"].map(|name| {
+        let mut s = ServiceSpec {
+            labels: labels(),
+            ..base(&format!("shop_{name}"), image)
+        };
+        s.mode = ServiceMode::Replicated { replicas: 2 };
+        s.task.networks = vec![NetworkAttachment {
+            network: NetworkId::NIL,
+            name: "shop_net".into(),
+            aliases: Vec::new(),
+        }];
+        s.task.container.secrets = vec![SecretRef {
+            id: SecretId::NIL,
+            name: "shop_key".into(),
+            target: FileTarget {
+                name: "key".into(),
+                uid: 0,
+                gid: 0,
+                mode: 0o400,
+            },
+        }];
+        s
+    });
+    StackSpec {
+        namespace: "shop".into(),
+        networks: vec![NetworkSpec {
+            name: "shop_net".into(),
+            labels: labels(),
+            // Small, so that addresses run out now and then.
+            subnets: "10.77.0.0/28".parse().into_iter().collect(),
+            ..NetworkSpec::default()
+        }],
+        secrets: vec![SecretSpec {
+            name: "shop_key".into(),
+            labels: labels(),
+            data: b"k".to_vec(),
+        }],
+        services: services.into(),
+        ..StackSpec::default()
+    }
+}
