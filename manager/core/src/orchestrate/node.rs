@@ -42,13 +42,11 @@ pub(crate) fn enforce_node(scratch: &mut Scratch, id: NodeId, services: &mut BTr
     let tasks: Vec<Arc<Task>> = scratch.tasks_of_node(id).cloned().collect();
     let down = is_down(scratch, id);
     for task in tasks.iter().filter(|t| !t.status.state.is_terminal()) {
-        let service = scratch.service(task.service).cloned();
         let leave = match &node {
             Some(n) if n.spec.availability == Availability::Drain => Some("its node is being drained"),
             Some(n) => {
-                let fits = service
-                    .as_ref()
-                    .is_none_or(|s| filter::constraints_hold(n, &s.spec.task.placement.constraints));
+                // By its own spec: what the service wants now comes to it by the rollout, slot by slot.
+                let fits = filter::constraints_hold(n, &task.spec.placement.constraints);
                 (!fits).then_some("its node no longer meets the placement constraints")
             }
             None => None,
