@@ -821,3 +821,92 @@ fn a_removed_service_leaves_nothing() {
     assert_eq!(sim.state.object(Key::Service(id)), None);
     assert_eq!(sim.state.tasks().count(), 0);
 }
+
+#[test]
+fn a_changed_constraint_comes_by_the_rollout() {
+    let mut sim = Sim::new(2);
+    sim.node_spec(2, |n| drop(n.labels.insert("disk".into(), "ssd".into())));
+    sim.create(spec("a", 4));
+    sim.watch();
+    sim.update(|s| s.task.placement.constraints = vec!["node.labels.disk==ssd".into()]);
+    sim.run(90);
+    assert_eq!(sim.nodes(), [2, 2, 2, 2]);
+    assert_eq!(sim.fewest, 3, "one slot at a time");
+}
+
+#[test]
+fn a_rollout_ends_what_the_one_before_had_begun() {
+    let mut sim = Sim::new(2);
+    let mut first = spec("a", 1);
+    first.update.order = UpdateOrder::StartFirst;
+    sim.create(first);
+    for next in ["slow", "slow2", "b"] {
+        sim.update(image(next));
+        sim.settle();
+        let wanted = sim
+            .tasks("web")
+            .iter()
+            .filter(|t| t.desired == DesiredState::Running)
+            .count();
+        assert_eq!(wanted, 2, "{next}: the one that serves and the new one");
+    }
+    sim.run(20);
+    assert_eq!(sim.images(), ["b"]);
+}
+
+#[test]
+fn addresses_change_hands_within_one_entry() {
+    let mut sim = Sim::new(2);
+    let net = NetworkSpec {
+        name: "small".into(),
+        subnets: vec!["10.99.0.0/29".parse().unwrap()],
+        ..NetworkSpec::default()
+    };
+    let made = admit::create_network(&sim.state, net, sim.now, &mut sim.ids);
+    sim.admit(made);
+    let mut spec = spec("a", 4);
+    spec.task.networks = vec![NetworkAttachment {
+        network: model::NetworkId::NIL,
+        name: "small".into(),
+        aliases: Vec::new(),
+    }];
+    sim.create(spec);
+    assert_eq!(sim.nodes(), [1, 1, 2, 2], "the subnet is full");
+    sim.dead.insert(NodeId(1));
+    sim.node_seen(1, NodeState::Down);
+    // The lost tasks let go of what their successors take; `commit` checks the index after each entry.
+    sim.run(10);
+    assert_eq!(sim.nodes(), [2, 2, 2, 2]);
+}
+
+#[test]
+fn a_plan_is_stale_once_its_node_is_drained() {
+    let mut sim = Sim::new(1);
+    let made = admit::create_service(&sim.state, spec("a", 1), sim.now, &mut sim.ids);
+    sim.admit(made);
+    let late = plan(&sim.state, &Dirty::everything(), sim.now, &mut sim.ids);
+    sim.node_spec(1, |n| n.availability = Availability::Drain);
+    let entry = Entry {
+        index: sim.state.index() + 1,
+        now: sim.now,
+        txn: late.txn,
+    };
+    assert!(sim.state.apply(&entry).is_err());
+}
+
+#[test]
+fn starting_first_needs_room_beside_the_old_task() {
+    for (name, order, want) in [
+        ("stop first", UpdateOrder::StopFirst, "b"),
+        ("start first", UpdateOrder::StartFirst, "a"),
+    ] {
+        let mut sim = Sim::new(1);
+        let mut spec = spec("a", 1);
+        spec.update.order = order;
+        spec.task.resources.reservations.cpu = NanoCpus(3_000_000_000);
+        sim.create(spec);
+        sim.update(image("b"));
+        sim.run(30);
+        assert_eq!(sim.images(), [want], "{name}");
+    }
+}
