@@ -2,8 +2,7 @@
 
 use std::collections::BTreeMap;
 
-use model::object::{NodeState, UpdateState};
-use model::spec::UpdateOrder;
+use model::object::NodeState;
 use model::task_state::DesiredState;
 
 use super::Seen;
@@ -25,22 +24,8 @@ pub(super) fn check(seen: &Seen<'_>) -> Result<(), String> {
         let Some(service) = seen.after.service(id) else {
             continue;
         };
-        let start_first = service.update.as_ref().is_some_and(|u| {
-            let back = matches!(
-                u.state,
-                UpdateState::RollbackStarted | UpdateState::RollbackPaused
-            );
-            // A rollout that takes the place of a start-first one finds its pairs.
-            let mut configs = vec![if back {
-                &service.spec.rollback
-            } else {
-                &service.spec.update
-            }];
-            if let Some(previous) = &service.previous_spec {
-                configs.extend([&previous.update, &previous.rollback]);
-            }
-            configs.iter().any(|c| c.order == UpdateOrder::StartFirst)
-        });
+        // A rollout that takes the place of a start-first one, or goes back from it, finds its pairs.
+        let start_first = service.update.is_some() && seen.cluster.start_first.contains(&id);
         if count > if start_first { 2 } else { 1 } {
             return Err(format!(
                 "slot {slot:?} of {} has {count} tasks that are wanted running",

@@ -38,6 +38,8 @@ pub struct Cluster {
     pub views: BTreeMap<NodeId, AssignmentSet>,
     /// Services whose rollout began while all was well and that nothing has disturbed since.
     pub healthy_updates: BTreeSet<ServiceId>,
+    /// Services that ever had a start-first rollout among their knobs.
+    pub start_first: BTreeSet<ServiceId>,
     /// How often each kind of thing happened.
     pub counts: BTreeMap<&'static str, u64>,
     /// Hash over every event.
@@ -60,6 +62,7 @@ impl Cluster {
             hosts: BTreeMap::new(),
             views: BTreeMap::new(),
             healthy_updates: BTreeSet::new(),
+            start_first: BTreeSet::new(),
             counts: BTreeMap::new(),
             trace: 0xcbf2_9ce4_8422_2325,
             last: VecDeque::new(),

@@ -3,6 +3,7 @@
 use manager_core::{Action, Changes, Entry, State, Txn, assignments};
 use model::assignment::{AssignmentDiff, AssignmentSet};
 use model::object::Object;
+use model::spec::UpdateOrder;
 use model::task_state::TaskState;
 
 use super::cluster::Cluster;
@@ -119,6 +120,10 @@ impl Cluster {
                     }
                 }
                 (was, Some(Object::Service(s))) => {
+                    let orders = [s.spec.update.order, s.spec.rollback.order];
+                    if orders.contains(&UpdateOrder::StartFirst) {
+                        self.start_first.insert(s.id);
+                    }
                     let state = s.update.as_ref().map(|u| u.state.as_str());
                     line.push_str(&format!(" service {} v{} {state:?}", s.spec.name, s.spec_version));
                     let earlier = was.as_ref().and_then(|o| match o {
