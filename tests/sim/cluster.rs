@@ -294,7 +294,7 @@ impl Cluster {
             ));
         }
         for (id, at) in &again.wake {
-            if *at > self.now && !self.wake.get(id).is_some_and(|known| known <= at) {
+            if *at > self.now && self.wake.get(id).is_none_or(|known| known > at) {
                 return Err(format!(
                     "plan_is_settled: service {id} wants to be woken at {at:?}, but nobody knows"
                 ));

@@ -72,12 +72,15 @@ impl Host {
                 due: now,
                 since: now,
             });
-            if local.due <= now {
-                if let Some(next) = next(task, local, rng, faults) {
-                    local.state = next;
-                    local.since = now;
-                    local.due = now + pause(next, rng);
-                }
+            let step = if local.due <= now {
+                next(task, local, rng, faults)
+            } else {
+                None
+            };
+            if let Some(next) = step {
+                local.state = next;
+                local.since = now;
+                local.due = now + pause(next, rng);
             }
             if local.state > task.status.state {
                 let error = if local.state == TaskState::Rejected {

@@ -347,22 +347,21 @@ fn endpoint(state: &State, spec: &ServiceSpec, id: ServiceId, have: &Endpoint) -
         if port.published == 0 {
             port.published = port.target;
         }
-        if port.mode == PublishMode::Ingress {
-            if let Some(holder) = state
+        if port.mode == PublishMode::Ingress
+            && let Some(holder) = state
                 .port_holder(port.protocol, port.published)
                 .filter(|s| s.id != id)
-            {
-                return Err(Refusal::new(
-                    RefusalKind::AlreadyExists,
-                    format!(
-                        "service {}: port {}/{} is already published by service {}: choose another",
-                        spec.name,
-                        port.published,
-                        port.protocol.as_str(),
-                        holder.spec.name
-                    ),
-                ));
-            }
+        {
+            return Err(Refusal::new(
+                RefusalKind::AlreadyExists,
+                format!(
+                    "service {}: port {}/{} is already published by service {}: choose another",
+                    spec.name,
+                    port.published,
+                    port.protocol.as_str(),
+                    holder.spec.name
+                ),
+            ));
         }
         ports.push(port);
     }

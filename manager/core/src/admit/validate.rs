@@ -42,12 +42,12 @@ pub(super) fn service(spec: &ServiceSpec) -> Result<(), Refusal> {
     let at = |problem: String| Refusal::invalid(format!("service {}: {problem}", spec.name));
     labels("service", &spec.name, &spec.labels)?;
     labels("container of service", &spec.name, &spec.task.container.labels)?;
-    if let ServiceMode::Replicated { replicas } = spec.mode {
-        if replicas > REPLICAS_MAX {
-            return Err(at(format!(
-                "{replicas} replicas are more than the {REPLICAS_MAX} one service may have"
-            )));
-        }
+    if let ServiceMode::Replicated { replicas } = spec.mode
+        && replicas > REPLICAS_MAX
+    {
+        return Err(at(format!(
+            "{replicas} replicas are more than the {REPLICAS_MAX} one service may have"
+        )));
     }
     container(&spec.task.container).map_err(at)?;
     resources(spec).map_err(at)?;
