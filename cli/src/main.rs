@@ -1,2 +1,129 @@
-//! The rswarm command line.
-fn main() {}
+//! The rswarm command line: the clap tree, and exit codes.
+#![forbid(unsafe_code)]
+
+mod client;
+mod command;
+mod daemon;
+mod demo;
+mod inspect;
+mod progress;
+mod render;
+mod template;
+mod testapp;
+
+use std::path::PathBuf;
+use std::process::ExitCode;
+
+use clap::{Parser, Subcommand};
+
+use client::{Client, Fail};
+
+/// A container orchestrator in one binary.
+#[derive(Parser)]
+#[command(
+    name = "rswarm",
+    version,
+    about,
+    after_help = "Exit codes: 0 done or converged, 1 failed, 2 rolled back (also: wrong usage), 3 paused, 4 timed out; `exec` ends as its process ends."
+)]
+struct Cli {
+    /// Socket of the daemon.
+    #[arg(
+        long,
+        short = 'H',
+        global = true,
+        env = "RSWARM_SOCKET",
+        default_value = "/run/rswarm/rswarm.sock"
+    )]
+    socket: String,
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Subcommand)]
+enum Command {
+    /// Run the daemon: the agent of this node, and its manager.
+    Daemon(daemon::Args),
+    /// Make or leave a cluster.
+    #[command(subcommand)]
+    Swarm(command::swarm::Command),
+    /// Show what this node is and has.
+    Info(command::swarm::InfoArgs),
+    /// Show the version.
+    Version(command::swarm::InfoArgs),
+    /// Manage services.
+    #[command(subcommand)]
+    Service(command::service::Command),
+    /// Manage nodes.
+    #[command(subcommand)]
+    Node(command::node::Command),
+    /// Manage networks.
+    #[command(subcommand)]
+    Network(command::network::Command),
+    /// Manage volumes of this node.
+    #[command(subcommand)]
+    Volume(command::volume::Command),
+    /// Manage secrets.
+    #[command(subcommand)]
+    Secret(command::file::Command),
+    /// Manage configs.
+    #[command(subcommand)]
+    Config(command::file::Command),
+    /// Manage images of this node.
+    #[command(subcommand)]
+    Image(command::image::Command),
+    /// List containers of this node.
+    Ps(command::container::PsArgs),
+    /// Run a process in a container of this node.
+    Exec(command::container::ExecArgs),
+    /// Show the output of a container of this node.
+    Logs(command::container::LogsArgs),
+    /// Show rswarm at work: deploy, scale, update under load, kill, clean up.
+    Demo(demo::Args),
+    /// The test application of the demo image.
+    #[command(hide = true)]
+    Testapp(testapp::Args),
+}
+
+fn main() -> ExitCode {
+    runtime::run_hidden();
+    let cli = Cli::parse();
+    if let Command::Testapp(args) = cli.command {
+        return ExitCode::from(testapp::run(&args));
+    }
+    let runtime = match tokio::runtime::Builder::new_multi_thread()
+        .worker_threads(2)
+        .enable_all()
+        .build()
+    {
+        Ok(runtime) => runtime,
+        Err(e) => return render::fail(&Fail::new(format!("start: {e}"))),
+    };
+    match runtime.block_on(run(cli)) {
+        Ok(code) => ExitCode::from(code),
+        Err(error) => render::fail(&error),
+    }
+}
+
+async fn run(cli: Cli) -> Result<u8, Fail> {
+    let socket = PathBuf::from(cli.socket.strip_prefix("unix://").unwrap_or(&cli.socket));
+    let client = Client::new(socket.clone());
+    match cli.command {
+        Command::Daemon(args) => daemon::run(args, socket).await,
+        Command::Demo(args) => demo::run(args).await,
+        Command::Swarm(c) => command::swarm::run(&client, c).await,
+        Command::Info(a) => command::swarm::info(&client, a).await,
+        Command::Version(a) => command::swarm::version(&client, a).await,
+        Command::Service(c) => command::service::run(&client, c).await,
+        Command::Node(c) => command::node::run(&client, c).await,
+        Command::Network(c) => command::network::run(&client, c).await,
+        Command::Volume(c) => command::volume::run(&client, c).await,
+        Command::Secret(c) => command::file::run(&client, c, true).await,
+        Command::Config(c) => command::file::run(&client, c, false).await,
+        Command::Image(c) => command::image::run(&client, c).await,
+        Command::Ps(a) => command::container::ps(&client, a).await,
+        Command::Exec(a) => command::container::exec(&client, a).await,
+        Command::Logs(a) => command::container::logs(&client, a).await,
+        Command::Testapp(_) => Ok(0),
+    }
+}

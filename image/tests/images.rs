@@ -18,6 +18,9 @@ fn header(kind: tar::EntryType, size: u64) -> tar::Header {
     h.set_entry_type(kind);
     h.set_size(size);
     h.set_mode(0o644);
+    h.set_uid(0);
+    h.set_gid(0);
+    h.set_mtime(0);
     h
 }
 

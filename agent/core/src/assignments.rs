@@ -10,10 +10,18 @@ pub fn apply(set: &mut AssignmentSet, diff: AssignmentDiff) {
     set.configs.extend(diff.update.configs);
     set.services.extend(diff.update.services);
     diff.remove_tasks.iter().for_each(|id| drop(set.tasks.remove(id)));
-    diff.remove_networks.iter().for_each(|id| drop(set.networks.remove(id)));
-    diff.remove_secrets.iter().for_each(|id| drop(set.secrets.remove(id)));
-    diff.remove_configs.iter().for_each(|id| drop(set.configs.remove(id)));
-    diff.remove_services.iter().for_each(|id| drop(set.services.remove(id)));
+    diff.remove_networks
+        .iter()
+        .for_each(|id| drop(set.networks.remove(id)));
+    diff.remove_secrets
+        .iter()
+        .for_each(|id| drop(set.secrets.remove(id)));
+    diff.remove_configs
+        .iter()
+        .for_each(|id| drop(set.configs.remove(id)));
+    diff.remove_services
+        .iter()
+        .for_each(|id| drop(set.services.remove(id)));
 }
 
 /// Frames of a full set, collected until it is whole.
@@ -25,7 +33,13 @@ pub struct Frames {
 
 impl Frames {
     /// Takes one frame; answers the new set once the last frame of a change is in.
-    pub fn take(&mut self, set: &AssignmentSet, frame: AssignmentDiff, full: bool, more: bool) -> Option<AssignmentSet> {
+    pub fn take(
+        &mut self,
+        set: &AssignmentSet,
+        frame: AssignmentDiff,
+        full: bool,
+        more: bool,
+    ) -> Option<AssignmentSet> {
         let collected = self.collected.get_or_insert_default();
         self.full |= full;
         collected.update.tasks.extend(frame.update.tasks);
@@ -43,7 +57,11 @@ impl Frames {
         }
         let full = std::mem::take(&mut self.full);
         let change = self.collected.take().unwrap_or_default();
-        let mut next = if full { AssignmentSet::default() } else { set.clone() };
+        let mut next = if full {
+            AssignmentSet::default()
+        } else {
+            set.clone()
+        };
         apply(&mut next, change);
         Some(next)
     }

@@ -36,7 +36,12 @@ fn or(d: Duration, default: Duration) -> Duration {
 impl Counter {
     /// A container that started at `started`.
     pub fn new(check: Healthcheck, started: Timestamp) -> Self {
-        Self { check, started, failures: 0, health: Health::Starting }
+        Self {
+            check,
+            started,
+            failures: 0,
+            health: Health::Starting,
+        }
     }
 
     /// Longest time of one probe.
@@ -66,7 +71,11 @@ impl Counter {
             return;
         }
         self.failures += 1;
-        let most = if self.check.retries == 0 { 3 } else { self.check.retries };
+        let most = if self.check.retries == 0 {
+            3
+        } else {
+            self.check.retries
+        };
         if self.failures >= most {
             self.health = Health::Unhealthy;
         }

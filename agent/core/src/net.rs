@@ -33,9 +33,13 @@ pub fn wanted(set: &AssignmentSet, attached: &BTreeSet<TaskId>, serving: &BTreeS
     for task in set.tasks.values().filter(|t| attached.contains(&t.id)) {
         let mut asker = (Vec::new(), true);
         for (network, address) in v4(&task.addresses) {
-            net.endpoints.insert(address, (number(&network), internal(&network)));
+            net.endpoints
+                .insert(address, (number(&network), internal(&network)));
             net.reverse.insert(address, task.container_name());
-            net.names.entry((number(&network), task.name().to_ascii_lowercase())).or_default().push(address);
+            net.names
+                .entry((number(&network), task.name().to_ascii_lowercase()))
+                .or_default()
+                .push(address);
             asker.0.push(number(&network));
             asker.1 &= internal(&network);
         }
@@ -72,8 +76,12 @@ fn add_service(
     number: &dyn Fn(&NetworkId) -> u32,
 ) {
     // Of this host's own tasks we know better than the manager; of the others it knows better.
-    let own: Vec<&Task> =
-        set.tasks.values().filter(|t| t.service == service.id && serving.contains(&t.id)).map(|t| &**t).collect();
+    let own: Vec<&Task> = set
+        .tasks
+        .values()
+        .filter(|t| t.service == service.id && serving.contains(&t.id))
+        .map(|t| &**t)
+        .collect();
     let addresses: Vec<&[(NetworkId, IpAddr)]> = own
         .iter()
         .map(|t| t.addresses.as_slice())
@@ -104,8 +112,14 @@ fn add_service(
         let direct = vip.map_or_else(|| behind.clone(), |v| vec![v]);
         for name in network.aliases.iter().chain(Some(&service.name)) {
             let name = name.to_ascii_lowercase();
-            net.names.entry((here, name.clone())).or_default().extend(direct.iter());
-            net.names.entry((here, format!("tasks.{name}"))).or_default().extend(behind.iter());
+            net.names
+                .entry((here, name.clone()))
+                .or_default()
+                .extend(direct.iter());
+            net.names
+                .entry((here, format!("tasks.{name}")))
+                .or_default()
+                .extend(behind.iter());
         }
     }
     for port in &service.ports {

@@ -22,7 +22,11 @@ impl Outbox {
 
     /// What to tell next.
     pub fn batch(&self) -> Vec<(TaskId, TaskStatus)> {
-        self.waiting.iter().take(BATCH_MAX).map(|(id, s)| (*id, s.clone())).collect()
+        self.waiting
+            .iter()
+            .take(BATCH_MAX)
+            .map(|(id, s)| (*id, s.clone()))
+            .collect()
     }
 
     /// A manager has these; those that changed meanwhile stay.

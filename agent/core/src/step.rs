@@ -129,7 +129,10 @@ pub fn state_of(task: &LocalTask) -> TaskState {
         Seen::Running(_) | Seen::Stopping => TaskState::Starting,
         Seen::Ended { .. } | Seen::Failed { .. } if !task.released => TaskState::Starting,
         Seen::Ended { .. } if task.stopped_by_us => TaskState::Shutdown,
-        Seen::Ended { code: Some(0), reason: None } => TaskState::Complete,
+        Seen::Ended {
+            code: Some(0),
+            reason: None,
+        } => TaskState::Complete,
         Seen::Ended { .. } => TaskState::Failed,
         Seen::Failed { rejected: true, .. } => TaskState::Rejected,
         Seen::Failed { .. } => TaskState::Failed,
@@ -146,38 +149,188 @@ mod tests {
     const NOW: Timestamp = Timestamp(1_000);
 
     fn task(desired: Option<DesiredState>, seen: Seen, in_net: bool, released: bool) -> LocalTask {
-        LocalTask { desired, seen, in_net, released, stopped_by_us: false, retry_at: None }
+        LocalTask {
+            desired,
+            seen,
+            in_net,
+            released,
+            stopped_by_us: false,
+            retry_at: None,
+        }
     }
 
     #[test]
     fn every_pair_has_its_step() {
         use DesiredState::{Ready, Remove, Running, Shutdown};
-        let ended = Seen::Ended { code: Some(1), reason: None };
-        let failed = Seen::Failed { error: "x".into(), rejected: true };
+        let ended = Seen::Ended {
+            code: Some(1),
+            reason: None,
+        };
+        let failed = Seen::Failed {
+            error: "x".into(),
+            rejected: true,
+        };
         let rows = [
-            ("a new task is prepared", Some(Ready), Seen::Nothing, false, false, Step::Prepare),
-            ("also when it may run at once", Some(Running), Seen::Nothing, false, false, Step::Prepare),
-            ("one that is prepared waits for its turn", Some(Ready), Seen::Prepared, false, false, Step::Wait(None)),
-            ("and then starts", Some(Running), Seen::Prepared, false, false, Step::Start),
-            ("it gets no connection while starting", Some(Running), Seen::Running(Health::Starting), false, false, Step::Wait(None)),
-            ("it does once healthy", Some(Running), Seen::Running(Health::Healthy), false, false, Step::AddEndpoint),
-            ("then it runs", Some(Running), Seen::Running(Health::Healthy), true, false, Step::Wait(None)),
-            ("an unhealthy one is taken out first", Some(Running), Seen::Running(Health::Unhealthy), true, false, Step::DropEndpoint),
-            ("then stopped", Some(Running), Seen::Running(Health::Unhealthy), false, false, Step::Stop),
-            ("one not wanted is taken out first", Some(Shutdown), Seen::Running(Health::Healthy), true, false, Step::DropEndpoint),
-            ("then stopped too", Some(Remove), Seen::Running(Health::Healthy), false, false, Step::Stop),
-            ("a forgotten one as well", None, Seen::Running(Health::Starting), false, false, Step::Stop),
-            ("stopping takes its time", Some(Shutdown), Seen::Stopping, false, false, Step::Wait(None)),
-            ("one that crashed is taken out", Some(Running), ended.clone(), true, false, Step::DropEndpoint),
-            ("and gives back what it held", Some(Running), ended.clone(), false, false, Step::Release),
-            ("its log stays until it is forgotten", Some(Shutdown), ended.clone(), false, true, Step::Wait(None)),
+            (
+                "a new task is prepared",
+                Some(Ready),
+                Seen::Nothing,
+                false,
+                false,
+                Step::Prepare,
+            ),
+            (
+                "also when it may run at once",
+                Some(Running),
+                Seen::Nothing,
+                false,
+                false,
+                Step::Prepare,
+            ),
+            (
+                "one that is prepared waits for its turn",
+                Some(Ready),
+                Seen::Prepared,
+                false,
+                false,
+                Step::Wait(None),
+            ),
+            (
+                "and then starts",
+                Some(Running),
+                Seen::Prepared,
+                false,
+                false,
+                Step::Start,
+            ),
+            (
+                "it gets no connection while starting",
+                Some(Running),
+                Seen::Running(Health::Starting),
+                false,
+                false,
+                Step::Wait(None),
+            ),
+            (
+                "it does once healthy",
+                Some(Running),
+                Seen::Running(Health::Healthy),
+                false,
+                false,
+                Step::AddEndpoint,
+            ),
+            (
+                "then it runs",
+                Some(Running),
+                Seen::Running(Health::Healthy),
+                true,
+                false,
+                Step::Wait(None),
+            ),
+            (
+                "an unhealthy one is taken out first",
+                Some(Running),
+                Seen::Running(Health::Unhealthy),
+                true,
+                false,
+                Step::DropEndpoint,
+            ),
+            (
+                "then stopped",
+                Some(Running),
+                Seen::Running(Health::Unhealthy),
+                false,
+                false,
+                Step::Stop,
+            ),
+            (
+                "one not wanted is taken out first",
+                Some(Shutdown),
+                Seen::Running(Health::Healthy),
+                true,
+                false,
+                Step::DropEndpoint,
+            ),
+            (
+                "then stopped too",
+                Some(Remove),
+                Seen::Running(Health::Healthy),
+                false,
+                false,
+                Step::Stop,
+            ),
+            (
+                "a forgotten one as well",
+                None,
+                Seen::Running(Health::Starting),
+                false,
+                false,
+                Step::Stop,
+            ),
+            (
+                "stopping takes its time",
+                Some(Shutdown),
+                Seen::Stopping,
+                false,
+                false,
+                Step::Wait(None),
+            ),
+            (
+                "one that crashed is taken out",
+                Some(Running),
+                ended.clone(),
+                true,
+                false,
+                Step::DropEndpoint,
+            ),
+            (
+                "and gives back what it held",
+                Some(Running),
+                ended.clone(),
+                false,
+                false,
+                Step::Release,
+            ),
+            (
+                "its log stays until it is forgotten",
+                Some(Shutdown),
+                ended.clone(),
+                false,
+                true,
+                Step::Wait(None),
+            ),
             ("then all of it goes", None, ended, false, true, Step::Forget),
-            ("one that could not start too", Some(Running), failed, false, false, Step::Release),
-            ("one prepared in vain gives back", Some(Shutdown), Seen::Prepared, false, false, Step::Release),
-            ("one never begun as well", Some(Shutdown), Seen::Nothing, false, false, Step::Release),
+            (
+                "one that could not start too",
+                Some(Running),
+                failed,
+                false,
+                false,
+                Step::Release,
+            ),
+            (
+                "one prepared in vain gives back",
+                Some(Shutdown),
+                Seen::Prepared,
+                false,
+                false,
+                Step::Release,
+            ),
+            (
+                "one never begun as well",
+                Some(Shutdown),
+                Seen::Nothing,
+                false,
+                false,
+                Step::Release,
+            ),
         ];
         for (name, desired, seen, in_net, released, want) in rows {
-            assert_eq!(next_step(&task(desired, seen, in_net, released), NOW), want, "{name}");
+            assert_eq!(
+                next_step(&task(desired, seen, in_net, released), NOW),
+                want,
+                "{name}"
+            );
         }
         let mut later = task(Some(Ready), Seen::Nothing, false, false);
         later.retry_at = Some(Timestamp(2_000));
@@ -188,16 +341,75 @@ mod tests {
     #[test]
     fn a_task_is_over_only_when_it_holds_nothing() {
         let desired = Some(DesiredState::Running);
-        let ended = |code, reason: Option<&str>| Seen::Ended { code, reason: reason.map(str::to_owned) };
+        let ended = |code, reason: Option<&str>| Seen::Ended {
+            code,
+            reason: reason.map(str::to_owned),
+        };
         for (name, seen, in_net, released, stopped, want) in [
-            ("healthy but unreachable is not running", Seen::Running(Health::Healthy), false, false, false, TaskState::Starting),
-            ("reachable is running", Seen::Running(Health::Healthy), true, false, false, TaskState::Running),
-            ("ended but holding its address", ended(Some(0), None), false, false, false, TaskState::Starting),
-            ("ended well", ended(Some(0), None), false, true, false, TaskState::Complete),
-            ("ended badly", ended(Some(3), None), false, true, false, TaskState::Failed),
-            ("ended unseen", ended(None, None), false, true, false, TaskState::Failed),
-            ("ended well but unhealthy", ended(Some(0), Some("unhealthy")), false, true, false, TaskState::Failed),
-            ("stopped by us", ended(Some(137), None), false, true, true, TaskState::Shutdown),
+            (
+                "healthy but unreachable is not running",
+                Seen::Running(Health::Healthy),
+                false,
+                false,
+                false,
+                TaskState::Starting,
+            ),
+            (
+                "reachable is running",
+                Seen::Running(Health::Healthy),
+                true,
+                false,
+                false,
+                TaskState::Running,
+            ),
+            (
+                "ended but holding its address",
+                ended(Some(0), None),
+                false,
+                false,
+                false,
+                TaskState::Starting,
+            ),
+            (
+                "ended well",
+                ended(Some(0), None),
+                false,
+                true,
+                false,
+                TaskState::Complete,
+            ),
+            (
+                "ended badly",
+                ended(Some(3), None),
+                false,
+                true,
+                false,
+                TaskState::Failed,
+            ),
+            (
+                "ended unseen",
+                ended(None, None),
+                false,
+                true,
+                false,
+                TaskState::Failed,
+            ),
+            (
+                "ended well but unhealthy",
+                ended(Some(0), Some("unhealthy")),
+                false,
+                true,
+                false,
+                TaskState::Failed,
+            ),
+            (
+                "stopped by us",
+                ended(Some(137), None),
+                false,
+                true,
+                true,
+                TaskState::Shutdown,
+            ),
         ] {
             let mut t = task(desired, seen, in_net, released);
             t.stopped_by_us = stopped;

@@ -1,0 +1,10 @@
+//! One file a noun.
+
+pub(crate) mod container;
+pub(crate) mod file;
+pub(crate) mod image;
+pub(crate) mod network;
+pub(crate) mod node;
+pub(crate) mod service;
+pub(crate) mod swarm;
+pub(crate) mod volume;

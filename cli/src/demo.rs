@@ -1,0 +1,425 @@
+//! `rswarm demo`: the main job on this machine, from nothing to nothing.
+
+use std::io::{Read, Write};
+use std::net::{SocketAddr, TcpStream};
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::time::{Duration, Instant};
+
+use proto::host::{BuildOptions, ListContainersRequest};
+use tokio::process::{Child, Command};
+
+use crate::client::{Client, Fail};
+use crate::command::image;
+use crate::render::line;
+
+/// Port that the demo publishes.
+const PORT: u16 = 18_080;
+/// How long any step may take.
+const PATIENCE: Duration = Duration::from_secs(60);
+const DOCKERFILE: &str = include_str!("../../examples/shop/Dockerfile");
+
+/// How the demo ends.
+#[derive(clap::Args)]
+pub(crate) struct Args {
+    /// End by itself.
+    #[arg(long)]
+    once: bool,
+    /// Write the figures to this file as JSON.
+    #[arg(long)]
+    report: Option<PathBuf>,
+}
+
+struct Demo {
+    exe: PathBuf,
+    client: Client,
+    daemon: Child,
+}
+
+impl Demo {
+    /// Runs a command of ours as an operator would type it.
+    async fn type_in(&self, words: &[&str]) -> Result<(), Fail> {
+        line(format!("\n$ rswarm {}", words.join(" ")));
+        let status = Command::new(&self.exe)
+            .arg("--socket")
+            .arg(&self.client.socket)
+            .args(words)
+            .status()
+            .await?;
+        if status.success() {
+            Ok(())
+        } else {
+            Err(Fail::new(format!(
+                "`rswarm {}` ended with {status}",
+                words.join(" ")
+            )))
+        }
+    }
+
+    async fn timed(&self, words: &[&str]) -> Result<f64, Fail> {
+        let began = Instant::now();
+        self.type_in(words).await?;
+        Ok(began.elapsed().as_secs_f64())
+    }
+}
+
+/// A client that sends requests through the published port until it is stopped.
+struct Load {
+    stop: Arc<AtomicBool>,
+    counts: Arc<[AtomicU64; 2]>,
+    threads: Vec<std::thread::JoinHandle<()>>,
+}
+
+impl Load {
+    fn start() -> Self {
+        let (stop, counts) = (
+            Arc::new(AtomicBool::new(false)),
+            Arc::new([AtomicU64::new(0), AtomicU64::new(0)]),
+        );
+        let threads = (0..2)
+            .map(|_| {
+                let (stop, counts) = (stop.clone(), counts.clone());
+                std::thread::spawn(move || {
+                    while !stop.load(Ordering::Relaxed) {
+                        let result = request();
+                        counts[0].fetch_add(1, Ordering::Relaxed);
+                        if let Err(e) = result {
+                            counts[1].fetch_add(1, Ordering::Relaxed);
+                            eprintln!("a request failed: {e}");
+                        }
+                        std::thread::sleep(Duration::from_millis(2));
+                    }
+                })
+            })
+            .collect();
+        Self {
+            stop,
+            counts,
+            threads,
+        }
+    }
+
+    fn end(self) -> (u64, u64) {
+        self.stop.store(true, Ordering::Relaxed);
+        for thread in self.threads {
+            let _ = thread.join();
+        }
+        (
+            self.counts[0].load(Ordering::Relaxed),
+            self.counts[1].load(Ordering::Relaxed),
+        )
+    }
+}
+
+fn request() -> std::io::Result<String> {
+    let address = SocketAddr::from(([127, 0, 0, 1], PORT));
+    let mut stream = TcpStream::connect_timeout(&address, Duration::from_secs(5))?;
+    stream.set_read_timeout(Some(Duration::from_secs(5)))?;
+    stream.write_all(b"GET / HTTP/1.1\r\nHost: shop\r\nConnection: close\r\n\r\n")?;
+    let mut text = String::new();
+    stream.read_to_string(&mut text)?;
+    if text.starts_with("HTTP/1.1 200") {
+        Ok(text)
+    } else {
+        Err(std::io::Error::other(format!("answer: {text:.80}")))
+    }
+}
+
+pub(crate) async fn run(args: Args) -> Result<u8, Fail> {
+    if !rustix::process::geteuid().is_root() {
+        return Err(Fail::new(
+            "the demo makes namespaces, cgroups and network links: run it as root",
+        ));
+    }
+    let dir = tempfile::tempdir()?;
+    let socket = dir.path().join("rswarm.sock");
+    let exe = std::env::current_exe()?;
+    line(format!("# a daemon in {}", dir.path().display()));
+    let log = std::fs::File::create(dir.path().join("daemon.log"))?;
+    let daemon = Command::new(&exe)
+        .arg("--socket")
+        .arg(&socket)
+        .args(["daemon", "--dataplane", "demo", "--data-dir"])
+        .arg(dir.path().join("data"))
+        .stderr(log)
+        .kill_on_drop(true)
+        .spawn()?;
+    let mut demo = Demo {
+        exe,
+        client: Client::new(socket),
+        daemon,
+    };
+    let outcome = tokio::select! {
+        outcome = steps(&demo, dir.path(), &args) => outcome,
+        _ = tokio::signal::ctrl_c() => Err(Fail::new("interrupted")),
+    };
+    if outcome.is_err() {
+        let log = std::fs::read_to_string(dir.path().join("daemon.log")).unwrap_or_default();
+        eprintln!("# what the daemon logged last:");
+        log.lines()
+            .rev()
+            .take(20)
+            .collect::<Vec<_>>()
+            .iter()
+            .rev()
+            .for_each(|l| eprintln!("{l}"));
+    }
+    let cleaned = clean_up(&mut demo).await;
+    let failed = outcome?;
+    cleaned?;
+    line("# everything is gone again");
+    Ok(u8::from(failed > 0))
+}
+
+async fn steps(demo: &Demo, dir: &Path, args: &Args) -> Result<u64, Fail> {
+    ready(&demo.client).await?;
+    demo.type_in(&["swarm", "init"]).await?;
+    let context = dir.join("shop");
+    std::fs::create_dir(&context)?;
+    std::fs::write(context.join("Dockerfile"), DOCKERFILE)?;
+    std::fs::copy(&demo.exe, context.join("rswarm"))?;
+    for version in ["v1", "v2"] {
+        line(format!(
+            "\n$ rswarm image build -t shop/web:{version} --build-arg VERSION={version} examples/shop"
+        ));
+        let options = BuildOptions {
+            tags: vec![format!("shop/web:{version}")],
+            build_args: [("VERSION".to_owned(), version.to_owned())].into(),
+            ..BuildOptions::default()
+        };
+        image::build(&demo.client, &context, options, true).await?;
+    }
+    demo.type_in(&["image", "ls"]).await?;
+    std::fs::write(context.join("motd"), "welcome\n")?;
+    std::fs::write(context.join("key"), "s3cret\n")?;
+    demo.type_in(&["network", "create", "front"]).await?;
+    demo.type_in(&["network", "create", "--internal", "back"]).await?;
+    demo.type_in(&[
+        "config",
+        "create",
+        "motd",
+        &context.join("motd").display().to_string(),
+    ])
+    .await?;
+    demo.type_in(&[
+        "secret",
+        "create",
+        "key",
+        &context.join("key").display().to_string(),
+    ])
+    .await?;
+    let began = Instant::now();
+    demo.type_in(&[
+        "service",
+        "create",
+        "--name",
+        "store",
+        "--network",
+        "back",
+        "--mount",
+        "source=data,target=/data",
+        "--secret",
+        "key",
+        "--config",
+        "motd",
+        "--update-monitor",
+        "200ms",
+        "shop/web:v1",
+    ])
+    .await?;
+    demo.type_in(&[
+        "service",
+        "create",
+        "--name",
+        "api",
+        "--replicas",
+        "2",
+        "--network",
+        "front",
+        "--network",
+        "back",
+        "--limit-memory",
+        "64m",
+        "--update-monitor",
+        "200ms",
+        "shop/web:v1",
+    ])
+    .await?;
+    demo.type_in(&[
+        "service",
+        "create",
+        "--name",
+        "web",
+        "--replicas",
+        "3",
+        "--network",
+        "front",
+        "--publish",
+        &format!("{PORT}:8080"),
+        "--limit-cpu",
+        "0.5",
+        "--limit-memory",
+        "64m",
+        "--limit-pids",
+        "64",
+        "--restart-delay",
+        "0s",
+        "--update-parallelism",
+        "2",
+        "--update-order",
+        "start-first",
+        "--update-monitor",
+        "200ms",
+        "--update-failure-action",
+        "rollback",
+        "--stop-grace-period",
+        "10s",
+        "shop/web:v1",
+    ])
+    .await?;
+    let deploy = began.elapsed().as_secs_f64();
+    let load = Load::start();
+    let result = under_load(demo).await;
+    let (requests, failed) = load.end();
+    let (scale, update, replace) = result?;
+    line(format!(
+        "\n# {requests} requests, {failed} failed; deploy {deploy:.2} s, scale {scale:.2} s, update {update:.2} s, replace {replace:.3} s"
+    ));
+    if let Some(path) = &args.report {
+        let report = serde_json::json!({"requests": requests, "failed": failed, "deploy_s": deploy, "scale_s": scale, "update_s": update, "replace_s": replace});
+        std::fs::write(path, format!("{report}\n"))
+            .map_err(|e| Fail::new(format!("write {}: {e}", path.display())))?;
+    }
+    if !args.once {
+        line(format!(
+            "# up: curl http://127.0.0.1:{PORT}/ and rswarm --socket {} service ls; Ctrl-C ends it",
+            demo.client.socket.display()
+        ));
+        let _ = tokio::signal::ctrl_c().await;
+    }
+    Ok(failed)
+}
+
+async fn under_load(demo: &Demo) -> Result<(f64, f64, f64), Fail> {
+    demo.type_in(&["service", "ls"]).await?;
+    let scale = demo.timed(&["service", "scale", "web=10"]).await?;
+    demo.type_in(&["service", "ps", "web", "--filter", "desired-state=running"])
+        .await?;
+    let update = demo
+        .timed(&["service", "update", "--image", "shop/web:v2", "web"])
+        .await?;
+    let answer = request()?;
+    if !answer.contains("\"version\":\"v2\"") {
+        return Err(Fail::new(format!(
+            "after the update the answer is not v2: {answer}"
+        )));
+    }
+    line("\n# one container is killed");
+    let before = running(&demo.client).await?;
+    let victim = before
+        .iter()
+        .find(|(name, _)| name.starts_with("api.1."))
+        .map(|(_, pid)| *pid)
+        .unwrap_or(0);
+    let pid = i32::try_from(victim)
+        .ok()
+        .and_then(rustix::process::Pid::from_raw)
+        .ok_or_else(|| Fail::new("api.1 does not run"))?;
+    demo.type_in(&[
+        "service",
+        "update",
+        "-d",
+        "--restart-delay",
+        "0s",
+        "--update-order",
+        "start-first",
+        "api",
+    ])
+    .await?;
+    let began = Instant::now();
+    rustix::process::kill_process(pid, rustix::process::Signal::KILL)
+        .map_err(|e| Fail::new(format!("kill api.1: {e}")))?;
+    let deadline = Instant::now() + PATIENCE;
+    loop {
+        let now = running(&demo.client).await?;
+        if now
+            .iter()
+            .filter(|(name, pid)| name.starts_with("api.") && *pid != victim)
+            .count()
+            >= 2
+        {
+            break;
+        }
+        if Instant::now() > deadline {
+            return Err(Fail::new("the killed container was not replaced"));
+        }
+        tokio::time::sleep(Duration::from_millis(5)).await;
+    }
+    let replace = began.elapsed().as_secs_f64();
+    demo.type_in(&["service", "ps", "api"]).await?;
+    Ok((scale, update, replace))
+}
+
+/// Name and process of every running container.
+async fn running(client: &Client) -> Result<Vec<(String, u32)>, Fail> {
+    let reply = client
+        .host()
+        .await?
+        .list_containers(ListContainersRequest { all: false })
+        .await?
+        .into_inner();
+    Ok(reply.containers.into_iter().map(|c| (c.name, c.pid)).collect())
+}
+
+async fn ready(client: &Client) -> Result<(), Fail> {
+    let deadline = Instant::now() + PATIENCE;
+    loop {
+        match client.control().await {
+            Ok(_) => return Ok(()),
+            Err(error) if Instant::now() > deadline => return Err(error),
+            Err(_) => tokio::time::sleep(Duration::from_millis(20)).await,
+        }
+    }
+}
+
+/// Ends services, cluster and daemon, and looks whether anything is left.
+async fn clean_up(demo: &mut Demo) -> Result<(), Fail> {
+    let left = Command::new(&demo.exe)
+        .arg("--socket")
+        .arg(&demo.client.socket)
+        .args(["swarm", "leave", "--force"])
+        .status()
+        .await;
+    // What the cluster had is taken down after the answer; its link goes last.
+    let deadline = Instant::now() + PATIENCE;
+    let link = || std::fs::read_to_string("/proc/net/dev").is_ok_and(|t| t.contains("rs-demo:"));
+    while link() && Instant::now() < deadline {
+        tokio::time::sleep(Duration::from_millis(20)).await;
+    }
+    if let Some(pid) = demo
+        .daemon
+        .id()
+        .and_then(|p| i32::try_from(p).ok())
+        .and_then(rustix::process::Pid::from_raw)
+    {
+        let _ = rustix::process::kill_process(pid, rustix::process::Signal::TERM);
+    }
+    let _ = tokio::time::timeout(Duration::from_secs(15), demo.daemon.wait()).await;
+    left?;
+    let mut remains = Vec::new();
+    if link() {
+        remains.push("the network link rs-demo".to_owned());
+    }
+    for controller in ["memory", "cpu", "pids", ""] {
+        let folder = Path::new("/sys/fs/cgroup").join(controller).join("rswarm/demo");
+        if folder.exists() {
+            remains.push(folder.display().to_string());
+        }
+    }
+    if remains.is_empty() {
+        Ok(())
+    } else {
+        Err(Fail::new(format!("left behind: {}", remains.join(", "))))
+    }
+}

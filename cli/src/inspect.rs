@@ -1,0 +1,197 @@
+//! Objects as Docker's API shows them, and the rows of lists.
+
+use std::time::Duration;
+
+use model::object::{
+    Availability, Config, Network, Node, NodeRole, NodeState, Secret, Service, SlotKey, Task,
+};
+use model::spec::{
+    FailureAction, PortSpec, PublishMode, RestartCondition, ServiceMode, ServiceSpec, TaskSpec, UpdateConfig,
+    UpdateOrder,
+};
+use serde_json::{Value, json};
+
+fn ns(d: Duration) -> u64 {
+    u64::try_from(d.as_nanos()).unwrap_or(u64::MAX)
+}
+
+fn meta(m: model::object::Meta) -> (Value, String, String) {
+    (
+        json!({"Index": m.version}),
+        m.created_at.rfc3339(),
+        m.updated_at.rfc3339(),
+    )
+}
+
+fn update(u: &UpdateConfig) -> Value {
+    json!({
+        "Parallelism": u.parallelism,
+        "Delay": ns(u.delay),
+        "FailureAction": match u.failure_action {
+            FailureAction::Pause => "pause",
+            FailureAction::Continue => "continue",
+            FailureAction::Rollback => "rollback",
+        },
+        "Monitor": ns(u.monitor),
+        "MaxFailureRatio": u.max_failure_ratio,
+        "Order": match u.order { UpdateOrder::StopFirst => "stop-first", UpdateOrder::StartFirst => "start-first" },
+    })
+}
+
+fn port(p: &PortSpec) -> Value {
+    json!({
+        "Protocol": p.protocol.as_str(),
+        "TargetPort": p.target,
+        "PublishedPort": p.published,
+        "PublishMode": if p.mode == PublishMode::Host { "host" } else { "ingress" },
+    })
+}
+
+fn task_spec(t: &TaskSpec) -> Value {
+    let c = &t.container;
+    json!({
+        "ContainerSpec": {
+            "Image": c.image,
+            "Command": c.command,
+            "Args": c.args,
+            "Env": c.env,
+            "Hostname": c.hostname,
+            "Dir": c.dir,
+            "User": c.user,
+            "Labels": c.labels,
+            "ReadOnly": c.read_only,
+            "TTY": c.tty,
+            "StopSignal": c.stop_signal,
+            "StopGracePeriod": ns(c.stop_grace_or_default()),
+            "Mounts": c.mounts.iter().map(|m| json!({"Target": m.target, "ReadOnly": m.read_only})).collect::<Vec<_>>(),
+            "Secrets": c.secrets.iter().map(|s| json!({"SecretID": s.id.to_string(), "SecretName": s.name, "File": {"Name": s.target.name, "Mode": s.target.mode}})).collect::<Vec<_>>(),
+            "Configs": c.configs.iter().map(|s| json!({"ConfigID": s.id.to_string(), "ConfigName": s.name, "File": {"Name": s.target.name, "Mode": s.target.mode}})).collect::<Vec<_>>(),
+            "Healthcheck": c.healthcheck.as_ref().map(|h| json!({"Test": h.test, "Interval": ns(h.interval), "Timeout": ns(h.timeout), "Retries": h.retries, "StartPeriod": ns(h.start_period)})),
+        },
+        "Resources": {
+            "Limits": {"NanoCPUs": t.resources.limits.cpu.0, "MemoryBytes": t.resources.limits.memory.0, "Pids": t.resources.limits.pids},
+            "Reservations": {"NanoCPUs": t.resources.reservations.cpu.0, "MemoryBytes": t.resources.reservations.memory.0},
+        },
+        "RestartPolicy": {
+            "Condition": match t.restart.condition { RestartCondition::Any => "any", RestartCondition::OnFailure => "on-failure", RestartCondition::None => "none" },
+            "Delay": ns(t.restart.delay),
+            "MaxAttempts": t.restart.max_attempts,
+            "Window": ns(t.restart.window),
+        },
+        "Placement": {"Constraints": t.placement.constraints, "MaxReplicas": t.placement.max_replicas_per_node},
+        "Networks": t.networks.iter().map(|n| json!({"Target": n.network.to_string(), "Aliases": n.aliases})).collect::<Vec<_>>(),
+        "ForceUpdate": t.force_update,
+    })
+}
+
+fn spec(s: &ServiceSpec) -> Value {
+    json!({
+        "Name": s.name,
+        "Labels": s.labels,
+        "TaskTemplate": task_spec(&s.task),
+        "Mode": match s.mode {
+            ServiceMode::Replicated { replicas } => json!({"Replicated": {"Replicas": replicas}}),
+            ServiceMode::Global => json!({"Global": {}}),
+        },
+        "UpdateConfig": update(&s.update),
+        "RollbackConfig": update(&s.rollback),
+        "EndpointSpec": {
+            "Mode": if s.endpoint.mode == model::spec::EndpointMode::Vip { "vip" } else { "dnsrr" },
+            "Ports": s.endpoint.ports.iter().map(port).collect::<Vec<_>>(),
+        },
+    })
+}
+
+pub(crate) fn service(s: &Service) -> Value {
+    let (version, created, updated) = meta(s.meta);
+    json!({
+        "ID": s.id.to_string(), "Version": version, "CreatedAt": created, "UpdatedAt": updated,
+        "Spec": spec(&s.spec),
+        "PreviousSpec": s.previous_spec.as_ref().map(|p| spec(p)),
+        "UpdateStatus": s.update.as_ref().map(|u| json!({
+            "State": u.state.as_str(), "StartedAt": u.started_at.rfc3339(),
+            "CompletedAt": u.completed_at.map(model::Timestamp::rfc3339), "Message": u.message,
+        })),
+        "Endpoint": {
+            "Ports": s.endpoint.ports.iter().map(port).collect::<Vec<_>>(),
+            "VirtualIPs": s.endpoint.vips.iter().map(|(n, a)| json!({"NetworkID": n.to_string(), "Addr": a.to_string()})).collect::<Vec<_>>(),
+        },
+    })
+}
+
+pub(crate) fn ports(list: &[PortSpec]) -> String {
+    let one = |p: &PortSpec| {
+        let ip = if p.host_ip.is_empty() { "*" } else { &p.host_ip };
+        format!("{ip}:{}->{}/{}", p.published, p.target, p.protocol.as_str())
+    };
+    list.iter().map(one).collect::<Vec<_>>().join(", ")
+}
+
+pub(crate) fn task(t: &Task) -> Value {
+    let (version, created, updated) = meta(t.meta);
+    json!({
+        "ID": t.id.to_string(), "Version": version, "CreatedAt": created, "UpdatedAt": updated,
+        "Name": t.name(), "ServiceID": t.service.to_string(), "NodeID": t.node.map(|n| n.to_string()),
+        "Slot": match t.slot { SlotKey::Replica(n) => n, SlotKey::Node(_) => 0 },
+        "Spec": task_spec(&t.spec),
+        "DesiredState": t.desired.as_str(),
+        "Status": {
+            "State": t.status.state.as_str(), "Timestamp": t.status.at.rfc3339(), "Message": t.status.message, "Err": t.status.error,
+            "ContainerStatus": t.status.container.as_ref().map(|c| json!({"ContainerID": c.id, "PID": c.pid, "ExitCode": c.exit_code})),
+        },
+        "NetworksAttachments": t.addresses.iter().map(|(n, a)| json!({"Network": {"ID": n.to_string()}, "Addresses": [a.to_string()]})).collect::<Vec<_>>(),
+    })
+}
+
+pub(crate) fn node(n: &Node) -> Value {
+    let (version, created, updated) = meta(n.meta);
+    json!({
+        "ID": n.id.to_string(), "Version": version, "CreatedAt": created, "UpdatedAt": updated,
+        "Spec": {"Labels": n.spec.labels, "Availability": availability(n).to_lowercase(), "Role": if n.spec.role == NodeRole::Manager { "manager" } else { "worker" }},
+        "Description": {
+            "Hostname": n.description.hostname,
+            "Platform": {"OS": n.description.platform.os, "Architecture": n.description.platform.arch},
+            "Resources": {"NanoCPUs": n.description.cpus.0, "MemoryBytes": n.description.memory.0},
+            "Engine": {"EngineVersion": n.description.engine_version, "Labels": n.description.engine_labels},
+        },
+        "Status": {"State": state(n).to_lowercase(), "Message": n.status.message, "Addr": n.description.address},
+        "ManagerStatus": (n.spec.role == NodeRole::Manager).then(|| json!({"Leader": true, "Reachability": "reachable"})),
+    })
+}
+
+pub(crate) fn availability(n: &Node) -> &'static str {
+    match n.spec.availability {
+        Availability::Active => "Active",
+        Availability::Pause => "Pause",
+        Availability::Drain => "Drain",
+    }
+}
+
+pub(crate) fn state(n: &Node) -> &'static str {
+    match n.status.state {
+        NodeState::Unknown => "Unknown",
+        NodeState::Ready => "Ready",
+        NodeState::Down => "Down",
+    }
+}
+
+pub(crate) fn network(n: &Network) -> Value {
+    let (version, created, _) = meta(n.meta);
+    json!({
+        "Name": n.spec.name, "ID": n.id.to_string(), "Id": n.id.to_string(), "Version": version, "Created": created,
+        "Scope": "swarm", "Driver": n.spec.driver, "Internal": n.spec.internal, "Attachable": n.spec.attachable,
+        "Ingress": n.spec.ingress, "Labels": n.spec.labels, "Options": n.spec.options,
+        "IPAM": {"Driver": "default", "Config": n.subnets.iter().map(|s| json!({"Subnet": s.to_string()})).collect::<Vec<_>>()},
+        "VNI": n.vni,
+    })
+}
+
+pub(crate) fn secret(s: &Secret) -> Value {
+    let (version, created, updated) = meta(s.meta);
+    json!({"ID": s.id.to_string(), "Version": version, "CreatedAt": created, "UpdatedAt": updated, "Spec": {"Name": s.spec.name, "Labels": s.spec.labels}})
+}
+
+pub(crate) fn config(c: &Config) -> Value {
+    let (version, created, updated) = meta(c.meta);
+    json!({"ID": c.id.to_string(), "Version": version, "CreatedAt": created, "UpdatedAt": updated, "Spec": {"Name": c.spec.name, "Labels": c.spec.labels, "Data": String::from_utf8_lossy(&c.spec.data)}})
+}

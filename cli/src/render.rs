@@ -1,0 +1,156 @@
+//! Every table and message a person sees.
+
+use std::io::Write;
+use std::process::ExitCode;
+
+use serde_json::Value;
+
+use crate::client::Fail;
+use crate::template::Template;
+
+/// Prints why a command failed.
+pub(crate) fn fail(error: &Fail) -> ExitCode {
+    eprintln!("Error: {}", error.message);
+    ExitCode::from(1)
+}
+
+/// Prints a line; a reader that went away ends the program quietly.
+pub(crate) fn line(text: impl AsRef<str>) {
+    if writeln!(std::io::stdout(), "{}", text.as_ref()).is_err() {
+        std::process::exit(0);
+    }
+}
+
+/// How a list is printed.
+#[derive(clap::Args, Clone, Default)]
+pub(crate) struct ListArgs {
+    /// Only what matches KEY=VALUE.
+    #[arg(long, short = 'f', value_name = "KEY=VALUE")]
+    pub(crate) filter: Vec<String>,
+    /// `table`, `json`, a Go template, or `table TEMPLATE`.
+    #[arg(long)]
+    pub(crate) format: Option<String>,
+    /// Ids only.
+    #[arg(long, short)]
+    pub(crate) quiet: bool,
+    /// Nothing cut off.
+    #[arg(long)]
+    pub(crate) no_trunc: bool,
+}
+
+/// Prints rows: as a table of `columns` (heading and field), as JSON lines, by a template, or ids only.
+pub(crate) fn list(rows: &[Value], columns: &[(&str, &str)], args: &ListArgs) -> Result<(), Fail> {
+    let text = |v: &Value, field: &str| match v.get(field) {
+        Some(Value::String(s)) => s.clone(),
+        Some(Value::Null) | None => String::new(),
+        Some(other) => other.to_string(),
+    };
+    if args.quiet && args.format.is_none() {
+        rows.iter().for_each(|r| line(text(r, "ID")));
+        return Ok(());
+    }
+    match args.format.as_deref() {
+        None | Some("table") => {
+            let head: Vec<String> = columns.iter().map(|(h, _)| (*h).to_owned()).collect();
+            let body = rows
+                .iter()
+                .map(|r| columns.iter().map(|(_, f)| text(r, f)).collect());
+            table(std::iter::once(head).chain(body).collect());
+        }
+        Some("json") => rows.iter().for_each(|r| line(r.to_string())),
+        Some(format) => {
+            let (heads, text) = format
+                .strip_prefix("table ")
+                .map_or((false, format), |t| (true, t));
+            let text = text.replace("\\t", "\t").replace("\\n", "\n");
+            let template = Template::parse(&text)?;
+            let mut out: Vec<Vec<String>> = Vec::new();
+            if heads {
+                let names = columns
+                    .iter()
+                    .map(|(h, f)| ((*f).to_owned(), Value::String((*h).to_owned())))
+                    .collect();
+                out.push(
+                    template
+                        .render(&Value::Object(names))?
+                        .split('\t')
+                        .map(str::to_owned)
+                        .collect(),
+                );
+            }
+            for row in rows {
+                let text = template.render(row)?;
+                if heads {
+                    out.push(text.split('\t').map(str::to_owned).collect());
+                } else {
+                    line(text);
+                }
+            }
+            table(out);
+        }
+    }
+    Ok(())
+}
+
+/// Prints cells in columns, three spaces apart, as Docker does.
+pub(crate) fn table(rows: Vec<Vec<String>>) {
+    let count = rows.iter().map(Vec::len).max().unwrap_or(0);
+    let width = |c: usize| {
+        rows.iter()
+            .filter_map(|r| r.get(c))
+            .map(|t| t.chars().count())
+            .max()
+            .unwrap_or(0)
+    };
+    let widths: Vec<usize> = (0..count).map(width).collect();
+    for row in &rows {
+        let cells: Vec<String> = row
+            .iter()
+            .enumerate()
+            .map(|(c, t)| format!("{t}{}", " ".repeat(widths[c] - t.chars().count())))
+            .collect();
+        line(cells.join("   ").trim_end());
+    }
+}
+
+/// Prints objects of `inspect`: a JSON list, or each by a template.
+pub(crate) fn inspect(values: &[Value], format: Option<&str>) -> Result<(), Fail> {
+    match format {
+        None | Some("json") => line(serde_json::to_string_pretty(values).unwrap_or_default()),
+        Some(format) => {
+            let template = Template::parse(format)?;
+            for value in values {
+                line(template.render(value)?);
+            }
+        }
+    }
+    Ok(())
+}
+
+/// How long ago, as Docker says it.
+pub(crate) fn ago(at_ms: u64) -> String {
+    let now = std::time::SystemTime::now()
+        .duration_since(std::time::UNIX_EPOCH)
+        .unwrap_or_default();
+    let seconds = u64::try_from(now.as_millis()).unwrap_or(0).saturating_sub(at_ms) / 1000;
+    let (minutes, hours, days) = (seconds / 60, seconds / 3600, seconds / 86_400);
+    match seconds {
+        0 => "Less than a second ago".into(),
+        1 => "1 second ago".into(),
+        2..60 => format!("{seconds} seconds ago"),
+        60..120 => "About a minute ago".into(),
+        120..3600 => format!("{minutes} minutes ago"),
+        3600..7200 => "About an hour ago".into(),
+        7200..172_800 => format!("{hours} hours ago"),
+        _ => format!("{days} days ago"),
+    }
+}
+
+/// The first 12 characters, unless nothing is to be cut.
+pub(crate) fn short(id: &str, whole: bool) -> String {
+    if whole {
+        id.to_owned()
+    } else {
+        id.chars().take(12).collect()
+    }
+}

@@ -1,1 +1,0 @@
-//! Simulation, invariants, scenarios and style checks over the whole workspace.
