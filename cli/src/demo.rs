@@ -241,6 +241,8 @@ async fn steps(demo: &Demo, dir: &Path, args: &Args) -> Result<u64, Fail> {
         "back",
         "--limit-memory",
         "64m",
+        "--restart-delay",
+        "0s",
         "--update-monitor",
         "200ms",
         "shop/web:v1",
@@ -326,17 +328,6 @@ async fn under_load(demo: &Demo) -> Result<(f64, f64, f64), Fail> {
         .ok()
         .and_then(rustix::process::Pid::from_raw)
         .ok_or_else(|| Fail::new("api.1 does not run"))?;
-    demo.type_in(&[
-        "service",
-        "update",
-        "-d",
-        "--restart-delay",
-        "0s",
-        "--update-order",
-        "start-first",
-        "api",
-    ])
-    .await?;
     let began = Instant::now();
     rustix::process::kill_process(pid, rustix::process::Signal::KILL)
         .map_err(|e| Fail::new(format!("kill api.1: {e}")))?;

@@ -7,7 +7,7 @@ const DEPTH_MAX: usize = 32;
 ///
 /// # Errors
 /// What cannot be read, or what a `?` demands.
-pub(crate) fn interpolate(
+pub fn interpolate(
     text: &str,
     vars: &dyn Fn(&str) -> Option<String>,
     unset: &mut dyn FnMut(&str),

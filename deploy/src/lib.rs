@@ -3,8 +3,9 @@
 //! It reads neither files nor the environment: both are given.
 #![forbid(unsafe_code)]
 
-// Text to a tree with places.
+// Variables in texts.
 mod interpolate;
+pub use interpolate::interpolate;
 
 // Short forms that flags share.
 pub mod grammar;

@@ -25,14 +25,15 @@ pub(crate) fn parse(text: &str) -> Result<Vec<Instruction>, String> {
         let line = raw.trim();
         if let Some(comment) = line.strip_prefix('#') {
             // Parser directives stand before anything else.
-            if instructions.is_empty() && open.is_none() {
-                if let Some(("escape", value)) = comment.split_once('=').map(|(k, v)| (k.trim(), v.trim())) {
-                    escape = value
-                        .chars()
-                        .next()
-                        .filter(|c| matches!(c, '\\' | '`'))
-                        .ok_or("the escape directive takes \\ or `")?;
-                }
+            if instructions.is_empty()
+                && open.is_none()
+                && let Some(("escape", value)) = comment.split_once('=').map(|(k, v)| (k.trim(), v.trim()))
+            {
+                escape = value
+                    .chars()
+                    .next()
+                    .filter(|c| matches!(c, '\\' | '`'))
+                    .ok_or("the escape directive takes \\ or `")?;
             }
             continue;
         }

@@ -175,10 +175,10 @@ impl ImageStore {
             entry: "a layer".into(),
             source,
         };
-        if let Some(wanted) = wanted {
-            if self.layer_path(wanted).exists() {
-                return Ok(wanted.to_owned());
-            }
+        if let Some(wanted) = wanted
+            && self.layer_path(wanted).exists()
+        {
+            return Ok(wanted.to_owned());
         }
         let scratch = self.scratch().map_err(|e| io(io::Error::other(e.to_string())))?;
         let folder = scratch.path.join("layer");
@@ -242,10 +242,10 @@ impl ImageStore {
     /// The id that a name, an id or the beginning of one (4 digits at least) leads to.
     fn lookup(&self, text: &str) -> Result<String, StoreError> {
         let missing = || StoreError::NotFound(text.to_owned());
-        if let Ok(reference) = text.parse::<Reference>() {
-            if let Some(id) = self.references().get(&reference.to_string()) {
-                return Ok(id.clone());
-            }
+        if let Ok(reference) = text.parse::<Reference>()
+            && let Some(id) = self.references().get(&reference.to_string())
+        {
+            return Ok(id.clone());
         }
         let digits = text.strip_prefix("sha256:").unwrap_or(text);
         if digits.len() < 4 || !digits.bytes().all(|b| b.is_ascii_hexdigit()) {

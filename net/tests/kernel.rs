@@ -250,12 +250,8 @@ async fn a_dataplane_is_adopted_and_leaves_nothing() {
         0,
         "the kernel has it all"
     );
-    assert_eq!(
-        ask(([127, 0, 0, 1], 18_093))
-            .map(|t| t.starts_with('a'))
-            .unwrap_or(true),
-        true
-    );
+    // Half of the port's slots lead to b, which is not there.
+    assert!(ask(([127, 0, 0, 1], 18_093)).map_or(true, |t| t.starts_with('a')));
     let began = Instant::now();
     for i in 0..50u8 {
         bed.attach(&format!("x{i}"), ip(10 + i)).await;

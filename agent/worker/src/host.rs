@@ -472,11 +472,10 @@ impl Host for HostService {
                             if let Some(size) = message.resize {
                                 session.resize(clip(size.rows), clip(size.cols));
                             }
-                            if let Some(pipe) = stdin.as_mut().filter(|_| !message.stdin.is_empty()) {
-                                if pipe.write_all(&message.stdin).await.is_err() || pipe.flush().await.is_err() {
+                            if let Some(pipe) = stdin.as_mut().filter(|_| !message.stdin.is_empty())
+                                && (pipe.write_all(&message.stdin).await.is_err() || pipe.flush().await.is_err()) {
                                     stdin = None;
                                 }
-                            }
                             if message.stdin_closed {
                                 stdin = None;
                             }

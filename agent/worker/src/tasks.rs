@@ -105,10 +105,10 @@ impl Tasks {
             }
         }
         for id in self.shared.network.attached() {
-            if !id.parse::<TaskId>().is_ok_and(|t| set.tasks.contains_key(&t)) {
-                if let Err(error) = self.shared.network.drop_stray(&id).await {
-                    tracing::warn!(%error, "remove a namespace nobody knows");
-                }
+            if !id.parse::<TaskId>().is_ok_and(|t| set.tasks.contains_key(&t))
+                && let Err(error) = self.shared.network.drop_stray(&id).await
+            {
+                tracing::warn!(%error, "remove a namespace nobody knows");
             }
         }
         serving

@@ -37,17 +37,17 @@ pub(crate) fn decide(query: &Message, asker: &str, zone: &Zone, turn: usize) -> 
     };
     let text = question.name().to_string().to_ascii_lowercase();
     let text = text.trim_end_matches('.');
-    if question.query_type() == RecordType::PTR {
-        if let Some(name) = reverse(text).and_then(|ip| zone.reverse.get(&ip)) {
-            if let Ok(name) = Name::from_ascii(format!("{name}.")) {
-                reply.add_answer(Record::from_rdata(
-                    question.name().clone(),
-                    TTL,
-                    RData::PTR(PTR(name)),
-                ));
-            }
-            return Verdict::Answer(reply);
+    if question.query_type() == RecordType::PTR
+        && let Some(name) = reverse(text).and_then(|ip| zone.reverse.get(&ip))
+    {
+        if let Ok(name) = Name::from_ascii(format!("{name}.")) {
+            reply.add_answer(Record::from_rdata(
+                question.name().clone(),
+                TTL,
+                RData::PTR(PTR(name)),
+            ));
         }
+        return Verdict::Answer(reply);
     }
     let mut found: Vec<Ipv4Addr> = Vec::new();
     let mut known = false;

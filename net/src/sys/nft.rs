@@ -20,6 +20,9 @@ pub(crate) const W2: u32 = 10;
 /// Word in which numbers are kept until a rule ends.
 pub(crate) const W4: u32 = 12;
 
+/// Key and, in a map, value.
+pub(crate) type Element = (Vec<u8>, Option<Vec<u8>>);
+
 /// Messages of one transaction on one table.
 pub(crate) struct Batch {
     table: String,
@@ -98,15 +101,15 @@ impl Batch {
         self.messages.push(m);
     }
 
-    pub(crate) fn add(&mut self, set: &str, elements: &[(Vec<u8>, Option<Vec<u8>>)]) {
+    pub(crate) fn add(&mut self, set: &str, elements: &[Element]) {
         self.elements(NEW_ELEMENT, CREATE, set, elements);
     }
 
-    pub(crate) fn remove(&mut self, set: &str, elements: &[(Vec<u8>, Option<Vec<u8>>)]) {
+    pub(crate) fn remove(&mut self, set: &str, elements: &[Element]) {
         self.elements(DELETE_ELEMENT, 0, set, elements);
     }
 
-    fn elements(&mut self, kind: u16, flags: u16, set: &str, elements: &[(Vec<u8>, Option<Vec<u8>>)]) {
+    fn elements(&mut self, kind: u16, flags: u16, set: &str, elements: &[Element]) {
         // One attribute holds at most 64 KiB; an element of ours takes less than 64 bytes.
         for part in elements.chunks(512) {
             let mut m = self.message(kind, flags);
@@ -287,11 +290,7 @@ pub(crate) fn table_exists(socket: &mut Socket, name: &str) -> io::Result<bool> 
 }
 
 /// Every element of a set: key, and value where it is a map.
-pub(crate) fn elements(
-    socket: &mut Socket,
-    table: &str,
-    set: &str,
-) -> io::Result<Vec<(Vec<u8>, Option<Vec<u8>>)>> {
+pub(crate) fn elements(socket: &mut Socket, table: &str, set: &str) -> io::Result<Vec<Element>> {
     let mut m = Message::new(10 << 8 | 13, REQUEST | super::netlink::DUMP, &[2, 0, 0, 0]);
     m.text(1, table).text(2, set);
     let mut found = Vec::new();

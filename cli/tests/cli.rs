@@ -1,0 +1,44 @@
+//! The binary as an operator meets it without a daemon: help, wrong usage, exit codes.
+
+use std::process::{Command, Output};
+
+fn rswarm(args: &[&str]) -> Output {
+    Command::new(env!("CARGO_BIN_EXE_rswarm")).args(args).env_remove("RSWARM_SOCKET").output().expect("it runs")
+}
+
+#[test]
+fn help_names_the_commands_and_the_exit_codes() {
+    let out = rswarm(&["--help"]);
+    let text = String::from_utf8_lossy(&out.stdout);
+    assert!(out.status.success());
+    for word in ["service", "swarm", "secret", "demo", "3 paused"] {
+        assert!(text.contains(word), "{word} in:\n{text}");
+    }
+}
+
+#[test]
+fn without_a_daemon_a_command_says_what_to_do() {
+    let out = rswarm(&["--socket", "/nonexistent/rswarm.sock", "service", "ls"]);
+    let text = String::from_utf8_lossy(&out.stderr);
+    assert_eq!(out.status.code(), Some(1));
+    assert!(text.contains("rswarm daemon") && text.contains("/nonexistent/rswarm.sock"), "{text}");
+    assert!(!text.contains("panicked"));
+}
+
+#[test]
+fn wrong_usage_ends_with_2() {
+    for args in [&["service", "nosuch"][..], &["--nosuch"], &["service", "create"]] {
+        assert_eq!(rswarm(args).status.code(), Some(2), "{args:?}");
+    }
+}
+
+#[test]
+fn the_binary_is_static() {
+    let out = Command::new("ldd").arg(env!("CARGO_BIN_EXE_rswarm")).output();
+    let Ok(out) = out else {
+        println!("skipped: there is no ldd here");
+        return;
+    };
+    let text = format!("{}{}", String::from_utf8_lossy(&out.stdout), String::from_utf8_lossy(&out.stderr));
+    assert!(text.contains("not a dynamic") || text.contains("statically linked"), "{text}");
+}
