@@ -3,7 +3,11 @@
 use std::process::{Command, Output};
 
 fn rswarm(args: &[&str]) -> Output {
-    Command::new(env!("CARGO_BIN_EXE_rswarm")).args(args).env_remove("RSWARM_SOCKET").output().expect("it runs")
+    Command::new(env!("CARGO_BIN_EXE_rswarm"))
+        .args(args)
+        .env_remove("RSWARM_SOCKET")
+        .output()
+        .expect("it runs")
 }
 
 #[test]
@@ -21,7 +25,10 @@ fn without_a_daemon_a_command_says_what_to_do() {
     let out = rswarm(&["--socket", "/nonexistent/rswarm.sock", "service", "ls"]);
     let text = String::from_utf8_lossy(&out.stderr);
     assert_eq!(out.status.code(), Some(1));
-    assert!(text.contains("rswarm daemon") && text.contains("/nonexistent/rswarm.sock"), "{text}");
+    assert!(
+        text.contains("rswarm daemon") && text.contains("/nonexistent/rswarm.sock"),
+        "{text}"
+    );
     assert!(!text.contains("panicked"));
 }
 
@@ -39,6 +46,13 @@ fn the_binary_is_static() {
         println!("skipped: there is no ldd here");
         return;
     };
-    let text = format!("{}{}", String::from_utf8_lossy(&out.stdout), String::from_utf8_lossy(&out.stderr));
-    assert!(text.contains("not a dynamic") || text.contains("statically linked"), "{text}");
+    let text = format!(
+        "{}{}",
+        String::from_utf8_lossy(&out.stdout),
+        String::from_utf8_lossy(&out.stderr)
+    );
+    assert!(
+        text.contains("not a dynamic") || text.contains("statically linked"),
+        "{text}"
+    );
 }
