@@ -127,6 +127,8 @@ pub fn state_of(task: &LocalTask) -> TaskState {
         Seen::Prepared => TaskState::Ready,
         Seen::Running(_) | Seen::Stopping if task.in_net => TaskState::Running,
         Seen::Running(_) | Seen::Stopping => TaskState::Starting,
+        // One that could never start must not look ready: its predecessor would be stopped for it (trap D1).
+        Seen::Failed { rejected: true, .. } if !task.released => TaskState::Preparing,
         Seen::Ended { .. } | Seen::Failed { .. } if !task.released => TaskState::Starting,
         Seen::Ended { .. } if task.stopped_by_us => TaskState::Shutdown,
         Seen::Ended {
@@ -401,6 +403,28 @@ mod tests {
                 true,
                 false,
                 TaskState::Failed,
+            ),
+            (
+                "could not be prepared, still holding its network",
+                Seen::Failed {
+                    error: "no image".into(),
+                    rejected: true,
+                },
+                false,
+                false,
+                false,
+                TaskState::Preparing,
+            ),
+            (
+                "could not be prepared",
+                Seen::Failed {
+                    error: "no image".into(),
+                    rejected: true,
+                },
+                false,
+                true,
+                false,
+                TaskState::Rejected,
             ),
             (
                 "stopped by us",
