@@ -58,6 +58,13 @@ pub(crate) async fn run(args: Args, socket: PathBuf) -> Result<u8, Fail> {
     if let Some(folder) = socket.parent() {
         fs::create_dir_all(folder).map_err(problem("make", folder))?;
     }
+    // A socket nobody answers at is what a killed daemon left; one that answers is another daemon's.
+    if tokio::net::UnixStream::connect(&socket).await.is_ok() {
+        return Err(Fail::new(format!(
+            "another daemon answers at {}: stop it, or choose another --socket",
+            socket.display()
+        )));
+    }
     let _ = fs::remove_file(&socket);
     let listener = tokio::net::UnixListener::bind(&socket).map_err(problem("listen at", &socket))?;
     fs::set_permissions(&socket, fs::Permissions::from_mode(0o660)).map_err(problem("protect", &socket))?;

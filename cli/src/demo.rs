@@ -143,6 +143,8 @@ pub(crate) async fn run(args: Args) -> Result<u8, Fail> {
         .args(["daemon", "--dataplane", "demo", "--data-dir"])
         .arg(dir.path().join("data"))
         .stderr(log)
+        // Ctrl-C is for us: the daemon is needed to clean up.
+        .process_group(0)
         .kill_on_drop(true)
         .spawn()?;
     let mut demo = Demo {
@@ -150,10 +152,19 @@ pub(crate) async fn run(args: Args) -> Result<u8, Fail> {
         client: Client::new(socket),
         daemon,
     };
-    let outcome = tokio::select! {
+    let mut outcome = tokio::select! {
         outcome = steps(&demo, dir.path(), &args) => outcome,
         _ = tokio::signal::ctrl_c() => Err(Fail::new("interrupted")),
     };
+    if let (Ok(_), false) = (&outcome, args.once) {
+        line(format!(
+            "# up: curl http://127.0.0.1:{PORT}/ and rswarm --socket {} service ls; Ctrl-C ends it",
+            demo.client.socket.display()
+        ));
+        if let Err(e) = tokio::signal::ctrl_c().await {
+            outcome = Err(Fail::new(format!("wait for Ctrl-C: {e}")));
+        }
+    }
     if outcome.is_err() {
         let log = std::fs::read_to_string(dir.path().join("daemon.log")).unwrap_or_default();
         eprintln!("# what the daemon logged last:");
@@ -293,13 +304,6 @@ async fn steps(demo: &Demo, dir: &Path, args: &Args) -> Result<u64, Fail> {
         std::fs::write(path, format!("{report}\n"))
             .map_err(|e| Fail::new(format!("write {}: {e}", path.display())))?;
     }
-    if !args.once {
-        line(format!(
-            "# up: curl http://127.0.0.1:{PORT}/ and rswarm --socket {} service ls; Ctrl-C ends it",
-            demo.client.socket.display()
-        ));
-        let _ = tokio::signal::ctrl_c().await;
-    }
     Ok(failed)
 }
 
@@ -397,8 +401,23 @@ async fn clean_up(demo: &mut Demo) -> Result<(), Fail> {
         let _ = rustix::process::kill_process(pid, rustix::process::Signal::TERM);
     }
     let _ = tokio::time::timeout(Duration::from_secs(15), demo.daemon.wait()).await;
-    left?;
     let mut remains = Vec::new();
+    if !left?.success() {
+        remains.push("a cluster that could not be left".to_owned());
+    }
+    let mounts = std::fs::read_to_string("/proc/self/mountinfo").unwrap_or_default();
+    let data = demo
+        .client
+        .socket
+        .parent()
+        .map(|p| p.display().to_string())
+        .unwrap_or_default();
+    remains.extend(
+        mounts
+            .lines()
+            .filter(|l| l.contains(&data))
+            .map(|l| format!("the mount {l}")),
+    );
     if link() {
         remains.push("the network link rs-demo".to_owned());
     }

@@ -26,6 +26,8 @@ use crate::sys;
 const KILL_TIMEOUT: Duration = Duration::from_secs(5);
 /// How long a shim may take to write the exit status after its container ended.
 const SHIM_TIMEOUT: Duration = Duration::from_secs(5);
+/// How often the status is looked for in the moment between a container's end and its shim's word.
+const STATUS_PAUSE: Duration = Duration::from_millis(1);
 /// Longest answer of a shim.
 const ANSWER_MAX: u64 = 64 << 10;
 
@@ -258,24 +260,25 @@ impl Runtime {
             return Ok(exit);
         }
         let running: Running = state_dir::read(&dir, RUNNING).ok_or_else(unknown)?;
-        // Opened before the shim is waited for, so that the kernel keeps how it ended.
         let container = open_process(running.pid, running.pid_start);
-        if let Some(shim) = open_process(running.shim, running.shim_start) {
-            ended(shim).await;
+        let copy = container
+            .as_ref()
+            .and_then(|c| rustix::io::fcntl_dupfd_cloexec(c, 3).ok());
+        if let Some(container) = container {
+            ended(container).await;
+        }
+        // The shim writes the status at once, and then takes its time to clean up.
+        while state_dir::alive(running.shim, running.shim_start) {
+            if let Some(exit) = state_dir::read::<ExitStatus>(&dir, EXIT) {
+                return Ok(exit);
+            }
+            tokio::time::sleep(STATUS_PAUSE).await;
         }
         if let Some(exit) = state_dir::read::<ExitStatus>(&dir, EXIT) {
             return Ok(exit);
         }
-        // The shim was killed: the container goes on without it.
-        let mut code = None;
-        if let Some(container) = container {
-            let copy = rustix::io::fcntl_dupfd_cloexec(&container, 3);
-            ended(container).await;
-            code = copy
-                .ok()
-                .and_then(|fd| sys::exit_info(fd.as_fd()))
-                .map(sys::decode);
-        }
+        // The shim was killed: the container went on without it.
+        let code = copy.and_then(|fd| sys::exit_info(fd.as_fd())).map(sys::decode);
         let identity: Identity = state_dir::read(&dir, IDENTITY).ok_or_else(unknown)?;
         let exit = ExitStatus {
             code: code.map(|(c, _)| c),
@@ -362,6 +365,10 @@ impl Runtime {
             return Ok(());
         }
         self.stop(id, libc::SIGKILL, Duration::ZERO).await?;
+        let running = state_dir::read::<Running>(&dir, RUNNING);
+        if let Some(shim) = running.and_then(|r| open_process(r.shim, r.shim_start)) {
+            ended(shim).await;
+        }
         if let Some(identity) = state_dir::read::<Identity>(&dir, IDENTITY) {
             cgroup::remove(&identity.cgroups);
         }
