@@ -5,7 +5,7 @@ mod restart;
 mod slots;
 mod update;
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
 use model::ids::IdSource;
@@ -41,8 +41,10 @@ pub(crate) fn reconcile(
     update::drive(scratch, id, now, ids, &mut wake);
     // The rollout may have gone back to the spec before.
     let service = scratch.service(id).cloned().unwrap_or(service);
+    let mut slots = by_slot(scratch, id);
     for slot in wanted {
-        fill_slot(scratch, &service, slot, now, ids, &mut wake);
+        let tasks = slots.remove(&slot).unwrap_or_default();
+        fill_slot(scratch, &service, slot, &tasks, now, ids, &mut wake);
     }
     promote(scratch, &service, now, &mut wake);
     finish_unplaced(scratch, id, now);
@@ -116,6 +118,7 @@ fn wanted_slots(scratch: &Scratch, service: &Service) -> Vec<SlotKey> {
 /// Ends the slots that are wanted no more; their history goes with them.
 fn close_slots(scratch: &mut Scratch, service: &Service, wanted: &[SlotKey]) {
     let replicated = matches!(service.spec.mode, ServiceMode::Replicated { .. });
+    let wanted: BTreeSet<SlotKey> = wanted.iter().copied().collect();
     for (slot, tasks) in by_slot(scratch, service.id) {
         if wanted.contains(&slot) {
             continue;
@@ -140,16 +143,16 @@ fn fill_slot(
     scratch: &mut Scratch,
     service: &Service,
     slot: SlotKey,
+    tasks: &SlotTasks,
     now: Timestamp,
     ids: &mut dyn IdSource,
     wake: &mut Wake,
 ) {
-    let tasks: SlotTasks = by_slot(scratch, service.id).remove(&slot).unwrap_or_default();
-    retire_ended(scratch, &tasks);
+    retire_ended(scratch, tasks);
     if tasks.iter().any(|t| is_live(t)) {
         return;
     }
-    let run_at = match restart_after(service, &tasks) {
+    let run_at = match restart_after(service, tasks) {
         Restart::Never => return,
         Restart::Now => now,
         Restart::At(at) => at.max(now),
