@@ -9,9 +9,10 @@ mod stack;
 mod validate;
 
 use model::object::Key;
-use model::spec::NameError;
+use model::spec::{NameError, TaskSpec};
 
-use crate::state::{FindError, Kind, Scratch};
+use crate::allocate::EndpointError;
+use crate::state::{FindError, Kind, Scratch, State};
 use crate::txn::Txn;
 
 pub use cluster::{ClusterRequest, init_cluster};
@@ -113,6 +114,18 @@ impl From<FindError> for Refusal {
     }
 }
 
+impl From<EndpointError> for Refusal {
+    fn from(error: EndpointError) -> Self {
+        let kind = match error {
+            EndpointError::Taken { .. } => RefusalKind::AlreadyExists,
+            EndpointError::NeedsVip { .. }
+            | EndpointError::NoPort { .. }
+            | EndpointError::NoAddress { .. } => RefusalKind::Invalid,
+        };
+        Self::new(kind, error.to_string())
+    }
+}
+
 impl From<NameError> for Refusal {
     fn from(error: NameError) -> Self {
         Self::invalid(error.to_string())
@@ -125,4 +138,19 @@ fn check_version(kind: Kind, name: &str, expected: Option<u64>, found: u64) -> R
         Some(expected) if expected != found => Err(Refusal::outdated(kind, name, expected, found)),
         Some(_) | None => Ok(()),
     }
+}
+
+/// Who uses something: a service by its spec, by the spec a rollout may still go back to, or a task that has not ended.
+fn user_of(state: &State, uses: impl Fn(&TaskSpec) -> bool) -> Option<String> {
+    let by_service = state.services().find(|s| {
+        let may_go_back = s.update.as_ref().is_some_and(|u| u.completed_at.is_none());
+        let previous = s.previous_spec.as_ref().filter(|_| may_go_back);
+        uses(&s.spec.task) || previous.is_some_and(|p| uses(&p.task))
+    });
+    if let Some(service) = by_service {
+        return Some(format!("service {}", service.spec.name));
+    }
+    let task = (state.tasks())
+        .find(|t| !t.status.state.is_terminal() && state.service(t.service).is_some() && uses(&t.spec))?;
+    Some(format!("task {}", task.name()))
 }

@@ -1,6 +1,7 @@
 //! New → Pending: addresses in the networks of a task, its host ports, and the virtual addresses of services.
 
 mod address;
+mod endpoint;
 mod port;
 
 use std::collections::BTreeMap;
@@ -13,7 +14,7 @@ use model::task_state::TaskState;
 use model::{NetworkId, TaskId, Timestamp};
 
 pub(crate) use address::{free_subnet, free_vni, overlaps};
-pub(crate) use port::free_port;
+pub(crate) use endpoint::{EndpointError, endpoint};
 
 use crate::state::{Scratch, State};
 

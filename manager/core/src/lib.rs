@@ -23,6 +23,8 @@ pub mod assignments;
 pub mod node_health;
 
 #[cfg(test)]
+mod admit_tests;
+#[cfg(test)]
 mod orchestrate_tests;
 
 pub use admit::{Admitted, Refusal, RefusalKind};

@@ -48,7 +48,7 @@ pub(crate) const START: Timestamp = Timestamp(1_000_000);
 
 /// Ids in the order in which they are asked for.
 #[derive(Default)]
-struct Counter(u128);
+pub(crate) struct Counter(u128);
 
 impl IdSource for Counter {
     fn next_id(&mut self) -> u128 {

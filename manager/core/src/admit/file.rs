@@ -7,7 +7,7 @@ use model::object::{Config, Key, Meta, Object, Secret};
 use model::spec::{CONFIG_MAX, ConfigSpec, Labels, SECRET_MAX, SecretSpec, check_name};
 use model::{ConfigId, SecretId, Timestamp};
 
-use super::{Admitted, Refusal, RefusalKind, check_version, validate};
+use super::{Admitted, Refusal, RefusalKind, check_version, user_of, validate};
 use crate::state::{Kind, Scratch, State};
 
 /// Makes a secret.
@@ -36,7 +36,7 @@ pub(super) fn add_secret(
     if spec.data.is_empty() || spec.data.len() > SECRET_MAX {
         return Err(size("secret", &spec.name, spec.data.len(), SECRET_MAX));
     }
-    if scratch.find(Kind::Secret, &spec.name).is_ok() {
+    if scratch.named(Kind::Secret, &spec.name).is_some() {
         return Err(Refusal::taken(Kind::Secret, &spec.name));
     }
     let id = SecretId::new(ids);
@@ -79,7 +79,7 @@ pub(super) fn add_config(
     if spec.data.len() > CONFIG_MAX {
         return Err(size("config", &spec.name, spec.data.len(), CONFIG_MAX));
     }
-    if scratch.find(Kind::Config, &spec.name).is_ok() {
+    if scratch.named(Kind::Config, &spec.name).is_some() {
         return Err(Refusal::taken(Kind::Config, &spec.name));
     }
     let id = ConfigId::new(ids);
@@ -187,11 +187,8 @@ pub fn remove_secrets(state: &State, references: &[String]) -> Result<Admitted, 
     for reference in references {
         let key = scratch.find(Kind::Secret, reference)?;
         let Key::Secret(id) = key else { continue };
-        let user = scratch
-            .services()
-            .find(|s| s.spec.task.container.secrets.iter().any(|r| r.id == id));
-        if let Some(service) = user {
-            return Err(in_use("secret", reference, &service.spec.name));
+        if let Some(user) = user_of(&scratch, |t| t.container.secrets.iter().any(|r| r.id == id)) {
+            return Err(in_use("secret", reference, &user));
         }
         scratch.delete(key);
         keys.push(key);
@@ -209,11 +206,8 @@ pub fn remove_configs(state: &State, references: &[String]) -> Result<Admitted, 
     for reference in references {
         let key = scratch.find(Kind::Config, reference)?;
         let Key::Config(id) = key else { continue };
-        let user = scratch
-            .services()
-            .find(|s| s.spec.task.container.configs.iter().any(|r| r.id == id));
-        if let Some(service) = user {
-            return Err(in_use("config", reference, &service.spec.name));
+        if let Some(user) = user_of(&scratch, |t| t.container.configs.iter().any(|r| r.id == id)) {
+            return Err(in_use("config", reference, &user));
         }
         scratch.delete(key);
         keys.push(key);
@@ -221,9 +215,9 @@ pub fn remove_configs(state: &State, references: &[String]) -> Result<Admitted, 
     Ok(Admitted::new(scratch, keys))
 }
 
-fn in_use(kind: &str, name: &str, service: &str) -> Refusal {
+pub(super) fn in_use(kind: &str, name: &str, user: &str) -> Refusal {
     let message = format!(
-        "{kind} {name} is in use by service {service}: remove the service, or take the {kind} from it"
+        "{kind} {name} is in use by {user}: remove it first, or take the {kind} from it and wait for the rollout"
     );
     Refusal::new(RefusalKind::InUse, message)
 }

@@ -8,7 +8,8 @@ use model::object::{Key, Meta, Network, Object};
 use model::spec::{NetworkSpec, check_name};
 use model::{NetworkId, Timestamp};
 
-use super::{Admitted, Refusal, RefusalKind, validate};
+use super::file::in_use;
+use super::{Admitted, Refusal, RefusalKind, user_of, validate};
 use crate::allocate;
 use crate::state::{Kind, Scratch, State};
 
@@ -36,7 +37,7 @@ pub(super) fn add(
     check_name("network", &spec.name)?;
     validate::labels("network", &spec.name, &spec.labels)?;
     let name = spec.name.clone();
-    if scratch.find(Kind::Network, &name).is_ok() {
+    if scratch.named(Kind::Network, &name).is_some() {
         return Err(Refusal::taken(Kind::Network, &name));
     }
     if spec.driver.is_empty() {
@@ -126,17 +127,8 @@ pub fn remove_networks(state: &State, references: &[String]) -> Result<Admitted,
                 "network ingress belongs to the cluster and cannot be removed",
             ));
         }
-        let user = scratch
-            .services()
-            .find(|s| s.spec.task.networks.iter().any(|n| n.network == id));
-        if let Some(service) = user {
-            return Err(Refusal::new(
-                RefusalKind::InUse,
-                format!(
-                    "network {} is in use by service {}: remove the service first",
-                    network.spec.name, service.spec.name
-                ),
-            ));
+        if let Some(user) = user_of(&scratch, |t| t.networks.iter().any(|n| n.network == id)) {
+            return Err(in_use("network", &network.spec.name, &user));
         }
         scratch.delete(key);
         keys.push(key);

@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use model::ids::IdSource;
 use model::object::{Endpoint, Key, Meta, Object, Service, UpdateState, UpdateStatus};
-use model::spec::{EndpointMode, PortSpec, PublishMode, REPLICAS_MAX, ServiceMode, ServiceSpec};
+use model::spec::{PortSpec, PublishMode, REPLICAS_MAX, ServiceMode, ServiceSpec};
 use model::{ConfigId, NetworkId, SecretId, ServiceId, Timestamp};
 
 use super::{Admitted, Refusal, RefusalKind, check_version, validate};
@@ -40,14 +40,11 @@ pub(super) fn add(
 ) -> Result<ServiceId, Refusal> {
     validate::service(&spec)?;
     resolve(scratch, &mut spec)?;
-    if scratch
-        .find(Kind::Service, &spec.name)
-        .is_ok_and(|k| names(scratch, k, &spec.name))
-    {
+    if scratch.named(Kind::Service, &spec.name).is_some() {
         return Err(Refusal::taken(Kind::Service, &spec.name));
     }
     let id = ServiceId::new(ids);
-    let endpoint = endpoint(scratch, &spec, id, &Endpoint::default())?;
+    let endpoint = allocate::endpoint(scratch, &spec, id, &Endpoint::default())?;
     warn(&spec, warnings);
     scratch.put(Object::Service(Arc::new(Service {
         id,
@@ -63,11 +60,6 @@ pub(super) fn add(
         endpoint,
     })));
     Ok(id)
-}
-
-/// Whether a key is of the service with exactly this name, not one whose id begins so.
-fn names(state: &State, key: Key, name: &str) -> bool {
-    matches!(state.object(key), Some(Object::Service(s)) if s.spec.name == name)
 }
 
 fn warn(spec: &ServiceSpec, warnings: &mut Vec<String>) {
@@ -146,9 +138,9 @@ pub(super) fn change(
     if spec == **old {
         return Ok(());
     }
-    let endpoint = endpoint(scratch, &spec, id, &service.endpoint)?;
+    let endpoint = allocate::endpoint(scratch, &spec, id, &service.endpoint)?;
     warn(&spec, warnings);
-    let rollout = spec.task != old.task;
+    let rollout = spec.task != old.task || host_ports(&endpoint) != host_ports(&service.endpoint);
     scratch.edit_service(id, |s| {
         s.endpoint = endpoint;
         if rollout {
@@ -167,6 +159,13 @@ pub(super) fn change(
         s.spec = Arc::new(spec);
     });
     Ok(())
+}
+
+/// The ports that belong to tasks: they change with a task, unlike those of the cluster.
+fn host_ports(endpoint: &Endpoint) -> Vec<&PortSpec> {
+    (endpoint.ports.iter())
+        .filter(|p| p.mode == PublishMode::Host)
+        .collect()
 }
 
 /// Sets the replicas of several services in one transaction.
@@ -229,12 +228,12 @@ pub fn rollback_service(
         )));
     }
     let mut scratch = Scratch::new(state);
-    roll_back(&mut scratch, id, now, "manually requested rollback");
-    // Ports and addresses follow the spec that is now wanted.
-    if let Some(s) = scratch.service(id).cloned() {
-        let endpoint = endpoint(&scratch, &s.spec, id, &s.endpoint)?;
-        scratch.edit_service(id, |s| s.endpoint = endpoint);
+    if let Some(previous) = &service.previous_spec {
+        // What it names may be gone, and its ports may be somebody else's, by now.
+        resolve(&scratch, &mut (**previous).clone())?;
+        allocate::endpoint(&scratch, previous, id, &service.endpoint)?;
     }
+    roll_back(&mut scratch, id, now, "manually requested rollback");
     Ok(Admitted::new(scratch, vec![key]))
 }
 
@@ -261,7 +260,7 @@ fn resolve(state: &State, spec: &mut ServiceSpec) -> Result<(), Refusal> {
             &attachment.name,
             attachment.network,
         );
-        let Key::Network(id) = state.find(Kind::Network, &reference)? else {
+        let Key::Network(id) = state.refer(Kind::Network, &reference)? else {
             continue;
         };
         attachment.network = id;
@@ -276,7 +275,7 @@ fn resolve(state: &State, spec: &mut ServiceSpec) -> Result<(), Refusal> {
     }
     for secret in &mut spec.task.container.secrets {
         let reference = reference(secret.id == SecretId::NIL, &secret.name, secret.id);
-        let Key::Secret(id) = state.find(Kind::Secret, &reference)? else {
+        let Key::Secret(id) = state.refer(Kind::Secret, &reference)? else {
             continue;
         };
         secret.id = id;
@@ -286,7 +285,7 @@ fn resolve(state: &State, spec: &mut ServiceSpec) -> Result<(), Refusal> {
     }
     for config in &mut spec.task.container.configs {
         let reference = reference(config.id == ConfigId::NIL, &config.name, config.id);
-        let Key::Config(id) = state.find(Kind::Config, &reference)? else {
+        let Key::Config(id) = state.refer(Kind::Config, &reference)? else {
             continue;
         };
         config.id = id;
@@ -309,67 +308,4 @@ fn resolve(state: &State, spec: &mut ServiceSpec) -> Result<(), Refusal> {
 
 fn reference(by_name: bool, name: &str, id: impl ToString) -> String {
     if by_name { name.to_owned() } else { id.to_string() }
-}
-
-/// Ports with their numbers, and virtual addresses; what the service has already it keeps.
-fn endpoint(state: &State, spec: &ServiceSpec, id: ServiceId, have: &Endpoint) -> Result<Endpoint, Refusal> {
-    let mut ports: Vec<PortSpec> = Vec::new();
-    for wanted in &spec.endpoint.ports {
-        let mut port = wanted.clone();
-        if port.mode == PublishMode::Ingress && spec.endpoint.mode == EndpointMode::DnsRr {
-            return Err(Refusal::invalid(format!(
-                "service {}: a port in ingress mode needs endpoint mode vip; use mode=host with dnsrr",
-                spec.name
-            )));
-        }
-        if port.published == 0 && port.mode == PublishMode::Ingress {
-            let kept = have.ports.iter().find(|p| {
-                let free = !ports
-                    .iter()
-                    .any(|q: &PortSpec| q.published == p.published && q.protocol == p.protocol);
-                p.target == port.target && p.protocol == port.protocol && p.mode == port.mode && free
-            });
-            let taken: Vec<u16> = ports
-                .iter()
-                .filter(|p| p.protocol == port.protocol)
-                .map(|p| p.published)
-                .collect();
-            port.published = match kept {
-                Some(p) => p.published,
-                None => allocate::free_port(state, port.protocol, &taken).ok_or_else(|| {
-                    Refusal::invalid(format!(
-                        "service {}: every port from 30000 to 32767 is taken",
-                        spec.name
-                    ))
-                })?,
-            };
-        }
-        if port.published == 0 {
-            port.published = port.target;
-        }
-        if port.mode == PublishMode::Ingress
-            && let Some(holder) = state
-                .port_holder(port.protocol, port.published)
-                .filter(|s| s.id != id)
-        {
-            return Err(Refusal::new(
-                RefusalKind::AlreadyExists,
-                format!(
-                    "service {}: port {}/{} is already published by service {}: choose another",
-                    spec.name,
-                    port.published,
-                    port.protocol.as_str(),
-                    holder.spec.name
-                ),
-            ));
-        }
-        ports.push(port);
-    }
-    let vips = allocate::vips(state, spec, &have.vips, id.0).map_err(|network| {
-        Refusal::invalid(format!(
-            "service {}: network {network} has no free address for it: remove tasks, or recreate the network with a larger subnet",
-            spec.name
-        ))
-    })?;
-    Ok(Endpoint { ports, vips })
 }

@@ -1,11 +1,13 @@
 //! Stacks: everything in one transaction, or nothing.
 
+use std::sync::Arc;
+
 use model::Timestamp;
 use model::ids::IdSource;
-use model::object::{Key, Object};
+use model::object::{Config, Key, Network, Object, Secret};
 use model::spec::{NetworkSpec, STACK_LABEL, StackSpec, check_name};
 
-use super::{Admitted, Refusal, RefusalKind, file, network, service};
+use super::{Admitted, Refusal, RefusalKind, file, network, service, user_of};
 use crate::state::{Kind, Scratch, State};
 
 /// What happens to one object of a stack.
@@ -60,68 +62,40 @@ pub fn deploy_stack(
         deploy_network(&mut scratch, spec, now, ids, &mut out)?;
     }
     for spec in stack.secrets {
-        let name = spec.name.clone();
-        match scratch.find(Kind::Secret, &name) {
-            Err(_) => {
-                let id = file::add_secret(&mut scratch, spec, now, ids)?;
-                out.note(Key::Secret(id), name, StackVerdict::Created);
-            }
-            Ok(key) => {
-                let Some(Object::Secret(old)) = scratch.object(key) else {
-                    continue;
-                };
-                if old.spec.data != spec.data {
-                    return Err(file::labels_only("secret", &name));
-                }
-                let same = old.spec.labels == spec.labels;
-                let new = model::object::Secret {
-                    spec: std::sync::Arc::new(spec),
-                    ..(*old).clone()
-                };
-                scratch.put(Object::Secret(std::sync::Arc::new(new)));
-                out.note(
-                    key,
-                    name,
-                    if same {
-                        StackVerdict::Unchanged
-                    } else {
-                        StackVerdict::Updated
-                    },
-                );
-            }
+        let (name, named) = (spec.name.clone(), scratch.named(Kind::Secret, &spec.name));
+        let Some((key, Object::Secret(old))) = named.and_then(|k| Some((k, scratch.object(k)?))) else {
+            let id = file::add_secret(&mut scratch, spec, now, ids)?;
+            out.note(Key::Secret(id), name, StackVerdict::Created);
+            continue;
+        };
+        if old.spec.data != spec.data {
+            return Err(file::labels_only("secret", &name));
         }
+        let verdict = verdict(old.spec.labels == spec.labels);
+        let spec = Arc::new(spec);
+        scratch.put(Object::Secret(Arc::new(Secret {
+            spec,
+            ..(*old).clone()
+        })));
+        out.note(key, name, verdict);
     }
     for spec in stack.configs {
-        let name = spec.name.clone();
-        match scratch.find(Kind::Config, &name) {
-            Err(_) => {
-                let id = file::add_config(&mut scratch, spec, now, ids)?;
-                out.note(Key::Config(id), name, StackVerdict::Created);
-            }
-            Ok(key) => {
-                let Some(Object::Config(old)) = scratch.object(key) else {
-                    continue;
-                };
-                if old.spec.data != spec.data {
-                    return Err(file::labels_only("config", &name));
-                }
-                let same = old.spec.labels == spec.labels;
-                let new = model::object::Config {
-                    spec: std::sync::Arc::new(spec),
-                    ..(*old).clone()
-                };
-                scratch.put(Object::Config(std::sync::Arc::new(new)));
-                out.note(
-                    key,
-                    name,
-                    if same {
-                        StackVerdict::Unchanged
-                    } else {
-                        StackVerdict::Updated
-                    },
-                );
-            }
+        let (name, named) = (spec.name.clone(), scratch.named(Kind::Config, &spec.name));
+        let Some((key, Object::Config(old))) = named.and_then(|k| Some((k, scratch.object(k)?))) else {
+            let id = file::add_config(&mut scratch, spec, now, ids)?;
+            out.note(Key::Config(id), name, StackVerdict::Created);
+            continue;
+        };
+        if old.spec.data != spec.data {
+            return Err(file::labels_only("config", &name));
         }
+        let verdict = verdict(old.spec.labels == spec.labels);
+        let spec = Arc::new(spec);
+        scratch.put(Object::Config(Arc::new(Config {
+            spec,
+            ..(*old).clone()
+        })));
+        out.note(key, name, verdict);
     }
     let names: Vec<String> = stack.services.iter().map(|s| s.name.clone()).collect();
     if prune {
@@ -129,28 +103,25 @@ pub fn deploy_stack(
     }
     for spec in stack.services {
         let name = spec.name.clone();
-        match scratch.find(Kind::Service, &name) {
-            Ok(Key::Service(id)) => {
-                let before = scratch.service(id).cloned();
-                service::change(&mut scratch, id, spec, now, &mut out.warnings)?;
-                let same = before == scratch.service(id).cloned();
-                out.note(
-                    Key::Service(id),
-                    name,
-                    if same {
-                        StackVerdict::Unchanged
-                    } else {
-                        StackVerdict::Updated
-                    },
-                );
-            }
-            Ok(_) | Err(_) => {
-                let id = service::add(&mut scratch, spec, now, ids, &mut out.warnings)?;
-                out.note(Key::Service(id), name, StackVerdict::Created);
-            }
+        if let Some(Key::Service(id)) = scratch.named(Kind::Service, &name) {
+            let before = scratch.service(id).cloned();
+            service::change(&mut scratch, id, spec, now, &mut out.warnings)?;
+            let verdict = verdict(before == scratch.service(id).cloned());
+            out.note(Key::Service(id), name, verdict);
+        } else {
+            let id = service::add(&mut scratch, spec, now, ids, &mut out.warnings)?;
+            out.note(Key::Service(id), name, StackVerdict::Created);
         }
     }
     Ok(out.finish(scratch))
+}
+
+fn verdict(same: bool) -> StackVerdict {
+    if same {
+        StackVerdict::Unchanged
+    } else {
+        StackVerdict::Updated
+    }
 }
 
 #[derive(Default)]
@@ -180,7 +151,7 @@ fn externals(state: &State, stack: &StackSpec) -> Result<(), Refusal> {
         .chain(stack.external_secrets.iter().map(|n| (Kind::Secret, n)))
         .chain(stack.external_configs.iter().map(|n| (Kind::Config, n)));
     for (kind, name) in wanted {
-        if state.find(kind, name).is_err() {
+        if state.named(kind, name).is_none() {
             let kind = kind.as_str();
             return Err(Refusal::new(
                 RefusalKind::NotFound,
@@ -201,23 +172,33 @@ fn deploy_network(
     out: &mut Out,
 ) -> Result<(), Refusal> {
     let name = spec.name.clone();
-    let Ok(key) = scratch.find(Kind::Network, &name) else {
+    let named = scratch.named(Kind::Network, &name);
+    let Some((key, Object::Network(old))) = named.and_then(|k| Some((k, scratch.object(k)?))) else {
         let id = network::add(scratch, spec, now, ids)?;
         out.note(Key::Network(id), name, StackVerdict::Created);
         return Ok(());
     };
-    if let Some(Object::Network(old)) = scratch.object(key) {
-        let subnets_differ = !spec.subnets.is_empty() && spec.subnets != old.subnets;
-        if subnets_differ || spec.internal != old.spec.internal {
-            return Err(Refusal::new(
-                RefusalKind::InUse,
-                format!(
-                    "network {name} exists with other settings, and a network cannot change: remove it (and its services) first, or give the new one another name"
-                ),
-            ));
-        }
+    let fixed = |s: &NetworkSpec| (s.internal, s.ipv6, s.options.clone(), s.attachable, s.ingress);
+    let subnets_differ = !spec.subnets.is_empty() && spec.subnets != old.subnets;
+    if subnets_differ || fixed(&spec) != fixed(&old.spec) {
+        return Err(Refusal::new(
+            RefusalKind::InUse,
+            format!(
+                "network {name} exists with other settings, and a network cannot change: remove it (and its services) first, or give the new one another name"
+            ),
+        ));
     }
-    out.note(key, name, StackVerdict::Unchanged);
+    // Its labels may.
+    let verdict = verdict(spec.labels == old.spec.labels);
+    let spec = NetworkSpec {
+        labels: spec.labels,
+        ..old.spec.clone()
+    };
+    scratch.put(Object::Network(Arc::new(Network {
+        spec,
+        ..(*old).clone()
+    })));
+    out.note(key, name, verdict);
     Ok(())
 }
 
@@ -238,7 +219,7 @@ fn prune_services(scratch: &mut Scratch, namespace: &str, keep: &[String], out: 
 /// Removes everything of some stacks.
 ///
 /// # Errors
-/// [`Refusal`] when there is nothing of one of them, or a network of one is used by a service outside.
+/// [`Refusal`] when there is nothing of one of them, or something of one is used by a service outside.
 pub fn remove_stacks(state: &State, namespaces: &[String]) -> Result<Admitted, Refusal> {
     let mut scratch = Scratch::new(state);
     let mut out = Out::default();
@@ -281,17 +262,25 @@ pub fn remove_stacks(state: &State, namespaces: &[String]) -> Result<Admitted, R
             ));
         }
     }
-    for service in scratch.services() {
-        for attachment in &service.spec.task.networks {
-            if scratch.network(attachment.network).is_none() {
-                return Err(Refusal::new(
-                    RefusalKind::InUse,
-                    format!(
-                        "network {} is in use by service {}, which is in another stack",
-                        attachment.name, service.spec.name
-                    ),
-                ));
-            }
+    for change in &out.changes {
+        let (kind, user) = match change.key {
+            Key::Secret(id) => (
+                "secret",
+                user_of(&scratch, |t| t.container.secrets.iter().any(|r| r.id == id)),
+            ),
+            Key::Config(id) => (
+                "config",
+                user_of(&scratch, |t| t.container.configs.iter().any(|r| r.id == id)),
+            ),
+            Key::Network(id) => (
+                "network",
+                user_of(&scratch, |t| t.networks.iter().any(|n| n.network == id)),
+            ),
+            Key::Service(_) | Key::Cluster | Key::Node(_) | Key::Task(_) => continue,
+        };
+        if let Some(user) = user {
+            let user = format!("{user}, which is outside the stack");
+            return Err(file::in_use(kind, &change.name, &user));
         }
     }
     Ok(out.finish(scratch))

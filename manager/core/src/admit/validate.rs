@@ -169,12 +169,14 @@ fn targets(c: &ContainerSpec) -> Result<(), String> {
     let mut seen: Vec<String> = Vec::new();
     let mut claim = |path: String| {
         let bad = path.split('/').any(|part| part == "..") || path.contains('\0') || !path.starts_with('/');
-        if bad || path == "/" || path.starts_with("/proc/") || path == "/proc" {
+        // `//proc` and `/./proc` are the same place.
+        let parts: Vec<&str> = path.split('/').filter(|p| !matches!(*p, "" | ".")).collect();
+        if bad || parts.first().is_none_or(|first| *first == "proc") {
             return Err(format!(
                 "{path} cannot be a target: write an absolute path without \"..\", outside /proc"
             ));
         }
-        let path = path.trim_end_matches('/').to_owned();
+        let path = format!("/{}", parts.join("/"));
         if seen.contains(&path) {
             return Err(format!("two mounts, secrets or configs have the target {path}"));
         }

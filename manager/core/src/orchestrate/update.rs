@@ -13,6 +13,7 @@ use model::{ServiceId, Timestamp};
 
 use super::restart::ended_by_itself;
 use super::{SlotTasks, Wake, by_slot, is_current, is_live, make_task};
+use crate::allocate;
 use crate::state::Scratch;
 
 /// How far one slot is.
@@ -238,6 +239,13 @@ pub(crate) fn roll_back(scratch: &mut Scratch, id: ServiceId, now: Timestamp, me
             last_slot_at: None,
         });
     });
+    // Ports and virtual addresses follow the spec that is now wanted, unless somebody else took them meanwhile: then
+    // the service stays reachable as it is.
+    if let Some(s) = scratch.service(id).cloned()
+        && let Ok(endpoint) = allocate::endpoint(scratch, &s.spec, id, &s.endpoint)
+    {
+        scratch.edit_service(id, |s| s.endpoint = endpoint);
+    }
 }
 
 /// Ends what a rollout that this one takes the place of had begun: of several tasks of earlier specs a slot keeps the

@@ -137,9 +137,11 @@ impl State {
 
 /// The task with a newer sighting, or nothing when the sighting is old.
 fn reported(old: &Task, seen: &TaskStatus, entry: &Entry) -> Option<Task> {
-    let newer = seen.state > old.status.state || (seen.state == old.status.state && *seen != old.status);
-    // An agent moves a task only within its own part of the ladder.
-    let allowed = seen.state >= TaskState::Accepted && old.status.state >= TaskState::Assigned;
+    let later = seen.at >= old.status.at && *seen != old.status;
+    let newer = seen.state > old.status.state || (seen.state == old.status.state && later);
+    // An agent moves a task only within its own part of the ladder: what becomes of a lost one is the manager's to say.
+    let its_part = TaskState::Accepted..=TaskState::Rejected;
+    let allowed = its_part.contains(&seen.state) && old.status.state >= TaskState::Assigned;
     if !newer || !allowed || old.status.state.is_terminal() {
         return None;
     }

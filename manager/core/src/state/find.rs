@@ -115,6 +115,28 @@ impl State {
         }
     }
 
+    /// The object of a kind that has exactly this name; secrets, configs, networks and services have names.
+    ///
+    /// What decides whether a name is free, or which object a file means, asks here: the beginning of somebody else's
+    /// id may well look like a name (`c1`, `feed`).
+    pub fn named(&self, kind: Kind, name: &str) -> Option<Key> {
+        (self.names.get(&(kind, name.to_owned()))).and_then(|id| key_of(kind, *id))
+    }
+
+    /// The object of a kind that `reference` names in a specification: a name or a full id, never a part of one.
+    ///
+    /// # Errors
+    /// [`FindError::Missing`].
+    pub fn refer(&self, kind: Kind, reference: &str) -> Result<Key, FindError> {
+        (self
+            .named(kind, reference)
+            .or_else(|| self.by_full_id(kind, reference)))
+        .ok_or_else(|| FindError::Missing {
+            kind,
+            reference: reference.chars().take(80).collect(),
+        })
+    }
+
     fn by_full_id(&self, kind: Kind, reference: &str) -> Option<Key> {
         let id: TaskId = reference.parse().ok()?;
         key_of(kind, id.0).filter(|key| self.object(*key).is_some())
