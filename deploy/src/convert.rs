@@ -1,0 +1,792 @@
+//! From the merged long form to what the manager takes; every rule is `docker stack deploy`'s unless it says so.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::time::Duration;
+
+use model::spec::{
+    ConfigRef, ConfigSpec, ContainerSpec, DnsConfig, EndpointMode, EndpointSpec, FailureAction, FileTarget,
+    Healthcheck, Labels, Limits, LogDriver, Mount, MountKind, NetworkAttachment, NetworkSpec, Placement,
+    PortSpec, Protocol, PublishMode, Reservations, Resources, RestartCondition, RestartPolicy, STACK_LABEL,
+    SecretRef, SecretSpec, ServiceMode, ServiceSpec, StackSpec, TaskSpec, Ulimit, UpdateConfig, UpdateOrder,
+    check_name,
+};
+use model::units::parse_duration;
+use model::{Bytes, ConfigId, NanoCpus, NetworkId, SecretId};
+
+use crate::grammar;
+use crate::node::{Entry, Node, Value};
+use crate::problem::Report;
+
+/// Label with the image as the file names it.
+pub const IMAGE_LABEL: &str = "com.docker.stack.image";
+/// Name of the network of services that name none.
+const DEFAULT_NETWORK: &str = "default";
+
+/// Reads a file of at most the given number of bytes.
+pub type Read<'a> = &'a dyn Fn(&str, usize) -> Result<Vec<u8>, String>;
+
+/// What a stack takes from the machine of the user.
+pub struct Surroundings<'a> {
+    /// Folder of the first file, absolute: relative paths begin there.
+    pub folder: &'a str,
+    /// Home of the user, for `~`.
+    pub home: &'a str,
+    /// Variables of the environment.
+    pub vars: &'a dyn Fn(&str) -> Option<String>,
+    /// Reads a file of at most the given number of bytes; an error says what and why.
+    pub read: Read<'a>,
+}
+
+pub(crate) fn convert(
+    tree: &Node,
+    namespace: &str,
+    from: &Surroundings<'_>,
+    report: &mut Report,
+) -> StackSpec {
+    let mut stack = StackSpec {
+        namespace: namespace.to_owned(),
+        ..StackSpec::default()
+    };
+    let mut to = Converter {
+        tree,
+        namespace,
+        from,
+        report,
+        used: BTreeSet::new(),
+    };
+    for entry in section(tree, "services") {
+        let service = to.service(entry);
+        stack.services.push(service);
+    }
+    to.networks(&mut stack);
+    to.secrets(&mut stack);
+    to.configs(&mut stack);
+    stack
+}
+
+struct Converter<'a> {
+    tree: &'a Node,
+    namespace: &'a str,
+    from: &'a Surroundings<'a>,
+    report: &'a mut Report,
+    /// Networks, by key, that some service joins.
+    used: BTreeSet<String>,
+}
+
+fn section<'a>(tree: &'a Node, name: &str) -> &'a [Entry] {
+    tree.get(name).map_or(&[], Node::entries)
+}
+
+fn at<'a>(node: &'a Node, path: &[&str]) -> Option<&'a Node> {
+    path.iter().try_fold(node, |n, key| n.get(key))
+}
+
+// The schema has read every scalar once, so that what cannot be read here is absent.
+fn parsed<T: std::str::FromStr>(node: &Node, path: &[&str]) -> Option<T> {
+    at(node, path)?.scalar()?.parse().ok()
+}
+
+fn text(node: &Node, path: &[&str]) -> String {
+    at(node, path)
+        .and_then(Node::scalar)
+        .unwrap_or_default()
+        .to_owned()
+}
+
+fn flag(node: &Node, path: &[&str]) -> bool {
+    parsed(node, path).unwrap_or(false)
+}
+
+fn duration(node: &Node, path: &[&str]) -> Option<Duration> {
+    parse_duration(at(node, path)?.scalar()?).ok()
+}
+
+fn octal(node: &Node, path: &[&str]) -> Option<u32> {
+    u32::from_str_radix(at(node, path)?.scalar()?, 8).ok()
+}
+
+fn texts(node: &Node, path: &[&str]) -> Vec<String> {
+    let items = at(node, path).map_or(&[][..], Node::items);
+    items.iter().filter_map(Node::scalar).map(str::to_owned).collect()
+}
+
+fn pairs(node: &Node, path: &[&str]) -> BTreeMap<String, String> {
+    let entries = at(node, path).map_or(&[][..], Node::entries);
+    entries
+        .iter()
+        .map(|e| (e.key.clone(), e.node.scalar().unwrap_or_default().to_owned()))
+        .collect()
+}
+
+/// Whether an object exists already, and under which name.
+fn external(node: &Node) -> Option<Option<String>> {
+    let found = node.get("external")?;
+    match &found.value {
+        Value::Bool(false) => None,
+        Value::Map(_) => Some(found.get("name").and_then(Node::scalar).map(str::to_owned)),
+        _ => Some(None),
+    }
+}
+
+/// `restart: …` as a restart policy; `None` for other words.
+pub(crate) fn restart(word: &str) -> Option<RestartPolicy> {
+    let (word, attempts) = word.split_once(':').map_or((word, None), |(w, n)| (w, Some(n)));
+    let condition = match word {
+        "no" | "none" => RestartCondition::None,
+        "always" | "unless-stopped" | "any" => RestartCondition::Any,
+        "on-failure" => RestartCondition::OnFailure,
+        _ => return None,
+    };
+    let max_attempts = match attempts {
+        None => 0,
+        Some(n) if condition == RestartCondition::OnFailure => n.parse().ok()?,
+        Some(_) => return None,
+    };
+    Some(RestartPolicy {
+        condition,
+        max_attempts,
+        ..RestartPolicy::default()
+    })
+}
+
+impl Converter<'_> {
+    /// The name of an object in the cluster: its own, or that of its key behind the stack's.
+    fn name(&self, key: &str, node: &Node) -> String {
+        let given = text(node, &["name"]);
+        match external(node) {
+            Some(Some(name)) => name,
+            Some(None) if given.is_empty() => key.to_owned(),
+            _ if given.is_empty() => self.scoped(key),
+            _ => given,
+        }
+    }
+
+    fn scoped(&self, key: &str) -> String {
+        format!("{}_{key}", self.namespace)
+    }
+
+    fn checked(&mut self, kind: &'static str, section: &str, entry: &Entry, name: String) -> String {
+        if let Err(e) = check_name(kind, &name) {
+            self.report
+                .problem(entry.at, &format!("{section}.{}", entry.key), e.to_string());
+        }
+        name
+    }
+
+    fn labels(&self, mut labels: Labels) -> Labels {
+        labels.insert(STACK_LABEL.to_owned(), self.namespace.to_owned());
+        labels
+    }
+
+    /// A path of the user's machine, absolute and without `.` and `..`.
+    fn path(&self, path: &str) -> String {
+        let home = self.from.home;
+        let full = match path.strip_prefix('~') {
+            Some(rest) if rest.is_empty() || rest.starts_with('/') => format!("{home}{rest}"),
+            _ if path.starts_with('/') => path.to_owned(),
+            _ => format!("{}/{path}", self.from.folder),
+        };
+        let mut parts: Vec<&str> = Vec::new();
+        for part in full.split('/') {
+            match part {
+                "" | "." => {}
+                ".." => {
+                    parts.pop();
+                }
+                part => parts.push(part),
+            }
+        }
+        format!("/{}", parts.join("/"))
+    }
+
+    fn networks(&mut self, stack: &mut StackSpec) {
+        let entries = section(self.tree, "networks");
+        let used = self.used.clone();
+        for entry in entries.iter().filter(|e| used.contains(&e.key)) {
+            let node = &entry.node;
+            let name = self.name(&entry.key, node);
+            let name = self.checked("network", "networks", entry, name);
+            if external(node).is_some() {
+                stack.external_networks.push(name);
+                continue;
+            }
+            let mut subnets = Vec::new();
+            let pools = at(node, &["ipam", "config"]).map_or(&[][..], Node::items);
+            for (i, pool) in pools.iter().enumerate() {
+                let Some(subnet) = pool.get("subnet") else {
+                    continue;
+                };
+                let given = subnet.scalar().unwrap_or_default();
+                match given.parse() {
+                    Ok(net) => subnets.push(net),
+                    Err(_) => self.report.problem(
+                        subnet.at,
+                        &format!("networks.{}.ipam.config[{i}].subnet", entry.key),
+                        format!("\"{given}\" is no subnet: write it as 10.20.0.0/24"),
+                    ),
+                }
+            }
+            stack.networks.push(NetworkSpec {
+                name,
+                labels: self.labels(pairs(node, &["labels"])),
+                driver: text(node, &["driver"]),
+                options: pairs(node, &["driver_opts"]),
+                internal: flag(node, &["internal"]),
+                attachable: flag(node, &["attachable"]),
+                ingress: false,
+                ipv6: false,
+                subnets,
+            });
+        }
+        let declared = entries.iter().any(|e| e.key == DEFAULT_NETWORK);
+        if used.contains(DEFAULT_NETWORK) && !declared {
+            stack.networks.push(NetworkSpec {
+                name: self.scoped(DEFAULT_NETWORK),
+                labels: self.labels(Labels::new()),
+                ..NetworkSpec::default()
+            });
+        }
+        stack.networks.sort_by(|a, b| a.name.cmp(&b.name));
+    }
+
+    /// The bytes of a secret or config.
+    fn data(&mut self, kind: &str, entry: &Entry, max: usize) -> Vec<u8> {
+        let path = format!("{kind}s.{}", entry.key);
+        let given = ["file", "environment", "content"].map(|k| entry.node.get(k));
+        if given.iter().flatten().count() != 1 {
+            let message = "needs exactly one of file, environment, content (configs only) or external";
+            self.report.problem(entry.at, &path, message);
+            return Vec::new();
+        }
+        let [file, variable, content] = given.map(|n| n.and_then(Node::scalar));
+        let bytes = if let Some(file) = file {
+            (self.from.read)(&self.path(file), max)
+        } else if let Some(name) = variable {
+            (self.from.vars)(name)
+                .map(String::into_bytes)
+                .ok_or_else(|| format!("the variable {name} is not set"))
+        } else {
+            Ok(content.unwrap_or_default().as_bytes().to_vec())
+        };
+        match bytes {
+            Ok(bytes) if bytes.len() <= max => bytes,
+            Ok(bytes) => {
+                let message = format!("a {kind} holds at most {max} bytes, and this has {}", bytes.len());
+                self.report.problem(entry.at, &path, message);
+                Vec::new()
+            }
+            Err(e) => {
+                self.report.problem(entry.at, &path, e);
+                Vec::new()
+            }
+        }
+    }
+
+    fn secrets(&mut self, stack: &mut StackSpec) {
+        for entry in section(self.tree, "secrets") {
+            let name = self.name(&entry.key, &entry.node);
+            let name = self.checked("secret", "secrets", entry, name);
+            if external(&entry.node).is_some() {
+                stack.external_secrets.push(name);
+                continue;
+            }
+            let data = self.data("secret", entry, model::spec::SECRET_MAX);
+            stack.secrets.push(SecretSpec {
+                name,
+                labels: self.labels(pairs(&entry.node, &["labels"])),
+                data,
+            });
+        }
+    }
+
+    fn configs(&mut self, stack: &mut StackSpec) {
+        for entry in section(self.tree, "configs") {
+            let name = self.name(&entry.key, &entry.node);
+            let name = self.checked("config", "configs", entry, name);
+            if external(&entry.node).is_some() {
+                stack.external_configs.push(name);
+                continue;
+            }
+            let data = self.data("config", entry, model::spec::CONFIG_MAX);
+            stack.configs.push(ConfigSpec {
+                name,
+                labels: self.labels(pairs(&entry.node, &["labels"])),
+                data,
+            });
+        }
+    }
+
+    fn service(&mut self, entry: &Entry) -> ServiceSpec {
+        let (key, node) = (&entry.key, &entry.node);
+        let path = format!("services.{key}");
+        let name = self.checked("service", "services", entry, self.scoped(key));
+        let image = text(node, &["image"]);
+        if image.is_empty() {
+            let message = "image is missing: a service needs one (build is not part of a deploy)";
+            self.report.problem(entry.at, &path, message);
+        }
+        let mut labels = pairs(node, &["deploy", "labels"]);
+        labels.insert(IMAGE_LABEL.to_owned(), image.clone());
+        ServiceSpec {
+            name,
+            labels: self.labels(labels),
+            task: TaskSpec {
+                container: self.container(key, node, image),
+                resources: resources(node),
+                restart: restart_policy(node),
+                placement: placement(node),
+                networks: self.attachments(key, node),
+                log: LogDriver {
+                    name: text(node, &["logging", "driver"]),
+                    options: pairs(node, &["logging", "options"]),
+                },
+                force_update: 0,
+            },
+            mode: self.mode(&path, node),
+            update: update(node, "update_config"),
+            rollback: update(node, "rollback_config"),
+            endpoint: self.endpoint(&path, node),
+        }
+    }
+
+    fn mode(&mut self, path: &str, node: &Node) -> ServiceMode {
+        let replicas = at(node, &["deploy", "replicas"]);
+        let mode = at(node, &["deploy", "mode"]);
+        match mode.and_then(Node::scalar).unwrap_or("replicated") {
+            "global" => {
+                if let Some(n) = replicas {
+                    let path = format!("{path}.deploy.replicas");
+                    let message = "a global service runs once on every node: take replicas or mode out";
+                    self.report.problem(n.at, &path, message);
+                }
+                ServiceMode::Global
+            }
+            "replicated" => ServiceMode::Replicated {
+                replicas: parsed(node, &["deploy", "replicas"]).unwrap_or(1),
+            },
+            job => {
+                let path = format!("{path}.deploy.mode");
+                let place = mode.map_or(node.at, |m| m.at);
+                self.report
+                    .problem(place, &path, format!("{job} is not supported yet"));
+                ServiceMode::default()
+            }
+        }
+    }
+
+    fn endpoint(&mut self, path: &str, node: &Node) -> EndpointSpec {
+        let mut ports = Vec::new();
+        let items = at(node, &["ports"]).map_or(&[][..], Node::items);
+        for (i, port) in items.iter().enumerate() {
+            let host_ip = text(port, &["host_ip"]);
+            if !host_ip.is_empty() {
+                let message = format!("{host_ip} is ignored: the port is published on every address");
+                self.report
+                    .warn(port.at, &format!("{path}.ports[{i}].host_ip"), message);
+            }
+            ports.push(PortSpec {
+                name: text(port, &["name"]),
+                protocol: match text(port, &["protocol"]).as_str() {
+                    "udp" => Protocol::Udp,
+                    "sctp" => Protocol::Sctp,
+                    _ => Protocol::Tcp,
+                },
+                target: parsed(port, &["target"]).unwrap_or(0),
+                published: parsed(port, &["published"]).unwrap_or(0),
+                mode: match text(port, &["mode"]).as_str() {
+                    "host" => PublishMode::Host,
+                    _ => PublishMode::Ingress,
+                },
+                host_ip: String::new(),
+            });
+        }
+        EndpointSpec {
+            mode: match text(node, &["deploy", "endpoint_mode"]).as_str() {
+                "dnsrr" => EndpointMode::DnsRr,
+                _ => EndpointMode::Vip,
+            },
+            ports,
+        }
+    }
+
+    fn attachments(&mut self, key: &str, node: &Node) -> Vec<NetworkAttachment> {
+        let joined = node.get("networks");
+        let mut all = Vec::new();
+        for entry in joined.map_or(&[][..], Node::entries) {
+            let declared = section(self.tree, "networks").iter().find(|e| e.key == entry.key);
+            let name = match declared {
+                Some(e) => self.name(&entry.key, &e.node),
+                None if entry.key == DEFAULT_NETWORK => self.scoped(DEFAULT_NETWORK),
+                None => {
+                    let path = format!("services.{key}.networks");
+                    let message = format!("undefined network \"{}\"", entry.key);
+                    self.report.problem(entry.at, &path, message);
+                    continue;
+                }
+            };
+            self.used.insert(entry.key.clone());
+            let mut aliases = texts(&entry.node, &["aliases"]);
+            aliases.insert(0, key.to_owned());
+            all.push(attachment(name, aliases));
+        }
+        if joined.is_none() {
+            self.used.insert(DEFAULT_NETWORK.to_owned());
+            let declared = section(self.tree, "networks")
+                .iter()
+                .find(|e| e.key == DEFAULT_NETWORK);
+            let name = declared.map_or(self.scoped(DEFAULT_NETWORK), |e| self.name(&e.key, &e.node));
+            all.push(attachment(name, vec![key.to_owned()]));
+        }
+        all.sort_by(|a, b| a.name.cmp(&b.name));
+        all
+    }
+
+    fn container(&mut self, key: &str, node: &Node, image: String) -> ContainerSpec {
+        ContainerSpec {
+            image,
+            command: texts(node, &["entrypoint"]),
+            args: texts(node, &["command"]),
+            env: self.environment(key, node),
+            hostname: text(node, &["hostname"]),
+            dir: text(node, &["working_dir"]),
+            user: text(node, &["user"]),
+            groups: texts(node, &["group_add"]),
+            tty: flag(node, &["tty"]),
+            open_stdin: flag(node, &["stdin_open"]),
+            read_only: flag(node, &["read_only"]),
+            init: parsed(node, &["init"]),
+            labels: self.labels(pairs(node, &["labels"])),
+            mounts: self.mounts(key, node),
+            secrets: self.secret_refs(key, node),
+            configs: self.config_refs(key, node),
+            healthcheck: healthcheck(node),
+            hosts: texts(node, &["extra_hosts"])
+                .iter()
+                .filter_map(|h| h.split_once(':'))
+                .map(|(name, address)| (name.to_owned(), address.to_owned()))
+                .collect(),
+            dns: DnsConfig {
+                servers: texts(node, &["dns"]),
+                search: texts(node, &["dns_search"]),
+                options: texts(node, &["dns_opt"]),
+            },
+            stop_signal: text(node, &["stop_signal"]),
+            stop_grace: duration(node, &["stop_grace_period"]),
+            cap_add: texts(node, &["cap_add"]),
+            cap_drop: texts(node, &["cap_drop"]),
+            ulimits: at(node, &["ulimits"])
+                .map_or(&[][..], Node::entries)
+                .iter()
+                .map(|e| Ulimit {
+                    name: e.key.clone(),
+                    soft: parsed(&e.node, &["soft"]).unwrap_or(0),
+                    hard: parsed(&e.node, &["hard"]).unwrap_or(0),
+                })
+                .collect(),
+            sysctls: pairs(node, &["sysctls"]),
+            oom_score_adj: parsed(node, &["oom_score_adj"]).unwrap_or(0),
+        }
+    }
+
+    /// Files first, then `environment`; sorted by name, so that order alone changes nothing.
+    fn environment(&mut self, key: &str, node: &Node) -> Vec<String> {
+        let mut all = BTreeMap::new();
+        let files = at(node, &["env_file"]).map_or(&[][..], Node::items);
+        for (i, file) in files.iter().enumerate() {
+            let path = self.path(file.scalar().unwrap_or_default());
+            let read = (self.from.read)(&path, crate::node::FILE_MAX).and_then(|bytes| {
+                let text = String::from_utf8(bytes).map_err(|_| format!("{path} is no UTF-8 text"))?;
+                grammar::parse_env_file(&text, self.from.vars).map_err(|e| format!("{path}: {e}"))
+            });
+            match read {
+                Ok(lines) => all.extend(lines.iter().map(|l| {
+                    let (name, value) = l.split_once('=').unwrap_or((l, ""));
+                    (name.to_owned(), value.to_owned())
+                })),
+                Err(e) => {
+                    let at = format!("services.{key}.env_file[{i}]");
+                    self.report.problem(file.at, &at, e);
+                }
+            }
+        }
+        for entry in at(node, &["environment"]).map_or(&[][..], Node::entries) {
+            match entry.node.scalar() {
+                Some(value) => {
+                    all.insert(entry.key.clone(), value.to_owned());
+                }
+                None => match (self.from.vars)(&entry.key) {
+                    Some(value) => {
+                        all.insert(entry.key.clone(), value);
+                    }
+                    None => {
+                        all.remove(&entry.key);
+                        let path = format!("services.{key}.environment.{}", entry.key);
+                        let message = "has no value here and none in your environment: left out";
+                        self.report.warn(entry.at, &path, message);
+                    }
+                },
+            }
+        }
+        all.into_iter().map(|(k, v)| format!("{k}={v}")).collect()
+    }
+
+    fn mounts(&mut self, key: &str, node: &Node) -> Vec<Mount> {
+        let mut all = Vec::new();
+        for (i, mount) in at(node, &["volumes"])
+            .map_or(&[][..], Node::items)
+            .iter()
+            .enumerate()
+        {
+            let path = format!("services.{key}.volumes[{i}]");
+            let source = text(mount, &["source"]);
+            let kind = match text(mount, &["type"]).as_str() {
+                "bind" => MountKind::Bind {
+                    source: self.path(&source),
+                    propagation: text(mount, &["bind", "propagation"]),
+                    non_recursive: false,
+                    create_source: flag(mount, &["bind", "create_host_path"]),
+                },
+                "tmpfs" => MountKind::Tmpfs {
+                    size: parsed::<Bytes>(mount, &["tmpfs", "size"]),
+                    mode: octal(mount, &["tmpfs", "mode"]),
+                },
+                _ => self.volume(mount, &source, &path),
+            };
+            all.push(Mount {
+                kind,
+                target: text(mount, &["target"]),
+                read_only: flag(mount, &["read_only"]),
+            });
+        }
+        for (i, item) in at(node, &["tmpfs"])
+            .map_or(&[][..], Node::items)
+            .iter()
+            .enumerate()
+        {
+            match short_tmpfs(item.scalar().unwrap_or_default()) {
+                Ok(mount) => all.push(mount),
+                Err(e) => {
+                    let path = format!("services.{key}.tmpfs[{i}]");
+                    self.report.problem(item.at, &path, e);
+                }
+            }
+        }
+        all
+    }
+
+    fn volume(&mut self, mount: &Node, source: &str, path: &str) -> MountKind {
+        let declared = section(self.tree, "volumes").iter().find(|e| e.key == source);
+        let mut labels = pairs(mount, &["volume", "labels"]);
+        let (mut name, mut driver, mut options) = (String::new(), String::new(), BTreeMap::new());
+        match declared {
+            Some(entry) => {
+                name = self.name(source, &entry.node);
+                if external(&entry.node).is_none() {
+                    name = self.checked("volume", "volumes", entry, name);
+                    driver = text(&entry.node, &["driver"]);
+                    options = pairs(&entry.node, &["driver_opts"]);
+                    labels.extend(pairs(&entry.node, &["labels"]));
+                    labels = self.labels(labels);
+                }
+            }
+            None if source.is_empty() => {}
+            None => {
+                let message = format!("undefined volume \"{source}\"");
+                self.report.problem(mount.at, path, message);
+            }
+        }
+        MountKind::Volume {
+            name,
+            no_copy: flag(mount, &["volume", "nocopy"]),
+            subpath: text(mount, &["volume", "subpath"]),
+            driver,
+            options,
+            labels,
+        }
+    }
+
+    /// Secrets or configs of a service: name in the cluster, key, and where it appears.
+    fn file_refs(&mut self, kind: &str, key: &str, node: &Node) -> Vec<(String, FileTarget)> {
+        let mut all = Vec::new();
+        let section_name = format!("{kind}s");
+        for (i, file) in at(node, &[&section_name])
+            .map_or(&[][..], Node::items)
+            .iter()
+            .enumerate()
+        {
+            let source = text(file, &["source"]);
+            let declared = section(self.tree, &section_name).iter().find(|e| e.key == source);
+            let Some(declared) = declared else {
+                let path = format!("services.{key}.{section_name}[{i}]");
+                let message = format!("undefined {kind} \"{source}\"");
+                self.report.problem(file.at, &path, message);
+                continue;
+            };
+            let target = match text(file, &["target"]) {
+                t if !t.is_empty() => t,
+                _ if kind == "config" => format!("/{source}"),
+                _ => source.clone(),
+            };
+            let target = FileTarget {
+                name: target,
+                uid: parsed(file, &["uid"]).unwrap_or(0),
+                gid: parsed(file, &["gid"]).unwrap_or(0),
+                mode: octal(file, &["mode"]).unwrap_or(0o444),
+            };
+            all.push((self.name(&source, &declared.node), target));
+        }
+        all
+    }
+
+    fn secret_refs(&mut self, key: &str, node: &Node) -> Vec<SecretRef> {
+        self.file_refs("secret", key, node)
+            .into_iter()
+            .map(|(name, target)| SecretRef {
+                id: SecretId::NIL,
+                name,
+                target,
+            })
+            .collect()
+    }
+
+    fn config_refs(&mut self, key: &str, node: &Node) -> Vec<ConfigRef> {
+        self.file_refs("config", key, node)
+            .into_iter()
+            .map(|(name, target)| ConfigRef {
+                id: ConfigId::NIL,
+                name,
+                target,
+            })
+            .collect()
+    }
+}
+
+fn attachment(name: String, aliases: Vec<String>) -> NetworkAttachment {
+    NetworkAttachment {
+        network: NetworkId::NIL,
+        name,
+        aliases,
+    }
+}
+
+/// `PATH[:size=64m,mode=1777,…]`.
+fn short_tmpfs(text: &str) -> Result<Mount, String> {
+    let (target, options) = text.split_once(':').unwrap_or((text, ""));
+    let (mut size, mut mode, mut read_only) = (None, None, false);
+    for option in options.split(',').filter(|o| !o.is_empty()) {
+        match option.split_once('=').unwrap_or((option, "")) {
+            ("size", value) => size = Some(value.parse::<Bytes>().map_err(|e| e.to_string())?),
+            ("mode", value) => {
+                mode = Some(
+                    u32::from_str_radix(value, 8)
+                        .map_err(|_| format!("mode={value} are no permission bits"))?,
+                );
+            }
+            ("ro", "") => read_only = true,
+            ("rw" | "noexec" | "nosuid" | "nodev", "") => {}
+            _ => return Err(format!("{text}: there is no option {option}")),
+        }
+    }
+    Ok(Mount {
+        kind: MountKind::Tmpfs { size, mode },
+        target: target.to_owned(),
+        read_only,
+    })
+}
+
+fn healthcheck(node: &Node) -> Option<Healthcheck> {
+    let check = node.get("healthcheck")?;
+    if flag(check, &["disable"]) {
+        return Some(Healthcheck {
+            test: vec!["NONE".to_owned()],
+            ..Healthcheck::default()
+        });
+    }
+    let time = |key| duration(check, &[key]).unwrap_or_default();
+    Some(Healthcheck {
+        test: texts(check, &["test"]),
+        interval: time("interval"),
+        timeout: time("timeout"),
+        retries: parsed(check, &["retries"]).unwrap_or(0),
+        start_period: time("start_period"),
+        start_interval: time("start_interval"),
+    })
+}
+
+fn resources(node: &Node) -> Resources {
+    let of = |kind| at(node, &["deploy", "resources", kind]);
+    let cpu = |n: Option<&Node>| {
+        n.and_then(|n| parsed::<NanoCpus>(n, &["cpus"]))
+            .unwrap_or_default()
+    };
+    let memory = |n: Option<&Node>| {
+        n.and_then(|n| parsed::<Bytes>(n, &["memory"]))
+            .unwrap_or_default()
+    };
+    let (limits, reservations) = (of("limits"), of("reservations"));
+    Resources {
+        limits: Limits {
+            cpu: cpu(limits),
+            memory: memory(limits),
+            // -1 is Docker's word for no limit, which is 0 here.
+            pids: limits.and_then(|n| parsed::<u64>(n, &["pids"])).unwrap_or(0),
+        },
+        reservations: Reservations {
+            cpu: cpu(reservations),
+            memory: memory(reservations),
+        },
+    }
+}
+
+fn restart_policy(node: &Node) -> RestartPolicy {
+    let Some(policy) = at(node, &["deploy", "restart_policy"]) else {
+        return restart(&text(node, &["restart"])).unwrap_or_default();
+    };
+    let default = RestartPolicy::default();
+    RestartPolicy {
+        condition: match text(policy, &["condition"]).as_str() {
+            "none" => RestartCondition::None,
+            "on-failure" => RestartCondition::OnFailure,
+            _ => RestartCondition::Any,
+        },
+        delay: duration(policy, &["delay"]).unwrap_or(default.delay),
+        max_attempts: parsed(policy, &["max_attempts"]).unwrap_or(0),
+        window: duration(policy, &["window"]).unwrap_or_default(),
+    }
+}
+
+fn placement(node: &Node) -> Placement {
+    let preferences = at(node, &["deploy", "placement", "preferences"]).map_or(&[][..], Node::items);
+    Placement {
+        constraints: texts(node, &["deploy", "placement", "constraints"]),
+        spread: preferences
+            .iter()
+            .map(|p| text(p, &["spread"]))
+            .filter(|s| !s.is_empty())
+            .collect(),
+        max_replicas_per_node: parsed(node, &["deploy", "placement", "max_replicas_per_node"]).unwrap_or(0),
+        platforms: Vec::new(),
+    }
+}
+
+fn update(node: &Node, key: &str) -> UpdateConfig {
+    let default = UpdateConfig::default();
+    let Some(knobs) = at(node, &["deploy", key]) else {
+        return default;
+    };
+    UpdateConfig {
+        parallelism: parsed(knobs, &["parallelism"]).unwrap_or(default.parallelism),
+        delay: duration(knobs, &["delay"]).unwrap_or(default.delay),
+        monitor: duration(knobs, &["monitor"]).unwrap_or(default.monitor),
+        failure_action: match text(knobs, &["failure_action"]).as_str() {
+            "continue" => FailureAction::Continue,
+            "rollback" => FailureAction::Rollback,
+            _ => FailureAction::Pause,
+        },
+        max_failure_ratio: parsed(knobs, &["max_failure_ratio"]).unwrap_or(0.0),
+        order: match text(knobs, &["order"]).as_str() {
+            "start-first" => UpdateOrder::StartFirst,
+            _ => UpdateOrder::StopFirst,
+        },
+    }
+}
