@@ -18,7 +18,13 @@ use crate::render::line;
 const PORT: u16 = 18_080;
 /// How long any step may take.
 const PATIENCE: Duration = Duration::from_secs(60);
-const DOCKERFILE: &str = include_str!("../../examples/shop/Dockerfile");
+/// What `examples/shop` holds, so that the demo runs from the binary alone.
+const SHOP: [(&str, &str); 4] = [
+    ("Dockerfile", include_str!("../../examples/shop/Dockerfile")),
+    ("stack.yml", include_str!("../../examples/shop/stack.yml")),
+    ("motd", include_str!("../../examples/shop/motd")),
+    ("key", include_str!("../../examples/shop/key")),
+];
 
 /// How the demo ends.
 #[derive(clap::Args)]
@@ -188,7 +194,9 @@ async fn steps(demo: &Demo, dir: &Path, args: &Args) -> Result<u64, Fail> {
     demo.type_in(&["swarm", "init"]).await?;
     let context = dir.join("shop");
     std::fs::create_dir(&context)?;
-    std::fs::write(context.join("Dockerfile"), DOCKERFILE)?;
+    for (name, text) in SHOP {
+        std::fs::write(context.join(name), text)?;
+    }
     std::fs::copy(&demo.exe, context.join("rswarm"))?;
     for version in ["v1", "v2"] {
         line(format!(
@@ -202,96 +210,15 @@ async fn steps(demo: &Demo, dir: &Path, args: &Args) -> Result<u64, Fail> {
         image::build(&demo.client, &context, options, true).await?;
     }
     demo.type_in(&["image", "ls"]).await?;
-    std::fs::write(context.join("motd"), "welcome\n")?;
-    std::fs::write(context.join("key"), "s3cret\n")?;
-    demo.type_in(&["network", "create", "front"]).await?;
-    demo.type_in(&["network", "create", "--internal", "back"]).await?;
-    demo.type_in(&[
-        "config",
-        "create",
-        "motd",
-        &context.join("motd").display().to_string(),
-    ])
-    .await?;
-    demo.type_in(&[
-        "secret",
-        "create",
-        "key",
-        &context.join("key").display().to_string(),
-    ])
-    .await?;
-    let began = Instant::now();
-    demo.type_in(&[
-        "service",
-        "create",
-        "--name",
-        "store",
-        "--network",
-        "back",
-        "--mount",
-        "source=data,target=/data",
-        "--secret",
-        "key",
-        "--config",
-        "motd",
-        "--update-monitor",
-        "200ms",
-        "shop/web:v1",
-    ])
-    .await?;
-    demo.type_in(&[
-        "service",
-        "create",
-        "--name",
-        "api",
-        "--replicas",
-        "2",
-        "--network",
-        "front",
-        "--network",
-        "back",
-        "--limit-memory",
-        "64m",
-        "--restart-delay",
-        "0s",
-        "--update-monitor",
-        "200ms",
-        "shop/web:v1",
-    ])
-    .await?;
-    demo.type_in(&[
-        "service",
-        "create",
-        "--name",
-        "web",
-        "--replicas",
-        "3",
-        "--network",
-        "front",
-        "--publish",
-        &format!("{PORT}:8080"),
-        "--limit-cpu",
-        "0.5",
-        "--limit-memory",
-        "64m",
-        "--limit-pids",
-        "64",
-        "--restart-delay",
-        "0s",
-        "--update-parallelism",
-        "2",
-        "--update-order",
-        "start-first",
-        "--update-monitor",
-        "200ms",
-        "--update-failure-action",
-        "rollback",
-        "--stop-grace-period",
-        "10s",
-        "shop/web:v1",
-    ])
-    .await?;
-    let deploy = began.elapsed().as_secs_f64();
+    let file = context.join("stack.yml").display().to_string();
+    let deploy = demo.timed(&["stack", "deploy", "-c", &file, "shop"]).await?;
+    for words in [
+        ["stack", "ls"].as_slice(),
+        &["stack", "services", "shop"],
+        &["stack", "ps", "shop"],
+    ] {
+        demo.type_in(words).await?;
+    }
     let load = Load::start();
     let result = under_load(demo).await;
     let (requests, failed) = load.end();
@@ -309,11 +236,11 @@ async fn steps(demo: &Demo, dir: &Path, args: &Args) -> Result<u64, Fail> {
 
 async fn under_load(demo: &Demo) -> Result<(f64, f64, f64), Fail> {
     demo.type_in(&["service", "ls"]).await?;
-    let scale = demo.timed(&["service", "scale", "web=10"]).await?;
-    demo.type_in(&["service", "ps", "web", "--filter", "desired-state=running"])
+    let scale = demo.timed(&["service", "scale", "shop_web=10"]).await?;
+    demo.type_in(&["service", "ps", "shop_web", "--filter", "desired-state=running"])
         .await?;
     let update = demo
-        .timed(&["service", "update", "--image", "shop/web:v2", "web"])
+        .timed(&["service", "update", "--image", "shop/web:v2", "shop_web"])
         .await?;
     let answer = request()?;
     if !answer.contains("\"version\":\"v2\"") {
@@ -325,22 +252,22 @@ async fn under_load(demo: &Demo) -> Result<(f64, f64, f64), Fail> {
     let before = running(&demo.client).await?;
     let victim = before
         .iter()
-        .find(|(name, _)| name.starts_with("api.1."))
+        .find(|(name, _)| name.starts_with("shop_api.1."))
         .map(|(_, pid)| *pid)
         .unwrap_or(0);
     let pid = i32::try_from(victim)
         .ok()
         .and_then(rustix::process::Pid::from_raw)
-        .ok_or_else(|| Fail::new("api.1 does not run"))?;
+        .ok_or_else(|| Fail::new("shop_api.1 does not run"))?;
     let began = Instant::now();
     rustix::process::kill_process(pid, rustix::process::Signal::KILL)
-        .map_err(|e| Fail::new(format!("kill api.1: {e}")))?;
+        .map_err(|e| Fail::new(format!("kill shop_api.1: {e}")))?;
     let deadline = Instant::now() + PATIENCE;
     loop {
         let now = running(&demo.client).await?;
         if now
             .iter()
-            .filter(|(name, pid)| name.starts_with("api.") && *pid != victim)
+            .filter(|(name, pid)| name.starts_with("shop_api.") && *pid != victim)
             .count()
             >= 2
         {
@@ -352,7 +279,7 @@ async fn under_load(demo: &Demo) -> Result<(f64, f64, f64), Fail> {
         tokio::time::sleep(Duration::from_millis(5)).await;
     }
     let replace = began.elapsed().as_secs_f64();
-    demo.type_in(&["service", "ps", "api"]).await?;
+    demo.type_in(&["service", "ps", "shop_api"]).await?;
     Ok((scale, update, replace))
 }
 

@@ -54,6 +54,9 @@ enum Command {
     /// Manage services.
     #[command(subcommand)]
     Service(command::service::Command),
+    /// Manage stacks: services that one file describes.
+    #[command(subcommand)]
+    Stack(command::stack::Command),
     /// Manage nodes.
     #[command(subcommand)]
     Node(command::node::Command),
@@ -115,6 +118,7 @@ async fn run(cli: Cli) -> Result<u8, Fail> {
         Command::Info(a) => command::swarm::info(&client, a).await,
         Command::Version(a) => command::swarm::version(&client, a).await,
         Command::Service(c) => command::service::run(&client, c).await,
+        Command::Stack(c) => command::stack::run(&client, c).await,
         Command::Node(c) => command::node::run(&client, c).await,
         Command::Network(c) => command::network::run(&client, c).await,
         Command::Volume(c) => command::volume::run(&client, c).await,

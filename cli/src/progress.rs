@@ -18,14 +18,15 @@ pub(crate) const ROLLED_BACK: u8 = 2;
 pub(crate) const PAUSED: u8 = 3;
 pub(crate) const TIMED_OUT: u8 = 4;
 
-/// Waits until a service converged; answers the exit code. `quiet` prints nothing on the way.
+/// Waits until a service converged; answers the exit code. Each line begins with `label`; `quiet` prints none.
 pub(crate) async fn wait(
     client: &Client,
     service: &str,
+    label: &str,
     timeout: Option<Duration>,
     quiet: bool,
 ) -> Result<u8, Fail> {
-    let waiting = converge(client, service, quiet);
+    let waiting = converge(client, service, label, quiet);
     match timeout {
         None => waiting.await,
         Some(limit) => tokio::time::timeout(limit, waiting).await.unwrap_or_else(|_| {
@@ -35,7 +36,14 @@ pub(crate) async fn wait(
     }
 }
 
-async fn converge(client: &Client, reference: &str, quiet: bool) -> Result<u8, Fail> {
+async fn converge(client: &Client, reference: &str, label: &str, quiet: bool) -> Result<u8, Fail> {
+    let line = |text: String| {
+        if !quiet && label.is_empty() {
+            line(text);
+        } else if !quiet {
+            line(format!("{label}: {text}"));
+        }
+    };
     let Object::Service(first) = client.get(Kind::Service, reference).await? else {
         return Err(Fail::new("the daemon answered another kind of object"));
     };
@@ -54,9 +62,7 @@ async fn converge(client: &Client, reference: &str, quiet: bool) -> Result<u8, F
         let event = tokio::select! {
             event = events.message() => event?,
             () = async { match pause { Some(p) => tokio::time::sleep(p).await, None => std::future::pending().await } } => {
-                if !quiet {
-                    line(format!("verify: Service {} converged", first.spec.name));
-                }
+                line(format!("verify: Service {} converged", first.spec.name));
                 return Ok(service.as_ref().map_or(0, outcome));
             }
         };
@@ -95,8 +101,8 @@ async fn converge(client: &Client, reference: &str, quiet: bool) -> Result<u8, F
             "overall progress: {running} out of {wanted} tasks{}",
             reason(s, &tasks)
         );
-        if state != said && !quiet {
-            line(&state);
+        if state != said {
+            line(state.clone());
         }
         said = state;
         if let Some(u) = s
@@ -110,23 +116,39 @@ async fn converge(client: &Client, reference: &str, quiet: bool) -> Result<u8, F
         let over = running == wanted && s.update.as_ref().is_none_or(|u| !u.state.is_active());
         // An update was watched for `monitor` by the manager already.
         if over && s.update.as_ref().is_some_and(|u| u.completed_at.is_some()) {
-            if !quiet {
-                line(format!("verify: Service {} converged", s.spec.name));
-            }
+            line(format!("verify: Service {} converged", s.spec.name));
             return Ok(outcome(s));
         }
-        if over && stable_from.is_none() && !quiet {
-            line(format!(
-                "verify: Waiting {} to verify that tasks are stable...",
-                model::units::format_duration(s.spec.update.monitor)
-            ));
+        if !over {
+            stable_from = None;
+        } else if stable_from.is_none() {
+            let from = since_change(&tasks);
+            let rest = s.spec.update.monitor.saturating_sub(from.elapsed());
+            if !rest.is_zero() {
+                line(format!(
+                    "verify: Waiting {} to verify that tasks are stable...",
+                    model::units::format_duration(Duration::from_millis(
+                        u64::try_from(rest.as_millis()).unwrap_or(u64::MAX)
+                    ))
+                ));
+            }
+            stable_from = Some(from);
         }
-        stable_from = if over {
-            stable_from.or_else(|| Some(Instant::now()))
-        } else {
-            None
-        };
     }
+}
+
+/// When the newest running task came up: a service that stood before is not watched again.
+fn since_change(tasks: &BTreeMap<TaskId, Task>) -> Instant {
+    let newest = tasks
+        .values()
+        .filter(|t| t.desired.is_live())
+        .map(|t| t.status.at.0)
+        .max();
+    let now = std::time::SystemTime::now()
+        .duration_since(std::time::UNIX_EPOCH)
+        .map_or(0, |d| u64::try_from(d.as_millis()).unwrap_or(u64::MAX));
+    let age = Duration::from_millis(now.saturating_sub(newest.unwrap_or(now)));
+    Instant::now().checked_sub(age).unwrap_or_else(Instant::now)
 }
 
 fn outcome(service: &Service) -> u8 {

@@ -26,14 +26,18 @@ pub struct Source {
 pub struct Compose {
     tree: Node,
     files: Vec<String>,
+    filled: bool,
     warnings: Vec<Problem>,
 }
 
-/// Reads files, fills variables in and merges them; a later file wins.
+/// Variables of the environment.
+pub type Vars<'a> = &'a dyn Fn(&str) -> Option<String>;
+
+/// Reads files, fills variables in (without `vars` they stay as they are) and merges them; a later file wins.
 ///
 /// # Errors
 /// Everything that is wrong, in the order of the files.
-pub fn load(files: &[Source], vars: &dyn Fn(&str) -> Option<String>) -> Result<Compose, Vec<Problem>> {
+pub fn load(files: &[Source], vars: Option<Vars<'_>>) -> Result<Compose, Vec<Problem>> {
     let mut report = Report::new(files.iter().map(|f| f.name.clone()).collect());
     let mut merged: Option<Node> = None;
     if files.len() > FILES_MAX {
@@ -53,7 +57,10 @@ pub fn load(files: &[Source], vars: &dyn Fn(&str) -> Option<String>) -> Result<C
             report.problem(tree.at, "", "the file is empty");
             continue;
         }
-        let tree = fill(&tree, vars, "", &mut report);
+        let tree = match vars {
+            Some(vars) => fill(&tree, vars, "", &mut report),
+            None => tree,
+        };
         if let Some(tree) = normalise(&tree, &FILE, "", &mut report) {
             merged = Some(match merged {
                 Some(base) => merge(base, tree, &FILE),
@@ -65,6 +72,7 @@ pub fn load(files: &[Source], vars: &dyn Fn(&str) -> Option<String>) -> Result<C
         Some(tree) if report.problems.is_empty() => Ok(Compose {
             tree,
             files: report.files,
+            filled: vars.is_some(),
             warnings: report.warnings,
         }),
         _ => Err(report.problems),
@@ -72,7 +80,7 @@ pub fn load(files: &[Source], vars: &dyn Fn(&str) -> Option<String>) -> Result<C
 }
 
 /// Variables are filled into values, never into keys; the `x-` keys of the file itself are left out.
-fn fill(node: &Node, vars: &dyn Fn(&str) -> Option<String>, path: &str, report: &mut Report) -> Node {
+fn fill(node: &Node, vars: Vars<'_>, path: &str, report: &mut Report) -> Node {
     let value = match &node.value {
         Value::Text(text) => {
             let mut unset = Vec::new();
@@ -123,9 +131,9 @@ impl Compose {
         &self.warnings
     }
 
-    /// The files as one, in long form, variables filled in; loading it again gives the same.
+    /// The files as one, in long form; loading it again gives the same.
     pub fn to_yaml(&self) -> String {
-        crate::print::yaml(&self.tree)
+        crate::print::yaml(&self.tree, self.filled)
     }
 
     /// The stack of the given name, with warnings of its own added to [`Compose::warnings`].

@@ -32,7 +32,7 @@ pub struct Surroundings<'a> {
     /// Home of the user, for `~`.
     pub home: &'a str,
     /// Variables of the environment.
-    pub vars: &'a dyn Fn(&str) -> Option<String>,
+    pub vars: crate::compose::Vars<'a>,
     /// Reads a file of at most the given number of bytes; an error says what and why.
     pub read: Read<'a>,
 }

@@ -22,7 +22,7 @@ pub use convert::{IMAGE_LABEL, Read, Surroundings};
 
 // The whole way.
 mod compose;
-pub use compose::{Compose, FILES_MAX, Source, load};
+pub use compose::{Compose, FILES_MAX, Source, Vars, load};
 
 // Short forms that flags share.
 pub mod grammar;

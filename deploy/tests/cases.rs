@@ -1,3 +1,4 @@
+#![allow(clippy::unwrap_used, reason = "a test")]
 //! Golden cases: every folder of `cases/` holds files as a user writes them and what becomes of them.
 //!
 //! `compose*.yaml` are loaded in order of their names and converted as stack `st`; `expected.txt` holds the warnings,
@@ -46,7 +47,7 @@ fn run(folder: &Path) -> String {
         vars: &vars,
         read: &read,
     };
-    let loaded = load(&files, &vars);
+    let loaded = load(&files, Some(&vars));
     let (warnings, rest) = match loaded {
         Err(problems) => (Vec::new(), Err(problems)),
         Ok(mut compose) => {
@@ -55,7 +56,7 @@ fn run(folder: &Path) -> String {
                 name: "again".into(),
                 text: yaml.clone(),
             }];
-            let again = load(&again, &vars).map(|c| c.to_yaml());
+            let again = load(&again, Some(&vars)).map(|c| c.to_yaml());
             assert_eq!(
                 again.as_ref(),
                 Ok(&yaml),
@@ -101,4 +102,24 @@ fn every_case_gives_what_it_says() {
         }
     }
     assert!(wrong.is_empty(), "{}", wrong.join("\n"));
+}
+
+#[test]
+fn without_variables_their_text_stays() {
+    let files = [Source {
+        name: "a".into(),
+        text: "services: {web: {image: 'x:${TAG:-1}', environment: [A=$$B]}}".into(),
+    }];
+    let yaml = load(&files, None).unwrap().to_yaml();
+    assert!(yaml.contains("x:${TAG:-1}") && yaml.contains("A: $$B"), "{yaml}");
+}
+
+#[test]
+fn too_many_files_are_refused() {
+    let file = Source {
+        name: "a".into(),
+        text: "services: {}".into(),
+    };
+    assert!(load(&vec![file.clone(); deploy::FILES_MAX], None).is_ok());
+    assert!(load(&vec![file; deploy::FILES_MAX + 1], None).is_err());
 }

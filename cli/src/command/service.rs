@@ -637,7 +637,8 @@ fn from_update(args: &UpdateArgs, old: &ServiceSpec) -> Result<ServiceSpec, Fail
     Ok(s)
 }
 
-async fn attached(client: &Client, service: &str, wait: &Wait) -> Result<u8, Fail> {
+/// Waits for a service unless that is not wanted; `label` is what its lines begin with.
+pub(crate) async fn attached(client: &Client, service: &str, label: &str, wait: &Wait) -> Result<u8, Fail> {
     if wait.detach {
         return Ok(0);
     }
@@ -647,7 +648,7 @@ async fn attached(client: &Client, service: &str, wait: &Wait) -> Result<u8, Fai
         .map(|t| parse_duration(t))
         .transpose()
         .map_err(|e| e.to_string())?;
-    progress::wait(client, service, limit, wait.quiet).await
+    progress::wait(client, service, label, limit, wait.quiet).await
 }
 
 async fn get(client: &Client, reference: &str) -> Result<Arc<Service>, Fail> {
@@ -674,7 +675,7 @@ pub(crate) async fn run(client: &Client, command: Command) -> Result<u8, Fail> {
         Command::Create(args) => {
             let id = create(client, &from_create(&args)?).await?;
             render::line(&id);
-            return attached(client, &id, &args.spec.wait).await;
+            return attached(client, &id, "", &args.spec.wait).await;
         }
         Command::Update(args) => {
             let old = get(client, &args.service).await?;
@@ -717,7 +718,7 @@ pub(crate) async fn run(client: &Client, command: Command) -> Result<u8, Fail> {
                 .iter()
                 .for_each(|w| eprintln!("Warning: {w}"));
             render::line(&args.service);
-            return attached(client, &args.service, &args.spec.wait).await;
+            return attached(client, &args.service, "", &args.spec.wait).await;
         }
         Command::Ls(args) => ls(client, &args).await?,
         Command::Ps { mut list, services } => {
@@ -753,7 +754,7 @@ pub(crate) async fn run(client: &Client, command: Command) -> Result<u8, Fail> {
                 .for_each(|s| render::line(format!("{} scaled to {}", s.reference, s.replicas)));
             let mut worst = 0;
             for scale in list {
-                worst = worst.max(attached(client, &scale.reference, &wait).await?);
+                worst = worst.max(attached(client, &scale.reference, "", &wait).await?);
             }
             return Ok(worst);
         }
@@ -815,7 +816,7 @@ async fn roll_back(client: &Client, service: &str, wait: &Wait) -> Result<u8, Fa
         .await?;
     render::line(service);
     // Going back is what was asked for here, so it is success.
-    match attached(client, service, wait).await? {
+    match attached(client, service, "", wait).await? {
         progress::ROLLED_BACK => Ok(0),
         code => Ok(code),
     }
@@ -829,7 +830,8 @@ async fn tasks(client: &Client, filters: &[String]) -> Result<Vec<Arc<Task>>, Fa
         .collect())
 }
 
-async fn ls(client: &Client, args: &ListArgs) -> Result<(), Fail> {
+/// Prints services.
+pub(crate) async fn ls(client: &Client, args: &ListArgs) -> Result<(), Fail> {
     let services = client.list(Kind::Service, &args.filter).await?;
     let mut by_service: BTreeMap<ServiceId, Vec<Arc<Task>>> = BTreeMap::new();
     for task in tasks(client, &[]).await? {
