@@ -40,6 +40,39 @@ fn wrong_usage_ends_with_2() {
 }
 
 #[test]
+fn stack_files_are_checked_before_anything_is_asked_of_the_daemon() {
+    let dir = tempfile::tempdir().expect("a folder");
+    let file = dir.path().join("bad.yml");
+    std::fs::write(&file, "services:\n  web:\n    imgae: x\n    ports: [x]\n").expect("written");
+    let path = file.display().to_string();
+    let out = rswarm(&["stack", "deploy", "-c", &path, "shop"]);
+    let text = String::from_utf8_lossy(&out.stderr);
+    assert_eq!(out.status.code(), Some(1));
+    for part in [
+        format!("{path}:3:5: services.web.imgae: there is no such key; did you mean image?"),
+        format!("{path}:4:13: services.web.ports[0]"),
+    ] {
+        assert!(text.contains(&part), "{part} in:\n{text}");
+    }
+    let out = rswarm(&["stack", "deploy", "-c", "/nonexistent.yml", "shop"]);
+    let text = String::from_utf8_lossy(&out.stderr);
+    assert!(text.contains("read /nonexistent.yml"), "{text}");
+}
+
+#[test]
+fn stack_config_prints_the_long_form() {
+    let shop = concat!(env!("CARGO_MANIFEST_DIR"), "/../examples/shop/stack.yml");
+    let out = rswarm(&["stack", "config", "-c", shop]);
+    let text = String::from_utf8_lossy(&out.stdout);
+    assert!(out.status.success());
+    for part in ["image: shop/web:v1", "published: 18080", "monitor: 200ms"] {
+        assert!(text.contains(part), "{part} in:\n{text}");
+    }
+    let out = rswarm(&["stack", "config", "--skip-interpolation", "-c", shop]);
+    assert!(String::from_utf8_lossy(&out.stdout).contains("shop/web:${VERSION:-v1}"));
+}
+
+#[test]
 fn the_binary_is_static() {
     let out = Command::new("ldd").arg(env!("CARGO_BIN_EXE_rswarm")).output();
     let Ok(out) = out else {
