@@ -42,6 +42,14 @@ pub use exec::{ExecConfig, ExecSession};
 pub use logs::{LogLine, LogQuery, LogStream};
 pub use state_dir::ExitStatus;
 
+/// The seccomp filter of a container with Docker's default capabilities, so that a bench can load the same.
+#[doc(hidden)]
+pub fn default_filter() -> Vec<(u16, u8, u8, u32)> {
+    let kept = plan::capabilities(&[], &[]).unwrap_or_default();
+    let flat = |f: libc::sock_filter| (f.code, f.jt, f.jf, f.k);
+    seccomp::filter(&kept).into_iter().map(flat).collect()
+}
+
 /// Runs the hidden part this process was started for, if its arguments say so, and never returns from it.
 ///
 /// The binary's `main` calls this first: the shim and the first process of a container are the same binary.

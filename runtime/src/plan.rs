@@ -326,7 +326,7 @@ fn capability(name: &str) -> Result<u8, String> {
         .ok_or_else(|| format!("there is no capability {name}"))
 }
 
-fn capabilities(add: &[String], drop: &[String]) -> Result<Vec<u8>, String> {
+pub(crate) fn capabilities(add: &[String], drop: &[String]) -> Result<Vec<u8>, String> {
     let all = |names: &[String]| names.iter().any(|n| n.eq_ignore_ascii_case("all"));
     let numbers = |names: &[String]| -> Result<Vec<u8>, String> {
         names

@@ -6,6 +6,7 @@
 use std::ffi::CString;
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::os::unix::fs::DirBuilderExt;
 use std::path::Path;
 
 use rustix::fs::{AtFlags, FileType, Mode, OFlags, ResolveFlags};
@@ -77,6 +78,15 @@ fn mask(path: &str) -> Step {
 
 fn overlay(plan: &RootfsPlan) -> Result<OwnedFd, String> {
     let what = "overlay of the image's layers";
+    // Made below the overlay what the image lacks: through it each one would first copy the root up.
+    for name in ["proc", "dev", "sys"] {
+        let there = |layer: &std::path::PathBuf| layer.join(name).symlink_metadata().is_ok();
+        if !plan.layers.iter().any(there) {
+            let folder = plan.upper.join(name);
+            let made = std::fs::DirBuilder::new().mode(0o755).create(&folder);
+            made.map_err(at(format!("{what}: make {}", folder.display())))?;
+        }
+    }
     let fs = rustix::mount::fsopen("overlay", FsOpenFlags::FSOPEN_CLOEXEC).map_err(at(what))?;
     let set = |key: &str, value: &Path| rustix::mount::fsconfig_set_string(fs.as_fd(), key, value);
     for layer in &plan.layers {

@@ -2,7 +2,8 @@
 //!
 //! It refuses what Docker's default profile refuses, and in addition AF_ALG and AF_VSOCK sockets, io_uring, keyctl,
 //! bpf, userfaultfd, the new mount calls, other architectures' entries, and every call younger than [`LAST_KNOWN`].
-//! The program is a straight list: the kernel remembers which plain calls pass and runs it for the others only.
+//! The program is a search tree: the kernel runs it for every call there is when it is loaded, to remember which plain
+//! calls pass, and later for the others only.
 
 use libc::sock_filter;
 
@@ -92,10 +93,37 @@ fn refused() -> Vec<(libc::c_long, u8)> {
     ]
 }
 
+/// What a listed call leads to.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Action {
+    /// EPERM.
+    Refuse,
+    /// ENOSYS: its flags lie behind a pointer that a filter cannot follow, and the C library then uses clone.
+    Missing,
+    /// EPERM with flags that make namespaces.
+    Clone,
+    /// EPERM for some families.
+    Socket,
+}
+
+/// Calls that a leaf of the search tree compares one by one.
+const LEAF: usize = 3;
+
 /// The program for a process that keeps these capabilities.
 pub(crate) fn filter(capabilities: &[u8]) -> Vec<sock_filter> {
     let keeps = |c: u8| capabilities.contains(&c);
     let number = |n: libc::c_long| u32::try_from(n).unwrap_or(u32::MAX);
+    let mut listed: Vec<(u32, Action)> = refused()
+        .into_iter()
+        .filter(|(_, capability)| !keeps(*capability))
+        .map(|(call, _)| (number(call), Action::Refuse))
+        .collect();
+    if !keeps(21) {
+        listed.push((number(libc::SYS_clone3), Action::Missing));
+        listed.push((number(libc::SYS_clone), Action::Clone));
+    }
+    listed.push((number(libc::SYS_socket), Action::Socket));
+    listed.sort_unstable_by_key(|(call, _)| *call);
     let mut p = vec![
         load(ARCHITECTURE),
         jump_equal(NATIVE, 1, 0),
@@ -105,30 +133,60 @@ pub(crate) fn filter(capabilities: &[u8]) -> Vec<sock_filter> {
         jump_above(LAST_KNOWN, 0, 1),
         answer(refuse(libc::ENOSYS)),
     ];
-    for (call, capability) in refused() {
-        if !keeps(capability) {
-            p.push(jump_equal(number(call), 0, 1));
-            p.push(answer(refuse(libc::EPERM)));
+    let mut open = Vec::new();
+    search(&listed, &mut p, &mut open);
+    for (action, code) in [
+        (Action::Refuse, vec![answer(refuse(libc::EPERM))]),
+        (Action::Missing, vec![answer(refuse(libc::ENOSYS))]),
+        (
+            Action::Clone,
+            vec![
+                load(ARGUMENT_0),
+                jump_any(NAMESPACES, 0, 1),
+                answer(refuse(libc::EPERM)),
+                answer(ALLOW),
+            ],
+        ),
+        (
+            Action::Socket,
+            vec![
+                load(ARGUMENT_0),
+                jump_equal(libc::AF_ALG as u32, 1, 0),
+                jump_equal(libc::AF_VSOCK as u32, 0, 1),
+                answer(refuse(libc::EPERM)),
+                answer(ALLOW),
+            ],
+        ),
+    ] {
+        for (from, _) in open.iter().filter(|(_, a)| *a == action) {
+            p[*from].jt = distance(*from, p.len());
         }
+        p.extend(code);
     }
-    if !keeps(21) {
-        // Its flags lie behind a pointer that a filter cannot follow: the C library then uses clone instead.
-        p.push(jump_equal(number(libc::SYS_clone3), 0, 1));
-        p.push(answer(refuse(libc::ENOSYS)));
-        p.push(jump_equal(number(libc::SYS_clone), 0, 4));
-        p.push(load(ARGUMENT_0));
-        p.push(jump_any(NAMESPACES, 0, 1));
-        p.push(answer(refuse(libc::EPERM)));
-        p.push(answer(ALLOW));
-    }
-    p.push(jump_equal(number(libc::SYS_socket), 0, 5));
-    p.push(load(ARGUMENT_0));
-    p.push(jump_equal(libc::AF_ALG as u32, 1, 0));
-    p.push(jump_equal(libc::AF_VSOCK as u32, 0, 1));
-    p.push(answer(refuse(libc::EPERM)));
-    p.push(answer(ALLOW));
-    p.push(answer(ALLOW));
     p
+}
+
+/// A search tree over sorted calls; `open` are the jumps that still need the place of their action.
+fn search(listed: &[(u32, Action)], p: &mut Vec<sock_filter>, open: &mut Vec<(usize, Action)>) {
+    if listed.len() <= LEAF {
+        for (call, action) in listed {
+            open.push((p.len(), *action));
+            p.push(jump_equal(*call, 0, 0));
+        }
+        p.push(answer(ALLOW));
+        return;
+    }
+    let (low, high) = listed.split_at(listed.len() / 2);
+    let fork = p.len();
+    p.push(jump_above(high[0].0 - 1, 0, 0));
+    search(low, p, open);
+    p[fork].jt = distance(fork, p.len());
+    search(high, p, open);
+}
+
+/// A jump's offset; the list above is far too short to reach 255, and a test builds the longest.
+fn distance(from: usize, to: usize) -> u8 {
+    u8::try_from(to - from - 1).unwrap_or(u8::MAX)
 }
 
 fn statement(code: u32, k: u32, jt: u8, jf: u8) -> sock_filter {
@@ -215,6 +273,18 @@ mod tests {
         assert_eq!(run(&p, NATIVE, LAST_KNOWN + 1, 0), refuse(libc::ENOSYS));
         assert_eq!(run(&p, NATIVE, 0x4000_0000, 0), refuse(libc::ENOSYS), "x32");
         assert_eq!(run(&p, 0x4000_0003, 1, 0), refuse(libc::ENOSYS), "32 bit");
+        assert!(filter(&[]).len() < 255, "an offset has 8 bits");
+        // Call by call, the tree answers as the list says.
+        for call in 0..=LAST_KNOWN {
+            let listed = refused().iter().any(|(c, _)| n(*c) == call);
+            let special = [libc::SYS_clone, libc::SYS_clone3, libc::SYS_socket]
+                .map(n)
+                .contains(&call);
+            if !special {
+                let want = if listed { perm } else { ALLOW };
+                assert_eq!(run(&filter(&[]), NATIVE, call, 0), want, "call {call}");
+            }
+        }
         let admin = filter(&[21]);
         assert_eq!(
             run(&admin, NATIVE, n(libc::SYS_mount), 0),
