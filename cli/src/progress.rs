@@ -1,9 +1,13 @@
-//! Waiting for a service: its changes as they come, one line a change, until it stands as wanted.
+//! Waiting for services: what they do as it happens, until they stand as wanted.
+//!
+//! On a terminal there is a bar for the service and one for each task; elsewhere one line a change.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
+use std::io::IsTerminal;
 use std::time::{Duration, Instant};
 
-use model::object::{Object, Service, Task, UpdateState};
+use indicatif::{MultiProgress, ProgressBar, ProgressDrawTarget, ProgressStyle};
+use model::object::{Object, Service, SlotKey, Task, UpdateState};
 use model::spec::ServiceMode;
 use model::task_state::{DesiredState, TaskState};
 use model::{TaskId, Timestamp};
@@ -11,42 +15,193 @@ use proto::control::WatchRequest;
 use proto::types::Kind;
 
 use crate::client::{Client, Fail};
-use crate::render::line;
+use crate::render;
 
 /// Exit codes of attached commands.
 pub(crate) const ROLLED_BACK: u8 = 2;
 pub(crate) const PAUSED: u8 = 3;
 pub(crate) const TIMED_OUT: u8 = 4;
+/// As a shell says it of a command that SIGINT ended.
+pub(crate) const INTERRUPTED: u8 = 130;
 
-/// Waits until a service converged; answers the exit code. Each line begins with `label`; `quiet` prints none.
+/// Most tasks that get a bar each, as with Docker.
+const BARS_MAX: usize = 20;
+
+/// Where progress is shown; several services of one command share it.
+pub(crate) enum Board {
+    /// Nowhere.
+    Quiet,
+    /// One line a change.
+    Lines,
+    /// Bars on a terminal.
+    Bars(MultiProgress),
+}
+
+impl Board {
+    /// Bars where standard output is a terminal, else lines; nothing when `quiet`.
+    pub(crate) fn new(quiet: bool) -> Self {
+        if quiet {
+            Self::Quiet
+        } else if std::io::stdout().is_terminal() {
+            Self::Bars(MultiProgress::with_draw_target(ProgressDrawTarget::stdout()))
+        } else {
+            Self::Lines
+        }
+    }
+}
+
+/// What is shown of one service.
+struct Display<'a> {
+    board: &'a Board,
+    /// Name before each line, where there are several services.
+    label: &'a str,
+    said: String,
+    head: Option<ProgressBar>,
+    slots: BTreeMap<SlotKey, ProgressBar>,
+}
+
+impl<'a> Display<'a> {
+    fn new(board: &'a Board, label: &'a str) -> Self {
+        Self {
+            board,
+            label,
+            said: String::new(),
+            head: None,
+            slots: BTreeMap::new(),
+        }
+    }
+
+    fn line(&self, text: &str) {
+        if self.label.is_empty() {
+            render::line(text);
+        } else {
+            render::line(format!("{}: {text}", self.label));
+        }
+    }
+
+    /// A sentence of its own.
+    fn say(&self, text: &str) {
+        match (self.board, &self.head) {
+            (Board::Lines, _) => self.line(text),
+            (Board::Bars(_), Some(head)) => head.set_message(text.to_owned()),
+            (Board::Quiet | Board::Bars(_), _) => {}
+        }
+    }
+
+    fn progress(&mut self, service: &Service, tasks: &BTreeMap<TaskId, Task>) {
+        let (running, wanted) = current(service, tasks);
+        let reason = reason(service, tasks);
+        match self.board {
+            Board::Quiet => {}
+            Board::Lines => {
+                let text = format!("overall progress: {running} out of {wanted} tasks{reason}");
+                if text != self.said {
+                    self.line(&text);
+                    self.said = text;
+                }
+            }
+            Board::Bars(multi) => {
+                let title = if self.label.is_empty() {
+                    "overall progress"
+                } else {
+                    self.label
+                };
+                let head = self.head.get_or_insert_with(|| {
+                    let bar = multi.add(styled("{prefix}: [{bar:30}] {pos}/{len} tasks {wide_msg}"));
+                    bar.set_prefix(title.to_owned());
+                    bar
+                });
+                head.set_length(wanted as u64);
+                head.set_position(running as u64);
+                head.set_message(reason);
+                if self.label.is_empty() && wanted <= BARS_MAX {
+                    bars(multi, &mut self.slots, service, tasks);
+                }
+            }
+        }
+    }
+
+    /// Leaves what is shown on the screen.
+    fn end(&self) {
+        for bar in self.slots.values().chain(&self.head) {
+            bar.abandon();
+        }
+    }
+}
+
+fn styled(template: &str) -> ProgressBar {
+    let style = ProgressStyle::with_template(template).unwrap_or_else(|_| ProgressStyle::default_bar());
+    let bar = ProgressBar::new(TaskState::Running as u64);
+    bar.set_style(style.progress_chars("=> "));
+    bar
+}
+
+/// One bar for the newest task of each slot.
+fn bars(
+    multi: &MultiProgress,
+    bars: &mut BTreeMap<SlotKey, ProgressBar>,
+    service: &Service,
+    tasks: &BTreeMap<TaskId, Task>,
+) {
+    let mut newest: BTreeMap<SlotKey, &Task> = BTreeMap::new();
+    let wanted = tasks.values().filter(|t| t.desired.is_live());
+    for task in wanted.filter(|t| service.is_current(t)) {
+        let slot = newest.entry(task.slot).or_insert(task);
+        if task.meta.created_at >= slot.meta.created_at {
+            *slot = task;
+        }
+    }
+    bars.retain(|slot, bar| {
+        let keep = newest.contains_key(slot);
+        if !keep {
+            bar.finish_and_clear();
+        }
+        keep
+    });
+    for (slot, task) in newest {
+        let bar = bars.entry(slot).or_insert_with(|| {
+            let bar = multi.add(styled("{prefix}: {msg:10} [{bar:50}]"));
+            bar.set_prefix(task.name());
+            bar
+        });
+        bar.set_message(task.status.state.as_str());
+        bar.set_position((task.status.state as u64).min(TaskState::Running as u64));
+    }
+}
+
+/// Waits until a service converged; answers the exit code. Where several are waited for, `label` names each.
 pub(crate) async fn wait(
     client: &Client,
     service: &str,
     label: &str,
     timeout: Option<Duration>,
-    quiet: bool,
+    board: &Board,
 ) -> Result<u8, Fail> {
-    let waiting = converge(client, service, label, quiet);
-    match timeout {
-        None => waiting.await,
-        Some(limit) => tokio::time::timeout(limit, waiting).await.unwrap_or_else(|_| {
-            eprintln!("service {service} did not converge in time; it goes on in the background: `rswarm service ps {service}` shows why");
+    let limit = async {
+        match timeout {
+            Some(limit) => tokio::time::sleep(limit).await,
+            None => std::future::pending().await,
+        }
+    };
+    let name = if label.is_empty() { service } else { label };
+    tokio::select! {
+        code = converge(client, service, label, board) => code,
+        () = limit => {
+            eprintln!("service {name} did not converge in time; it goes on in the background: `rswarm service ps {name}` shows why");
             Ok(TIMED_OUT)
-        }),
+        }
+        _ = tokio::signal::ctrl_c() => {
+            eprintln!("Operation continuing in background: `rswarm service ps {name}` shows how far it is");
+            Ok(INTERRUPTED)
+        }
     }
 }
 
-async fn converge(client: &Client, reference: &str, label: &str, quiet: bool) -> Result<u8, Fail> {
-    let line = |text: String| {
-        if !quiet && label.is_empty() {
-            line(text);
-        } else if !quiet {
-            line(format!("{label}: {text}"));
-        }
-    };
+async fn converge(client: &Client, reference: &str, label: &str, board: &Board) -> Result<u8, Fail> {
     let Object::Service(first) = client.get(Kind::Service, reference).await? else {
         return Err(Fail::new("the daemon answered another kind of object"));
     };
+    let name = &first.spec.name;
     let request = WatchRequest {
         kinds: vec![Kind::Service.into(), Kind::Task.into()],
         service: first.id.to_string(),
@@ -54,7 +209,7 @@ async fn converge(client: &Client, reference: &str, label: &str, quiet: bool) ->
     let mut events = client.control().await?.watch(request).await?.into_inner();
     let mut service: Option<Service> = None;
     let mut tasks: BTreeMap<TaskId, Task> = BTreeMap::new();
-    let mut said = String::new();
+    let mut display = Display::new(board, label);
     let mut stable_from: Option<Instant> = None;
     loop {
         let monitor = service.as_ref().map_or(Duration::ZERO, |s| s.spec.update.monitor);
@@ -62,7 +217,8 @@ async fn converge(client: &Client, reference: &str, label: &str, quiet: bool) ->
         let event = tokio::select! {
             event = events.message() => event?,
             () = async { match pause { Some(p) => tokio::time::sleep(p).await, None => std::future::pending().await } } => {
-                line(format!("verify: Service {} converged", first.spec.name));
+                display.say(&format!("verify: Service {name} converged"));
+                display.end();
                 return Ok(service.as_ref().map_or(0, outcome));
             }
         };
@@ -96,27 +252,22 @@ async fn converge(client: &Client, reference: &str, label: &str, quiet: bool) ->
             }
         }
         let Some(s) = &service else { continue };
-        let (running, wanted) = count(s, &tasks);
-        let state = format!(
-            "overall progress: {running} out of {wanted} tasks{}",
-            reason(s, &tasks)
-        );
-        if state != said {
-            line(state.clone());
-        }
-        said = state;
+        display.progress(s, &tasks);
         if let Some(u) = s
             .update
             .as_ref()
             .filter(|u| matches!(u.state, UpdateState::Paused | UpdateState::RollbackPaused))
         {
-            eprintln!("service {}: {}", s.spec.name, u.message);
+            display.end();
+            eprintln!("service {name}: {}", u.message);
             return Ok(PAUSED);
         }
+        let (running, wanted) = current(s, &tasks);
         let over = running == wanted && s.update.as_ref().is_none_or(|u| !u.state.is_active());
         // An update was watched for `monitor` by the manager already.
         if over && s.update.as_ref().is_some_and(|u| u.completed_at.is_some()) {
-            line(format!("verify: Service {} converged", s.spec.name));
+            display.say(&format!("verify: Service {name} converged"));
+            display.end();
             return Ok(outcome(s));
         }
         if !over {
@@ -125,11 +276,10 @@ async fn converge(client: &Client, reference: &str, label: &str, quiet: bool) ->
             let from = since_change(&tasks);
             let rest = s.spec.update.monitor.saturating_sub(from.elapsed());
             if !rest.is_zero() {
-                line(format!(
-                    "verify: Waiting {} to verify that tasks are stable...",
-                    model::units::format_duration(Duration::from_millis(
-                        u64::try_from(rest.as_millis()).unwrap_or(u64::MAX)
-                    ))
+                let whole = Duration::from_millis(u64::try_from(rest.as_millis()).unwrap_or(u64::MAX));
+                let time = model::units::format_duration(whole);
+                display.say(&format!(
+                    "verify: Waiting {time} to verify that tasks are stable..."
                 ));
             }
             stable_from = Some(from);
@@ -161,15 +311,27 @@ fn outcome(service: &Service) -> u8 {
 
 /// Running tasks that are wanted to run, and how many there should be.
 pub(crate) fn count(service: &Service, tasks: &BTreeMap<TaskId, Task>) -> (usize, usize) {
-    let live = |t: &&Task| t.desired == DesiredState::Running;
-    let running = tasks
-        .values()
-        .filter(live)
-        .filter(|t| t.status.state == TaskState::Running)
-        .count();
+    counted(service, tasks, |_| true)
+}
+
+/// As [`count`], of the service's present spec alone: how far a rollout is.
+fn current(service: &Service, tasks: &BTreeMap<TaskId, Task>) -> (usize, usize) {
+    counted(service, tasks, |t| service.is_current(t))
+}
+
+fn counted(
+    service: &Service,
+    tasks: &BTreeMap<TaskId, Task>,
+    which: impl Fn(&Task) -> bool,
+) -> (usize, usize) {
+    let up = |t: &&Task| t.desired == DesiredState::Running && t.status.state == TaskState::Running;
+    let running = tasks.values().filter(up).filter(|t| which(t)).count();
     let wanted = match service.spec.mode {
         ServiceMode::Replicated { replicas } => replicas as usize,
-        ServiceMode::Global => tasks.values().filter(|t| t.desired.is_live()).count(),
+        ServiceMode::Global => {
+            let slots = tasks.values().filter(|t| t.desired.is_live()).map(|t| t.slot);
+            slots.collect::<BTreeSet<_>>().len()
+        }
     };
     (running, wanted)
 }

@@ -38,6 +38,56 @@ pub(crate) struct ListArgs {
     pub(crate) no_trunc: bool,
 }
 
+/// What a filter of a list looks at.
+pub(crate) enum Look {
+    /// The field begins with the value.
+    Begins(&'static str),
+    /// The field holds the value somewhere.
+    Holds(&'static str),
+    /// The field is the value.
+    Is(&'static str),
+    /// The mapping has the key, or the key with that value.
+    Label(&'static str),
+}
+
+/// Keeps rows that match: one of the values of every key that is given, as with Docker.
+pub(crate) fn filter(rows: &mut Vec<Value>, given: &[String], known: &[(&str, Look)]) -> Result<(), Fail> {
+    let mut wanted: std::collections::BTreeMap<&str, Vec<&str>> = std::collections::BTreeMap::new();
+    for text in given {
+        let pair = text
+            .split_once('=')
+            .filter(|(k, _)| known.iter().any(|(n, _)| n == k));
+        let (key, value) = pair.ok_or_else(|| {
+            let names: Vec<&str> = known.iter().map(|(n, _)| *n).collect();
+            Fail::new(format!(
+                "the filter \"{text}\" is not known here: write KEY=VALUE with one of {}",
+                names.join(", ")
+            ))
+        })?;
+        wanted.entry(key).or_default().push(value);
+    }
+    let text = |row: &Value, field: &str| match &row[field] {
+        Value::String(s) => s.clone(),
+        other => other.to_string(),
+    };
+    for (key, values) in &wanted {
+        let Some((_, look)) = known.iter().find(|(n, _)| n == key) else {
+            continue;
+        };
+        let matches = |row: &Value, value: &str| match look {
+            Look::Begins(field) => text(row, field).starts_with(value),
+            Look::Holds(field) => text(row, field).contains(value),
+            Look::Is(field) => text(row, field) == value,
+            Look::Label(field) => match value.split_once('=') {
+                Some((k, v)) => row[*field].get(k).is_some_and(|have| have == v),
+                None => row[*field].get(value).is_some(),
+            },
+        };
+        rows.retain(|row| values.iter().any(|v| matches(row, v)));
+    }
+    Ok(())
+}
+
 /// Prints rows: as a table of `columns` (heading and field), as JSON lines, by a template, or ids only.
 pub(crate) fn list(rows: &[Value], columns: &[(&str, &str)], args: &ListArgs) -> Result<(), Fail> {
     let text = |v: &Value, field: &str| match v.get(field) {
@@ -152,5 +202,44 @@ pub(crate) fn short(id: &str, whole: bool) -> String {
         id.to_owned()
     } else {
         id.chars().take(12).collect()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn filters_are_and_over_keys_and_or_over_values() {
+        let all = [("a1", "web.1", "x"), ("a2", "web.2", "y"), ("b1", "db.1", "x")];
+        let known = || {
+            [
+                ("id", Look::Begins("ID")),
+                ("name", Look::Holds("Name")),
+                ("state", Look::Is("State")),
+                ("label", Look::Label("Labels")),
+            ]
+        };
+        for (given, want) in [
+            (vec![], vec!["a1", "a2", "b1"]),
+            (vec!["name=web"], vec!["a1", "a2"]),
+            (vec!["id=a", "state=x"], vec!["a1"]),
+            (vec!["state=x", "state=y"], vec!["a1", "a2", "b1"]),
+            (vec!["label=k"], vec!["a1", "a2", "b1"]),
+            (vec!["label=k=x"], vec!["a1", "b1"]),
+            (vec!["label=nosuch"], vec![]),
+        ] {
+            let mut rows: Vec<Value> = all
+                .iter()
+                .map(|(id, name, state)| serde_json::json!({"ID": id, "Name": name, "State": state, "Labels": {"k": state}}))
+                .collect();
+            let given: Vec<String> = given.into_iter().map(str::to_owned).collect();
+            filter(&mut rows, &given, &known()).expect("known keys");
+            let ids: Vec<&str> = rows.iter().filter_map(|r| r["ID"].as_str()).collect();
+            assert_eq!(ids, want, "{given:?}");
+        }
+        for bad in ["nosuch=1", "name"] {
+            assert!(filter(&mut Vec::new(), &[bad.into()], &known()).is_err(), "{bad}");
+        }
     }
 }

@@ -1,8 +1,8 @@
-#![allow(clippy::unwrap_used, reason = "a test")]
 //! Golden cases: every folder of `cases/` holds files as a user writes them and what becomes of them.
 //!
 //! `compose*.yaml` are loaded in order of their names and converted as stack `st`; `expected.txt` holds the warnings,
 //! then the problems or the long form and the specs. `UPDATE=1 cargo test -p deploy` writes what it finds.
+#![allow(clippy::unwrap_used, reason = "a test")]
 
 use std::fmt::Write;
 use std::path::Path;

@@ -152,6 +152,15 @@ pub struct Service {
     pub endpoint: Endpoint,
 }
 
+impl Service {
+    /// Whether a task runs what the service wants now.
+    ///
+    /// The spec decides, not its number: going back to an earlier spec leaves the tasks alone that still run it.
+    pub fn is_current(&self, task: &Task) -> bool {
+        task.spec_version == self.spec_version || *task.spec == self.spec.task
+    }
+}
+
 /// How a service is reached, as allocated.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub struct Endpoint {

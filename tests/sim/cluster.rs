@@ -163,7 +163,7 @@ impl Cluster {
             if !host.connected {
                 continue;
             }
-            let reports = host.tick(view, self.now, &mut self.rng, self.faults);
+            let reports = host.tick(view, self.now, &mut self.rng, self.faults)?;
             let actions: Vec<Action> = reports
                 .into_iter()
                 .map(|(task, status)| Action::TaskStatus { node, task, status })

@@ -43,19 +43,20 @@ impl HostService {
         if let Some(found) = exact {
             return Ok(found.clone());
         }
-        let begin = |c: &&ContainerInfo| {
-            !reference.is_empty()
-                && (c.id.starts_with(reference) || label(c, NAME_LABEL).starts_with(&format!("{reference}.")))
-        };
-        let matches: Vec<&ContainerInfo> = all.iter().filter(begin).collect();
-        let running = |c: &&&ContainerInfo| matches!(c.state, ContainerState::Running { .. });
-        let candidates: Vec<&&ContainerInfo> = if matches.len() > 1 {
-            matches.iter().filter(running).collect()
-        } else {
-            matches.iter().collect()
-        };
+        // `web.1` is whatever runs in that slot: while it is handed over, the newer one.
+        let slot = format!("{reference}.");
+        let running = |c: &&ContainerInfo| matches!(c.state, ContainerState::Running { .. });
+        let task = all
+            .iter()
+            .filter(|c| label(c, NAME_LABEL).starts_with(&slot))
+            .max_by_key(|c| (running(c), c.created_ms));
+        if let Some(found) = task {
+            return Ok(found.clone());
+        }
+        let begin = |c: &&ContainerInfo| !reference.is_empty() && c.id.starts_with(reference);
+        let candidates: Vec<&ContainerInfo> = all.iter().filter(begin).collect();
         match candidates.as_slice() {
-            [one] => Ok((**one).clone()),
+            [one] => Ok((*one).clone()),
             [] => Err(Status::not_found(format!("No such container: {reference}"))),
             many => Err(Status::invalid_argument(format!(
                 "container {reference} is ambiguous: {} match",

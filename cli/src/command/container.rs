@@ -10,7 +10,7 @@ use tokio::sync::mpsc;
 use tokio_stream::wrappers::ReceiverStream;
 
 use crate::client::{Client, Fail};
-use crate::render::{self, ListArgs};
+use crate::render::{self, ListArgs, Look};
 
 /// Messages under way to the daemon.
 const QUEUE: usize = 16;
@@ -68,10 +68,18 @@ pub(crate) async fn ps(client: &Client, args: PsArgs) -> Result<u8, Fail> {
     let reply = client
         .host()
         .await?
-        .list_containers(ListContainersRequest { all: args.all })
+        .list_containers(ListContainersRequest {
+            // As with Docker, asking for a state asks for all states.
+            all: args.all
+                || args
+                    .list
+                    .filter
+                    .iter()
+                    .any(|f| f.starts_with("status=") || f.starts_with("exited=")),
+        })
         .await?
         .into_inner();
-    let rows: Vec<_> = reply
+    let mut rows: Vec<_> = reply
         .containers
         .iter()
         .map(|c| {
@@ -82,10 +90,19 @@ pub(crate) async fn ps(client: &Client, args: PsArgs) -> Result<u8, Fail> {
             };
             json!({
                 "ID": c.id, "Shown": render::short(&c.id, args.list.no_trunc), "Image": c.image, "Command": format!("\"{}\"", c.command.join(" ")),
-                "CreatedAt": render::ago(c.created_at_ms), "Status": status, "Names": c.name, "Pid": c.pid, "State": c.state, "Labels": c.labels,
+                "CreatedAt": render::ago(c.created_at_ms), "Status": status, "Names": c.name, "Pid": c.pid, "State": c.state, "ExitCode": c.exit_code, "Labels": c.labels,
             })
         })
         .collect();
+    let known = [
+        ("id", Look::Begins("ID")),
+        ("name", Look::Holds("Names")),
+        ("label", Look::Label("Labels")),
+        ("status", Look::Is("State")),
+        ("ancestor", Look::Is("Image")),
+        ("exited", Look::Is("ExitCode")),
+    ];
+    render::filter(&mut rows, &args.list.filter, &known)?;
     let columns = [
         ("CONTAINER ID", "Shown"),
         ("IMAGE", "Image"),

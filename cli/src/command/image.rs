@@ -13,7 +13,7 @@ use tokio_stream::wrappers::ReceiverStream;
 
 use crate::client::{Client, Fail};
 use crate::command::network::pairs;
-use crate::render::{self, ListArgs};
+use crate::render::{self, ListArgs, Look};
 
 /// Bytes of one chunk, and chunks under way.
 const CHUNK: usize = 512 << 10;
@@ -228,9 +228,11 @@ pub(crate) async fn run(client: &Client, command: Command) -> Result<u8, Fail> {
                     } else {
                         image.id.chars().skip(7).take(12).collect()
                     };
-                    rows.push(json!({"ID": shown, "Repository": name, "Tag": tag, "Size": model::Bytes(image.size_bytes).to_string()}));
+                    rows.push(json!({"ID": shown, "Reference": reference, "Repository": name, "Tag": tag, "Size": model::Bytes(image.size_bytes).to_string()}));
                 }
             }
+            let known = [("reference", Look::Holds("Reference"))];
+            render::filter(&mut rows, &args.filter, &known)?;
             render::list(
                 &rows,
                 &[

@@ -23,6 +23,7 @@ use serde_json::{Value, json};
 use crate::client::{Client, Fail};
 use crate::command::container;
 use crate::command::network::pairs;
+use crate::progress::Board;
 use crate::render::{self, ListArgs};
 use crate::{inspect, progress};
 
@@ -637,8 +638,19 @@ fn from_update(args: &UpdateArgs, old: &ServiceSpec) -> Result<ServiceSpec, Fail
     Ok(s)
 }
 
+/// Waits for the one service of a command, unless that is not wanted.
+async fn one(client: &Client, service: &str, wait: &Wait) -> Result<u8, Fail> {
+    attached(client, service, "", wait, &Board::new(wait.quiet)).await
+}
+
 /// Waits for a service unless that is not wanted; `label` is what its lines begin with.
-pub(crate) async fn attached(client: &Client, service: &str, label: &str, wait: &Wait) -> Result<u8, Fail> {
+pub(crate) async fn attached(
+    client: &Client,
+    service: &str,
+    label: &str,
+    wait: &Wait,
+    board: &Board,
+) -> Result<u8, Fail> {
     if wait.detach {
         return Ok(0);
     }
@@ -648,7 +660,7 @@ pub(crate) async fn attached(client: &Client, service: &str, label: &str, wait: 
         .map(|t| parse_duration(t))
         .transpose()
         .map_err(|e| e.to_string())?;
-    progress::wait(client, service, label, limit, wait.quiet).await
+    progress::wait(client, service, label, limit, board).await
 }
 
 async fn get(client: &Client, reference: &str) -> Result<Arc<Service>, Fail> {
@@ -675,7 +687,7 @@ pub(crate) async fn run(client: &Client, command: Command) -> Result<u8, Fail> {
         Command::Create(args) => {
             let id = create(client, &from_create(&args)?).await?;
             render::line(&id);
-            return attached(client, &id, "", &args.spec.wait).await;
+            return one(client, &id, &args.spec.wait).await;
         }
         Command::Update(args) => {
             let old = get(client, &args.service).await?;
@@ -718,7 +730,7 @@ pub(crate) async fn run(client: &Client, command: Command) -> Result<u8, Fail> {
                 .iter()
                 .for_each(|w| eprintln!("Warning: {w}"));
             render::line(&args.service);
-            return attached(client, &args.service, "", &args.spec.wait).await;
+            return one(client, &args.service, &args.spec.wait).await;
         }
         Command::Ls(args) => ls(client, &args).await?,
         Command::Ps { mut list, services } => {
@@ -754,7 +766,7 @@ pub(crate) async fn run(client: &Client, command: Command) -> Result<u8, Fail> {
                 .for_each(|s| render::line(format!("{} scaled to {}", s.reference, s.replicas)));
             let mut worst = 0;
             for scale in list {
-                worst = worst.max(attached(client, &scale.reference, "", &wait).await?);
+                worst = worst.max(one(client, &scale.reference, &wait).await?);
             }
             return Ok(worst);
         }
@@ -816,7 +828,7 @@ async fn roll_back(client: &Client, service: &str, wait: &Wait) -> Result<u8, Fa
         .await?;
     render::line(service);
     // Going back is what was asked for here, so it is success.
-    match attached(client, service, "", wait).await? {
+    match one(client, service, wait).await? {
         progress::ROLLED_BACK => Ok(0),
         code => Ok(code),
     }

@@ -14,6 +14,7 @@ use serde_json::{Value, json};
 
 use crate::client::{Client, Fail};
 use crate::command::service::{self, Wait};
+use crate::progress::Board;
 use crate::render::{self, ListArgs};
 
 /// Manage stacks.
@@ -157,10 +158,11 @@ async fn deploy_stack(client: &Client, args: &DeployArgs) -> Result<u8, Fail> {
     reply.changes.iter().for_each(say);
     let kept = |c: &&StackChange| c.kind() == Kind::Service && c.change() != Change::Removed;
     let services: Vec<&StackChange> = reply.changes.iter().filter(kept).collect();
+    let board = Board::new(args.wait.quiet);
     let codes = join_all(
         services
             .iter()
-            .map(|c| service::attached(client, &c.id, &c.name, &args.wait)),
+            .map(|c| service::attached(client, &c.id, &c.name, &args.wait, &board)),
     )
     .await;
     // The worst of them; Docker's numbers happen to rise with how much there is to do.

@@ -5,7 +5,7 @@ use serde_json::{Value, json};
 
 use crate::client::{Client, Fail};
 use crate::command::network::pairs;
-use crate::render::{self, ListArgs};
+use crate::render::{self, ListArgs, Look};
 
 /// Manage volumes of this node.
 #[derive(clap::Subcommand)]
@@ -77,18 +77,12 @@ pub(crate) async fn run(client: &Client, command: Command) -> Result<u8, Fail> {
                 .await?
                 .into_inner();
             let mut rows: Vec<Value> = reply.volumes.iter().map(value).collect();
-            for filter in &args.filter {
-                match filter.split_once('=') {
-                    Some(("name", part)) => {
-                        rows.retain(|r| r["Name"].as_str().is_some_and(|n| n.contains(part)))
-                    }
-                    _ => {
-                        return Err(Fail::new(format!(
-                            "the filter {filter} is not known here: use name=PART"
-                        )));
-                    }
-                }
-            }
+            let known = [
+                ("name", Look::Holds("Name")),
+                ("driver", Look::Is("Driver")),
+                ("label", Look::Label("Labels")),
+            ];
+            render::filter(&mut rows, &args.filter, &known)?;
             render::list(&rows, &[("DRIVER", "Driver"), ("VOLUME NAME", "Name")], &args)?;
         }
         Command::Inspect { volumes, format } => {

@@ -80,13 +80,6 @@ pub(crate) fn by_slot(scratch: &Scratch, id: ServiceId) -> BTreeMap<SlotKey, Slo
     slots
 }
 
-/// Whether a task runs what the service wants now.
-///
-/// The spec decides, not its number: going back to an earlier spec leaves the tasks alone that still run it.
-pub(crate) fn is_current(service: &Service, task: &Task) -> bool {
-    task.spec_version == service.spec_version || *task.spec == service.spec.task
-}
-
 /// Whether a task is wanted and has not ended.
 pub(crate) fn is_live(task: &Task) -> bool {
     task.desired.is_live() && !task.status.state.is_terminal()

@@ -719,6 +719,54 @@ fn a_port_has_one_owner() {
 }
 
 #[test]
+fn a_host_port_meets_no_other_owner() {
+    let mut sim = Sim::new(2);
+    let with = |name: &str, mode: ServiceMode, publish: PublishMode| ServiceSpec {
+        name: name.into(),
+        mode,
+        endpoint: model::spec::EndpointSpec {
+            ports: vec![port(9000, publish)],
+            ..Default::default()
+        },
+        ..spec("a", 1)
+    };
+    let one = ServiceMode::Replicated { replicas: 1 };
+    sim.create(with("web", ServiceMode::Global, PublishMode::Host));
+    for (name, mode, publish, refused) in [
+        ("everywhere too", ServiceMode::Global, PublishMode::Host, true),
+        ("on every node", one.clone(), PublishMode::Ingress, true),
+        ("where there is room", one, PublishMode::Host, false),
+    ] {
+        let made = admit::create_service(&sim.state, with("b", mode, publish), sim.now, &mut sim.ids);
+        assert_eq!(made.is_err(), refused, "{name}: {made:?}");
+        if let Err(e) = made {
+            assert!(
+                e.to_string().contains("9000") && e.to_string().contains("web"),
+                "{e}"
+            );
+        }
+    }
+}
+
+#[test]
+fn a_host_port_rolls_although_start_first_was_asked() {
+    let mut sim = Sim::new(1);
+    let mut spec = spec("a", 1);
+    spec.endpoint.ports = vec![port(9000, PublishMode::Host)];
+    spec.update.order = UpdateOrder::StartFirst;
+    spec.update.monitor = Duration::ZERO;
+    sim.create(spec);
+    sim.run(5);
+    sim.update(|s| s.task.container.image = "b".into());
+    sim.run(30);
+    let images: Vec<_> = (sim.tasks("web").into_iter())
+        .filter(|t| t.desired.is_live())
+        .map(|t| (t.spec.container.image.clone(), t.status.state))
+        .collect();
+    assert_eq!(images, [("b".to_owned(), TaskState::Running)]);
+}
+
+#[test]
 fn an_unknown_constraint_is_refused() {
     let mut sim = Sim::new(1);
     for bad in ["node.lables.disk==ssd", "node.role=manager", "nonsense"] {

@@ -82,7 +82,7 @@ fn choose(state: &State, nodes: &[Arc<Node>], task: &Task, now: Timestamp) -> Re
             n.id,
         )
     });
-    best.map(|n| n.id).ok_or_else(|| explain::no_node(&refused))
+    best.map(|n| n.id).ok_or_else(|| explain::no_node(&refused, task))
 }
 
 /// What the other tasks of a service mean for a node.

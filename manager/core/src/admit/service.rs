@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use model::ids::IdSource;
 use model::object::{Endpoint, Key, Meta, Object, Service, UpdateState, UpdateStatus};
-use model::spec::{PortSpec, PublishMode, REPLICAS_MAX, ServiceMode, ServiceSpec};
+use model::spec::{PortSpec, PublishMode, REPLICAS_MAX, ServiceMode, ServiceSpec, UpdateOrder};
 use model::{ConfigId, NetworkId, SecretId, ServiceId, Timestamp};
 
 use super::{Admitted, Refusal, RefusalKind, check_version, validate};
@@ -63,16 +63,16 @@ pub(super) fn add(
 }
 
 fn warn(spec: &ServiceSpec, warnings: &mut Vec<String>) {
-    let restart = &spec.task.restart;
     if spec.update.monitor < spec.update.delay && spec.update.monitor.is_zero() {
         warnings.push(format!(
             "service {}: update monitor 0s: a task that ends just after its start is not noticed",
             spec.name
         ));
     }
-    if restart.max_attempts > 100 {
+    let host = |p: &PortSpec| p.mode == PublishMode::Host;
+    if spec.update.order == UpdateOrder::StartFirst && spec.endpoint.ports.iter().any(host) {
         warnings.push(format!(
-            "service {}: only the last 100 restarts of a slot are counted",
+            "service {}: a port in mode host has room for one task on a node, so it is updated stop-first",
             spec.name
         ));
     }

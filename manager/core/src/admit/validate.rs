@@ -1,5 +1,6 @@
 //! Whether a spec can be carried out at all.
 
+use model::object::Cluster;
 use model::spec::{
     CPU_MIN, ContainerSpec, Labels, MEMORY_MIN, Mount, MountKind, REPLICAS_MAX, ServiceMode, ServiceSpec,
     UpdateConfig, check_name,
@@ -17,6 +18,8 @@ const LABEL_MAX: usize = 16 << 10;
 const LIST_MAX: usize = 1_000;
 /// Most bytes of all words of a container spec; the kernel takes 2 MiB of arguments and environment (execve(2)).
 const WORDS_MAX: usize = 1 << 20;
+/// Most restarts a policy may allow: so many of a slot's tasks are kept, and attempts are counted on them.
+const RESTARTS_MAX: u64 = Cluster::HISTORY_MAX as u64 - 1;
 /// Longest time any knob takes: a year.
 const DURATION_MAX: std::time::Duration = std::time::Duration::from_secs(365 * 86_400);
 
@@ -59,6 +62,12 @@ pub(super) fn service(spec: &ServiceSpec) -> Result<(), Refusal> {
         ));
     }
     let restart = &spec.task.restart;
+    if restart.max_attempts > RESTARTS_MAX {
+        return Err(Refusal::invalid(format!(
+            "service {}: restart max attempts {} are more than {RESTARTS_MAX}, and no more are counted: give fewer, or 0 for no bound",
+            spec.name, restart.max_attempts
+        )));
+    }
     for (name, d) in [
         ("restart delay", restart.delay),
         ("restart window", restart.window),

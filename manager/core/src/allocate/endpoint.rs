@@ -1,8 +1,10 @@
 //! Ports with their numbers, and virtual addresses, of a service.
 
+use std::sync::Arc;
+
 use model::ServiceId;
-use model::object::Endpoint;
-use model::spec::{EndpointMode, PortSpec, Protocol, PublishMode, ServiceSpec};
+use model::object::{Endpoint, Service};
+use model::spec::{EndpointMode, PortSpec, Protocol, PublishMode, ServiceMode, ServiceSpec};
 
 use super::port::free_port;
 use super::vips;
@@ -31,6 +33,27 @@ pub(crate) enum EndpointError {
     NoAddress { service: String, network: String },
 }
 
+/// Another service that has a port wherever this one would: on all nodes, or, both being global, on each.
+fn holder(state: &State, spec: &ServiceSpec, id: ServiceId, port: &PortSpec) -> Option<Arc<Service>> {
+    let everywhere = |mode: PublishMode, service: &ServiceMode| {
+        mode == PublishMode::Ingress || *service == ServiceMode::Global
+    };
+    if port.published == 0 {
+        return None;
+    }
+    let clash = |other: &Service, p: &PortSpec| {
+        let same = (p.protocol, p.published) == (port.protocol, port.published);
+        let one = p.mode == PublishMode::Ingress || port.mode == PublishMode::Ingress;
+        let both = everywhere(p.mode, &other.spec.mode) && everywhere(port.mode, &spec.mode);
+        same && (one || both)
+    };
+    state
+        .services()
+        .filter(|s| s.id != id)
+        .find(|s| s.endpoint.ports.iter().any(|p| clash(s, p)))
+        .cloned()
+}
+
 /// What the service has already it keeps; numbers that were asked for come before those that are chosen.
 pub(crate) fn endpoint(
     state: &State,
@@ -41,19 +64,13 @@ pub(crate) fn endpoint(
     let service = || spec.name.clone();
     let mut ports = spec.endpoint.ports.clone();
     for port in &mut ports {
-        if port.mode == PublishMode::Host {
-            if port.published == 0 {
-                port.published = port.target;
-            }
-            continue;
+        if port.mode == PublishMode::Host && port.published == 0 {
+            port.published = port.target;
         }
-        if spec.endpoint.mode == EndpointMode::DnsRr {
+        if port.mode == PublishMode::Ingress && spec.endpoint.mode == EndpointMode::DnsRr {
             return Err(EndpointError::NeedsVip { service: service() });
         }
-        let holder = state
-            .port_holder(port.protocol, port.published)
-            .filter(|s| s.id != id);
-        if let Some(holder) = holder {
+        if let Some(holder) = holder(state, spec, id, port) {
             return Err(EndpointError::Taken {
                 service: service(),
                 port: port.published,

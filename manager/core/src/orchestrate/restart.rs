@@ -9,8 +9,6 @@ use model::object::{Service, Task, UpdateState};
 use model::spec::RestartCondition;
 use model::task_state::TaskState;
 
-use super::is_current;
-
 /// When a slot without a live task gets its next one.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Restart {
@@ -34,7 +32,7 @@ pub fn restart_after(service: &Service, tasks: &[Arc<Task>]) -> Restart {
         .update
         .as_ref()
         .is_some_and(|u| u.state == UpdateState::RollbackStarted);
-    if back && !is_current(service, last) {
+    if back && !service.is_current(last) {
         // The spec that failed is not tried again; the rollback gives this slot its task.
         return Restart::Never;
     }

@@ -7,12 +7,12 @@ use std::sync::Arc;
 
 use model::ids::IdSource;
 use model::object::{Service, SlotKey, Task, UpdateState, UpdateStatus};
-use model::spec::{FailureAction, TaskSpec, UpdateConfig, UpdateOrder};
+use model::spec::{FailureAction, PublishMode, TaskSpec, UpdateConfig, UpdateOrder};
 use model::task_state::{DesiredState, TaskState};
 use model::{ServiceId, Timestamp};
 
 use super::restart::ended_by_itself;
-use super::{SlotTasks, Wake, by_slot, is_current, is_live, make_task};
+use super::{SlotTasks, Wake, by_slot, is_live, make_task};
 use crate::allocate;
 use crate::state::Scratch;
 
@@ -104,12 +104,17 @@ pub(super) fn spec_for_slot(service: &Service, last: Option<&Task>) -> (Arc<Task
 }
 
 fn config_of(service: &Service, status: &UpdateStatus) -> UpdateConfig {
-    match status.state {
+    let mut config = match status.state {
         UpdateState::RollbackStarted | UpdateState::RollbackPaused | UpdateState::RollbackCompleted => {
             service.spec.rollback.clone()
         }
         UpdateState::Updating | UpdateState::Paused | UpdateState::Completed => service.spec.update.clone(),
+    };
+    if service.endpoint.ports.iter().any(|p| p.mode == PublishMode::Host) {
+        // The old task holds the port until it ends: a new one beside it would wait for ever.
+        config.order = UpdateOrder::StopFirst;
     }
+    config
 }
 
 /// The status with the slots that failed so far, each once, and the number of slots that had to change.
@@ -207,10 +212,10 @@ fn last_error(scratch: &Scratch, service: &Service) -> String {
 /// Ends new tasks that were only being prepared: the old ones go on.
 fn drop_prepared(scratch: &mut Scratch, service: &Service) {
     for tasks in by_slot(scratch, service.id).into_values() {
-        let old_lives = tasks.iter().any(|t| is_live(t) && !is_current(service, t));
+        let old_lives = tasks.iter().any(|t| is_live(t) && !service.is_current(t));
         for task in tasks
             .iter()
-            .filter(|t| old_lives && is_live(t) && is_current(service, t))
+            .filter(|t| old_lives && is_live(t) && service.is_current(t))
         {
             scratch.edit_task(task.id, |t| t.desired = DesiredState::Shutdown);
         }
@@ -253,7 +258,7 @@ pub(crate) fn roll_back(scratch: &mut Scratch, id: ServiceId, now: Timestamp, me
 fn retire_superseded(scratch: &mut Scratch, service: &Service, slots: &BTreeMap<SlotKey, SlotTasks>) -> bool {
     let mut any = false;
     for tasks in slots.values() {
-        let old = || tasks.iter().filter(|t| is_live(t) && !is_current(service, t));
+        let old = || tasks.iter().filter(|t| is_live(t) && !service.is_current(t));
         let serves = |t: &&Arc<Task>| {
             let running = t.status.state == TaskState::Running && t.desired == DesiredState::Running;
             (running, t.desired == DesiredState::Running, t.status.state)
@@ -271,12 +276,12 @@ fn retire_superseded(scratch: &mut Scratch, service: &Service, slots: &BTreeMap<
 
 fn progress_of(service: &Service, tasks: &SlotTasks, config: &UpdateConfig, now: Timestamp) -> Progress {
     let live: Vec<&Arc<Task>> = tasks.iter().filter(|t| is_live(t)).collect();
-    let old = live.iter().any(|t| !is_current(service, t));
-    let Some(fresh) = live.iter().rev().find(|t| is_current(service, t)) else {
+    let old = live.iter().any(|t| !service.is_current(t));
+    let Some(fresh) = live.iter().rev().find(|t| service.is_current(t)) else {
         // A slot whose last task ended under another spec has nothing to keep: it gets the new one like any other.
         let ended_old = tasks
             .last()
-            .is_some_and(|t| ended_by_itself(t) && !is_current(service, t));
+            .is_some_and(|t| ended_by_itself(t) && !service.is_current(t));
         return if old || ended_old {
             Progress::Old
         } else {
@@ -308,7 +313,7 @@ fn swap(
     config: &UpdateConfig,
 ) {
     for tasks in slots.values() {
-        let fresh = tasks.iter().rev().find(|t| is_live(t) && is_current(service, t));
+        let fresh = tasks.iter().rev().find(|t| is_live(t) && service.is_current(t));
         let Some(fresh) = fresh else { continue };
         let enough = match config.order {
             UpdateOrder::StopFirst => TaskState::Ready,
@@ -317,7 +322,7 @@ fn swap(
         if fresh.status.state < enough {
             continue;
         }
-        for old in tasks.iter().filter(|t| is_live(t) && !is_current(service, t)) {
+        for old in tasks.iter().filter(|t| is_live(t) && !service.is_current(t)) {
             scratch.edit_task(old.id, |t| t.desired = DesiredState::Shutdown);
         }
     }
@@ -378,7 +383,7 @@ fn begin(
             let last = tasks
                 .iter()
                 .rev()
-                .find(|t| ended_by_itself(t) && is_current(service, t));
+                .find(|t| ended_by_itself(t) && service.is_current(t));
             last.map_or(now, |t| t.status.at + t.spec.restart.delay.max(config.monitor))
         } else {
             now

@@ -20,8 +20,8 @@ pub struct NodeReason {
     pub reason: String,
 }
 
-/// One line, the filter that refused most nodes first.
-pub fn no_node(refused: &BTreeMap<Refused, usize>) -> String {
+/// One line, the filter that refused most nodes first, with what the task asks of it.
+pub fn no_node(refused: &BTreeMap<Refused, usize>, task: &Task) -> String {
     if refused.is_empty() {
         return "no suitable node (the cluster has none)".into();
     }
@@ -29,19 +29,55 @@ pub fn no_node(refused: &BTreeMap<Refused, usize>) -> String {
     counts.sort_by_key(|(r, n)| (std::cmp::Reverse(*n), *r));
     let parts: Vec<String> = counts
         .into_iter()
-        .map(|(r, n)| format!("{} {n} {}", words(r), if n == 1 { "node" } else { "nodes" }))
+        .map(|(r, n)| {
+            let (nodes, asked) = (if n == 1 { "node" } else { "nodes" }, asked(r, task));
+            format!("{}{asked} on {n} {nodes}", words(r))
+        })
         .collect();
     format!("no suitable node ({})", parts.join("; "))
 }
 
 fn words(refused: Refused) -> &'static str {
     match refused {
-        Refused::NotReady => "not ready, paused or drained:",
-        Refused::Resources => "insufficient resources on",
-        Refused::Constraint => "scheduling constraints not satisfied on",
-        Refused::Platform => "unsupported platform on",
-        Refused::HostPort => "host-mode port already in use on",
-        Refused::MaxReplicas => "max replicas per node limit exceeded on",
+        Refused::NotReady => "not ready, paused or drained",
+        Refused::Resources => "insufficient resources",
+        Refused::Constraint => "scheduling constraints not satisfied",
+        Refused::Platform => "unsupported platform",
+        Refused::HostPort => "host-mode port already in use",
+        Refused::MaxReplicas => "max replicas per node limit exceeded",
+    }
+}
+
+/// Longest list of what a task asks for.
+const ASKED_MAX: usize = 200;
+
+/// What the task asks of a filter, in brackets.
+fn asked(refused: Refused, task: &Task) -> String {
+    let reservations = &task.spec.resources.reservations;
+    let placement = &task.spec.placement;
+    let mut list: Vec<String> = Vec::new();
+    match refused {
+        Refused::NotReady => {}
+        Refused::Resources => {
+            if reservations.cpu.0 > 0 {
+                list.push(format!("reserves {} CPUs", reservations.cpu));
+            }
+            if reservations.memory.0 > 0 {
+                list.push(format!("reserves {}", reservations.memory));
+            }
+        }
+        Refused::Constraint => list.clone_from(&placement.constraints),
+        Refused::Platform => {
+            list.extend(placement.platforms.iter().map(|p| format!("{}/{}", p.os, p.arch)));
+        }
+        Refused::HostPort => list.extend(task.host_ports.iter().map(|p| p.published.to_string())),
+        Refused::MaxReplicas => list.push(placement.max_replicas_per_node.to_string()),
+    }
+    let text: String = list.join(", ").chars().take(ASKED_MAX).collect();
+    if text.is_empty() {
+        text
+    } else {
+        format!(" ({text})")
     }
 }
 
@@ -55,7 +91,7 @@ pub fn service_why(state: &State, id: ServiceId) -> Vec<(Task, Vec<NodeReason>)>
                 node: n.id,
                 hostname: n.description.hostname.clone(),
                 reason: filter::check(state, n, task)
-                    .map(|r| words(r).trim_end_matches(" on").to_owned())
+                    .map(|r| format!("{}{}", words(r), asked(r, task)))
                     .unwrap_or_default(),
             });
             ((**task).clone(), nodes.collect())
