@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # The benches of ../shared/bench, one after the other: first Docker Engine (when dockerd is installed), then rswarm.
 # Needs root, a release build, busybox-static. Both get a daemon of their own in a scratch folder, ended afterwards.
-#   bash benches/beside_docker.sh [FOLDER]     BENCHES="b2_scale b6_restart" RUNS=3 SIZES="50 200"
+#   bash benches/beside_docker.sh [FOLDER]     BENCHES="b2_scale b6_restart" RUNS=3 SIZES="50 200" DOCKER=no
 set -euo pipefail
 root=$(cd "$(dirname "$0")/.." && pwd)
 bench=$(cd "$root/../shared/bench" && pwd)
@@ -24,7 +24,7 @@ tar -C "$dir/image" -cf "$dir/image.tar" .
 all() { for b in $benches; do echo "== $NAME $b"; bash "$bench/$b.sh" || echo "$b of $NAME failed"; done; }
 ready() { for _ in $(seq 100); do "$@" >/dev/null 2>&1 && return; sleep 0.2; done; echo "not ready: $*"; return 1; }
 
-if command -v dockerd >/dev/null; then
+if [ "${DOCKER:-yes}" = yes ] && command -v dockerd >/dev/null; then
     dockerd --host "unix://$dir/docker.sock" --data-root "$dir/docker" --exec-root "$dir/exec" --pidfile "$dir/docker.pid" \
         >"$dir/docker.log" 2>&1 &
     pid=$!
@@ -40,7 +40,7 @@ if command -v dockerd >/dev/null; then
     finish
     for link in docker0 docker_gwbridge; do ip link delete "$link" 2>/dev/null || true; done
 else
-    echo "# docker: left out, dockerd is not installed"
+    echo "# docker: left out (dockerd is not installed, or DOCKER=no)"
 fi
 
 cp "$root"/target/*/release/rswarm "$dir/rswarm"

@@ -4,6 +4,7 @@ use std::fs;
 use std::io::Write;
 use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt, PermissionsExt};
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 
 use agent_worker::{Agent, AgentConfig};
 use manager_server::{Manager, ManagerConfig, RandomIds};
@@ -13,6 +14,9 @@ use tokio::sync::watch;
 use tokio_stream::wrappers::UnixListenerStream;
 
 use crate::client::Fail;
+
+/// Time between two looks for memory that can be given back.
+const TRIM_EVERY: Duration = Duration::from_secs(30);
 
 /// Where and as what the daemon runs.
 #[derive(clap::Args)]
@@ -101,7 +105,15 @@ pub(crate) async fn run(args: Args, socket: PathBuf) -> Result<u8, Fail> {
     let agents = tokio::spawn(follow(agent, manager.active(), stopping));
     tracing::info!(node = %node_id, socket = %socket.display(), "ready");
     let (mut term, mut int) = (signal(SignalKind::terminate())?, signal(SignalKind::interrupt())?);
+    let mut quiet = tokio::time::interval(TRIM_EVERY);
+    let trim = async {
+        loop {
+            quiet.tick().await;
+            let _ = tokio::task::spawn_blocking(runtime::trim_memory).await;
+        }
+    };
     let code = tokio::select! {
+        () = trim => 0,
         _ = term.recv() => 0,
         _ = int.recv() => 0,
         () = manager.stopped() => 1,

@@ -90,6 +90,7 @@ enum Command {
 
 fn main() -> ExitCode {
     runtime::run_hidden();
+    runtime::tune_memory();
     let cli = Cli::parse();
     if let Command::Testapp(args) = cli.command {
         return ExitCode::from(testapp::run(&args));

@@ -33,6 +33,7 @@ fn main() -> ExitCode {
         ("a refused command changes nothing", refusals),
         ("containers outlive a killed daemon", adoption),
         ("a failed task is replaced and says why", replacement),
+        ("a quiet cluster writes nothing", quiet),
         ("a thousand starts and stops leave nothing behind", cycles),
     ];
     let trials = all
@@ -708,6 +709,39 @@ fn replacement(host: &mut Host) -> Result<(), Failed> {
         Ok(rows.to_lowercase().contains("memory") || rows.to_lowercase().contains("oom"))
     })?;
     host.ok(&["service", "rm", "web", "hungry"])?;
+    Ok(())
+}
+
+/// Reports and assignments once went round for ever, each being news to the other side for its time alone.
+fn quiet(host: &mut Host) -> Result<(), Failed> {
+    host.ok(&[
+        "service",
+        "create",
+        "--name",
+        "many",
+        "--replicas",
+        "20",
+        "--update-monitor",
+        "0s",
+        "--stop-signal",
+        "KILL",
+        "web:v1",
+        "sleep",
+        "1000",
+    ])?;
+    let written = || -> Result<Vec<std::time::SystemTime>, Failed> {
+        let mut all = Vec::new();
+        for entry in fs::read_dir(host.path("data/raft"))? {
+            all.push(entry?.metadata()?.modified()?);
+        }
+        Ok(all)
+    };
+    std::thread::sleep(Duration::from_secs(1));
+    let before = written()?;
+    equal(before.is_empty(), false)?;
+    std::thread::sleep(Duration::from_secs(3));
+    equal(written()?, before)?;
+    host.ok(&["service", "rm", "many"])?;
     Ok(())
 }
 

@@ -4,6 +4,7 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use agent_core::health::Health;
+use agent_core::outbox::is_news;
 use agent_core::step::RETRY;
 use agent_core::{LocalTask, Seen, Step, next_step, state_of};
 use model::TaskId;
@@ -131,6 +132,8 @@ struct Worker {
     news: (mpsc::Sender<News>, mpsc::Receiver<News>),
     message: String,
     unhealthy: Option<String>,
+    /// The last status that was reported in this life of the agent.
+    told: Option<TaskStatus>,
 }
 
 impl Worker {
@@ -158,6 +161,7 @@ impl Worker {
             news: mpsc::channel(4),
             message: "accepted".into(),
             unhealthy: None,
+            told: None,
         }
     }
 
@@ -503,7 +507,11 @@ impl Worker {
             error,
             container: self.container.clone(),
         };
-        report::put(&self.shared, self.id, status);
+        // What a manager knows already, or will: it keeps every status until it is acknowledged.
+        if is_news(self.told.as_ref().unwrap_or(&self.task.status), &status) {
+            self.told = Some(status.clone());
+            report::put(&self.shared, self.id, status);
+        }
     }
 }
 

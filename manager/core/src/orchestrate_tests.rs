@@ -614,6 +614,37 @@ fn a_node_that_returns_takes_no_lost_task_back() {
 }
 
 #[test]
+fn a_report_that_says_only_later_changes_nothing() {
+    let mut sim = Sim::new(1);
+    sim.create(spec("a", 1));
+    let task = sim.running()[0].clone();
+    let report = |at: u64, message: &str| Txn {
+        expect: Vec::new(),
+        actions: vec![Action::TaskStatus {
+            node: task.node.expect("a node"),
+            task: task.id,
+            status: TaskStatus {
+                at: Timestamp(task.status.at.0 + at),
+                message: message.into(),
+                ..task.status.clone()
+            },
+        }],
+    };
+    for (name, txn, changes) in [
+        ("later", report(5, &task.status.message), 0),
+        ("later with other words", report(6, "unpausing"), 1),
+    ] {
+        let entry = Entry {
+            index: sim.state.index() + 1,
+            now: sim.now,
+            txn,
+        };
+        let done = sim.state.apply(&entry).expect("nothing was expected");
+        assert_eq!(done.items.len(), changes, "{name}");
+    }
+}
+
+#[test]
 fn history_has_a_limit() {
     let mut sim = Sim::new(1);
     let mut spec = spec("crash", 1);

@@ -338,3 +338,23 @@ pub(crate) fn readiness(fd: OwnedFd) -> io::Result<tokio::io::unix::AsyncFd<Owne
     unsafe { tokio::io::unix::AsyncFd::register_with_interest(fd, tokio::io::Interest::READABLE) }
         .map_err(Into::into)
 }
+
+/// mallopt(3): few arenas, and what is free at the end of one is given back.
+pub(crate) fn tune_allocator() {
+    // SAFETY: three integers each; an option that is not known is ignored. Called while there is one thread.
+    #[cfg(target_env = "gnu")]
+    unsafe {
+        libc::mallopt(libc::M_ARENA_MAX, 2);
+        libc::mallopt(libc::M_TRIM_THRESHOLD, 256 << 10);
+        libc::mallopt(libc::M_MMAP_THRESHOLD, 256 << 10);
+    }
+}
+
+/// malloc_trim(3): gives whole free pages back, wherever they are.
+pub(crate) fn trim_allocator() {
+    // SAFETY: takes an integer and may be called at any time from any thread.
+    #[cfg(target_env = "gnu")]
+    unsafe {
+        libc::malloc_trim(0);
+    }
+}
