@@ -90,6 +90,17 @@ impl Cluster {
     /// # Errors
     /// A broken invariant.
     pub fn begin(&mut self) -> Result<(), String> {
+        let nodes = 1 + self.rng.below(6);
+        self.begin_with(nodes)?;
+        self.faults = true;
+        Ok(())
+    }
+
+    /// Makes the cluster and so many nodes, `n1`, `n2`, …; no faults happen by themselves.
+    ///
+    /// # Errors
+    /// A broken invariant.
+    pub fn begin_with(&mut self, nodes: u64) -> Result<(), String> {
         let request = admit::ClusterRequest {
             availability: Availability::Drain,
             ..Default::default()
@@ -97,7 +108,7 @@ impl Cluster {
         let manager = NodeId(100);
         let first = admit::init_cluster(&self.state, &request, manager, self.now, &mut self.rng);
         self.commit(Source::Admit, first.map_err(|r| r.to_string())?.txn)?;
-        for id in 1..=1 + self.rng.below(6) {
+        for id in 1..=nodes {
             let mut spec = NodeSpec::default();
             if id % 2 == 0 {
                 spec.labels.insert("disk".into(), "ssd".into());
@@ -132,7 +143,21 @@ impl Cluster {
                 },
             )?;
         }
-        self.faults = true;
+        Ok(())
+    }
+
+    /// Time passes without faults.
+    ///
+    /// # Errors
+    /// A broken invariant.
+    pub fn advance(&mut self, time: Duration) -> Result<(), String> {
+        let end = self.now + time;
+        while self.now < end {
+            self.now = self.now + Duration::from_millis(200);
+            self.agents()?;
+            self.health()?;
+            self.lead()?;
+        }
         Ok(())
     }
 

@@ -112,6 +112,22 @@ impl Host {
         Ok(reports)
     }
 
+    /// The container of a task ends by itself.
+    pub fn crash(&mut self, id: TaskId, code: i32, now: Timestamp) -> bool {
+        let Some(local) = self.tasks.get_mut(&id) else {
+            return false;
+        };
+        let runs = matches!(local.task.seen, Seen::Running(_));
+        if runs {
+            local.since = now;
+            local.task.seen = Seen::Ended {
+                code: Some(code),
+                reason: None,
+            };
+        }
+        runs
+    }
+
     /// Whether a container of the task runs here.
     pub fn runs(&self, id: TaskId) -> bool {
         self.tasks

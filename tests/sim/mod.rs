@@ -5,6 +5,7 @@ pub mod faults;
 pub mod host;
 pub mod log;
 pub mod rng;
+pub mod script;
 pub mod workload;
 
 use std::collections::BTreeMap;

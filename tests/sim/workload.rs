@@ -95,9 +95,7 @@ impl Cluster {
             0 => spec.mode = ServiceMode::Global,
             1 => {
                 spec.mode = ServiceMode::Global;
-                // Each its own: two global services with one host port never both run.
-                spec.endpoint.ports =
-                    vec![port(9000 + u16::try_from(number).unwrap_or(0), PublishMode::Host)];
+                spec.endpoint.ports = vec![port(9000, PublishMode::Host)];
             }
             2 => spec.endpoint.ports = vec![port(8080, PublishMode::Ingress)],
             3 => spec.endpoint.ports = vec![port(0, PublishMode::Ingress)],
@@ -135,11 +133,6 @@ impl Cluster {
             config.delay = Duration::from_secs(self.rng.below(3));
             config.monitor = Duration::from_secs(self.rng.below(6));
             config.order = self.rng.pick(&orders).unwrap_or_default();
-        }
-        if spec.endpoint.ports.iter().any(|p| p.mode == PublishMode::Host) {
-            // Two tasks of one node cannot have one port, so starting first would wait for ever.
-            spec.update.order = UpdateOrder::StopFirst;
-            spec.rollback.order = UpdateOrder::StopFirst;
         }
         spec.update.failure_action = self.rng.pick(&actions).unwrap_or_default();
         spec.update.max_failure_ratio = if self.rng.percent(30) { 0.5 } else { 0.0 };

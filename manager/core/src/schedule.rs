@@ -10,7 +10,7 @@ use std::sync::Arc;
 
 use model::object::{Key, Node, SlotKey, Task};
 use model::task_state::TaskState;
-use model::{NodeId, TaskId, Timestamp};
+use model::{NodeId, ServiceId, TaskId, Timestamp};
 
 use crate::state::{Scratch, State};
 
@@ -35,9 +35,14 @@ pub(crate) fn schedule(
         .collect();
     // By service and slot, so that the same tasks always meet the same nodes.
     pending.sort_by_key(|t| (t.service, t.slot, t.id));
+    let mut loads: BTreeMap<ServiceId, Load> = BTreeMap::new();
     for task in pending {
-        match choose(scratch, &nodes, &task, now) {
+        let load = loads
+            .entry(task.service)
+            .or_insert_with(|| Load::of(scratch, task.service, now));
+        match choose(scratch, &nodes, &task, load) {
             Ok(node) => {
+                load.put(task.slot, node);
                 scratch.edit_task(task.id, |t| {
                     t.node = Some(node);
                     t.status.state = TaskState::Assigned;
@@ -59,7 +64,7 @@ pub(crate) fn schedule(
 }
 
 /// The best node for a task, or one line that counts which filter refused how many.
-fn choose(state: &State, nodes: &[Arc<Node>], task: &Task, now: Timestamp) -> Result<NodeId, String> {
+fn choose(state: &State, nodes: &[Arc<Node>], task: &Task, load: &Load) -> Result<NodeId, String> {
     let mut refused: BTreeMap<filter::Refused, usize> = BTreeMap::new();
     let mut fits: Vec<&Arc<Node>> = Vec::new();
     for node in nodes {
@@ -71,43 +76,60 @@ fn choose(state: &State, nodes: &[Arc<Node>], task: &Task, now: Timestamp) -> Re
             Some(reason) => *refused.entry(reason).or_default() += 1,
         }
     }
-    let load = Load::of(state, task, now);
-    spread::narrow(&mut fits, &task.spec.placement.spread, &load.tasks);
+    let others = |node: NodeId| load.others(task.slot, node);
+    spread::narrow(&mut fits, &task.spec.placement.spread, &others);
     let best = fits.into_iter().min_by_key(|n| {
-        let failing = load.failures.get(&n.id).copied().unwrap_or(0) >= FAILURES_MAX;
-        (
-            failing,
-            load.tasks.get(&n.id).copied().unwrap_or(0),
-            state.usage(n.id).tasks,
-            n.id,
-        )
+        let failing = load.failed(task.spec_version, n.id) >= FAILURES_MAX;
+        (failing, others(n.id), state.usage(n.id).tasks, n.id)
     });
     best.map(|n| n.id).ok_or_else(|| explain::no_node(&refused, task))
 }
 
-/// What the other tasks of a service mean for a node.
+/// What the tasks of a service mean for the nodes; kept up to date while its tasks are placed.
 struct Load {
     tasks: BTreeMap<NodeId, usize>,
-    failures: BTreeMap<NodeId, usize>,
+    /// Nodes of each slot's live tasks: two while it is handed over.
+    slots: BTreeMap<SlotKey, Vec<NodeId>>,
+    failures: BTreeMap<(u64, NodeId), usize>,
 }
 
 impl Load {
-    fn of(state: &State, task: &Task, now: Timestamp) -> Self {
+    fn of(state: &State, service: ServiceId, now: Timestamp) -> Self {
         let mut load = Self {
             tasks: BTreeMap::new(),
+            slots: BTreeMap::new(),
             failures: BTreeMap::new(),
         };
-        for other in state.tasks_of_service(task.service) {
-            let Some(node) = other.node else { continue };
-            if other.desired.is_live() && !other.status.state.is_terminal() {
-                *load.tasks.entry(node).or_default() += 1;
+        for task in state.tasks_of_service(service) {
+            let Some(node) = task.node else { continue };
+            if task.desired.is_live() && !task.status.state.is_terminal() {
+                load.put(task.slot, node);
             }
-            let failed = matches!(other.status.state, TaskState::Failed | TaskState::Rejected);
-            let recent = now.since(other.status.at).as_millis() < u128::from(FAILURE_WINDOW_MS);
-            if failed && recent && other.spec_version == task.spec_version {
-                *load.failures.entry(node).or_default() += 1;
+            let failed = matches!(task.status.state, TaskState::Failed | TaskState::Rejected);
+            let recent = now.since(task.status.at).as_millis() < u128::from(FAILURE_WINDOW_MS);
+            if failed && recent {
+                *load.failures.entry((task.spec_version, node)).or_default() += 1;
             }
         }
         load
+    }
+
+    fn put(&mut self, slot: SlotKey, node: NodeId) {
+        *self.tasks.entry(node).or_default() += 1;
+        self.slots.entry(slot).or_default().push(node);
+    }
+
+    /// Live tasks of other slots: the one that is replaced will be gone, and must not push its successor elsewhere.
+    fn others(&self, slot: SlotKey, node: NodeId) -> usize {
+        let own = self
+            .slots
+            .get(&slot)
+            .map_or(0, |nodes| nodes.iter().filter(|n| **n == node).count());
+        self.tasks.get(&node).copied().unwrap_or(0) - own
+    }
+
+    /// Recent failures of a spec on a node.
+    fn failed(&self, spec_version: u64, node: NodeId) -> usize {
+        self.failures.get(&(spec_version, node)).copied().unwrap_or(0)
     }
 }

@@ -7,12 +7,11 @@ use model::NodeId;
 use model::object::Node;
 
 /// Keeps the nodes of the branches that have the fewest tasks of the service, one preference after the other.
-pub(super) fn narrow(nodes: &mut Vec<&Arc<Node>>, preferences: &[String], tasks: &BTreeMap<NodeId, usize>) {
+pub(super) fn narrow(nodes: &mut Vec<&Arc<Node>>, preferences: &[String], tasks: &dyn Fn(NodeId) -> usize) {
     for preference in preferences {
         let mut branches: BTreeMap<String, usize> = BTreeMap::new();
         for node in nodes.iter() {
-            *branches.entry(value(node, preference)).or_default() +=
-                tasks.get(&node.id).copied().unwrap_or(0);
+            *branches.entry(value(node, preference)).or_default() += tasks(node.id);
         }
         let Some(fewest) = branches.values().min().copied() else {
             return;
