@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 use std::fs;
 use std::io;
-use std::os::fd::{AsFd, OwnedFd};
+use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 use std::path::{Path, PathBuf};
 use std::process::Stdio;
 use std::sync::{Arc, Mutex, PoisonError};
@@ -19,6 +19,7 @@ use crate::error::{CreateError, ExecError, OpenError, RemoveError, StartError, S
 use crate::exec::{self, ExecConfig, ExecSession};
 use crate::logs::{self, LogLine, LogQuery};
 use crate::plan::{self, HostFacts};
+use crate::rootfs;
 use crate::state_dir::{self, EXIT, ExitStatus, IDENTITY, Identity, RUNNING, Running};
 use crate::sys;
 
@@ -51,6 +52,8 @@ pub struct Runtime {
 #[derive(Debug)]
 struct Inner {
     config: RuntimeConfig,
+    /// What shims are started from: the binary, through a read-only mount.
+    binary: OwnedFd,
     facts: HostFacts,
     /// Made, not started: their configs hold secrets, so they are kept here and not on disk.
     waiting: Mutex<BTreeMap<String, ContainerConfig>>,
@@ -111,13 +114,25 @@ impl Runtime {
             path: Path::new(cgroup::ROOT).join(&config.cgroup_parent),
             source,
         })?;
+        let binary = rootfs::read_only_view(&config.exe).map_err(|source| OpenError::Binary {
+            path: config.exe.clone(),
+            source,
+        })?;
         Ok(Self {
             inner: Arc::new(Inner {
                 config,
+                binary,
                 facts,
                 waiting: Mutex::new(BTreeMap::new()),
             }),
         })
+    }
+
+    /// A child of this binary, started through the read-only mount; it has our descriptors until it runs.
+    fn helper(&self) -> Command {
+        let mut command = Command::new(format!("/proc/self/fd/{}", self.inner.binary.as_raw_fd()));
+        command.arg0(&self.inner.config.exe);
+        command
     }
 
     /// What the host offers.
@@ -207,7 +222,8 @@ impl Runtime {
             id: id.into(),
             source,
         };
-        let mut child = Command::new(&self.inner.config.exe)
+        let mut child = self
+            .helper()
             .arg("__shim")
             .arg(id)
             .env_clear()
@@ -446,7 +462,7 @@ impl Runtime {
         if !state_dir::alive(running.pid, running.pid_start) {
             return Err(not_running());
         }
-        exec::start(&self.inner.config.exe, &dir, &identity, running, config)
+        exec::start(self.helper(), &dir, &identity, running, config)
     }
 
     /// Reads the log of a container.

@@ -15,6 +15,15 @@ pub enum OpenError {
         #[source]
         source: io::Error,
     },
+    /// Its own binary cannot be shown to containers read-only.
+    #[error("mount {} read-only for the processes that start containers", path.display())]
+    Binary {
+        /// The binary.
+        path: PathBuf,
+        /// Why not.
+        #[source]
+        source: io::Error,
+    },
     /// No cgroups.
     #[error(
         "no cgroup hierarchy is mounted below /sys/fs/cgroup: mount one, containers cannot be bounded without"

@@ -94,7 +94,7 @@ impl ExecSession {
 static NEXT: AtomicU64 = AtomicU64::new(0);
 
 pub(crate) fn start(
-    exe: &Path,
+    helper: Command,
     dir: &Path,
     identity: &Identity,
     running: Running,
@@ -133,15 +133,14 @@ pub(crate) fn start(
     );
     crate::state_dir::write(dir, &name, &order, false).map_err(spawn)?;
     let path = dir.join(&name);
-    let session = spawn_helper(exe, &path, config);
+    let session = spawn_helper(helper, &path, config);
     if session.is_err() {
         let _ = fs::remove_file(&path);
     }
     session.map_err(spawn)
 }
 
-fn spawn_helper(exe: &Path, order: &Path, config: &ExecConfig) -> std::io::Result<ExecSession> {
-    let mut command = Command::new(exe);
+fn spawn_helper(mut command: Command, order: &Path, config: &ExecConfig) -> std::io::Result<ExecSession> {
     command.arg("__exec").arg(order).env_clear().kill_on_drop(true);
     let Some((rows, cols)) = config.tty else {
         command.stdout(Stdio::piped()).stderr(Stdio::piped());
@@ -180,6 +179,7 @@ fn spawn_helper(exe: &Path, order: &Path, config: &ExecConfig) -> std::io::Resul
 
 /// Entry of the hidden command; answers the exit code of the process.
 pub(crate) fn main(order: Option<OsString>) -> i32 {
+    sys::hide();
     match run(order.map(PathBuf::from)) {
         Ok(code) => code,
         Err(problem) => {

@@ -133,6 +133,14 @@ fn clone_tree(dir: BorrowedFd<'_>, path: &str, recursive: bool) -> io::Result<Ow
     Ok(rustix::mount::open_tree(dir, path, flags)?)
 }
 
+/// A file through a read-only mount of its own that is attached nowhere. A process started from it shows a container
+/// (through /proc/PID/exe) nothing that could be written to, whatever its capabilities on that file (CVE-2019-5736).
+pub(crate) fn read_only_view(file: &Path) -> io::Result<OwnedFd> {
+    let view = clone_tree(rustix::fs::CWD, &file.to_string_lossy(), false)?;
+    sys::mount_read_only(view.as_fd(), false)?;
+    Ok(view)
+}
+
 fn open(path: &str, flags: OFlags) -> Result<OwnedFd, String> {
     rustix::fs::open(path, flags | OFlags::CLOEXEC, Mode::empty()).map_err(at(format!("open {path}")))
 }

@@ -25,6 +25,7 @@ const DRAIN_MS: i64 = 200;
 
 /// Entry of the hidden command; answers the exit code.
 pub(crate) fn main(_: Option<OsString>) -> i32 {
+    sys::hide();
     let mut text = Vec::new();
     if io::stdin().lock().take(PLAN_MAX).read_to_end(&mut text).is_err() {
         return 1;

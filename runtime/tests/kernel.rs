@@ -37,6 +37,7 @@ fn trials() -> Vec<Trial> {
         ("secrets live in memory with owner and mode", secrets),
         ("binds, tmpfs and a read-only root", mounts),
         ("forbidden calls are refused and masked paths are empty", sandbox),
+        ("a container meets no binary it could write to", binary),
         ("exec runs in the container and keeps the exit code", exec),
         ("stop asks first and kills after the grace", stop),
         ("logs keep lines, streams and bounds", logs),
@@ -347,6 +348,27 @@ fn sandbox(host: Host) -> Result<(), Failed> {
     // CHOWN DAC_OVERRIDE FOWNER FSETID KILL SETGID SETUID SETPCAP NET_BIND_SERVICE SYS_CHROOT SETFCAP
     contains(&text, "CapEff:\t00000000800405fb")?;
     contains(&text, "CapBnd:\t00000000800405fb")
+}
+
+/// CVE-2019-5736: /proc/PID/exe of what starts or enters a container leads to the host's own binary.
+fn binary(host: Host) -> Result<(), Failed> {
+    let pid = host.tokio.block_on(async {
+        host.runtime.create(host.sh("a", "sleep 60"))?;
+        let started = host.runtime.start("a").await.map_err(|e| e.to_string())?;
+        Ok::<_, Failed>(started.pid)
+    })?;
+    let status = fs::read_to_string(format!("/proc/{pid}/status"))?;
+    let parent = status
+        .lines()
+        .find_map(|l| l.strip_prefix("PPid:"))
+        .ok_or("no parent")?;
+    let exe = format!("/proc/{}/exe", parent.trim());
+    // Even root, whom no permission stops, is refused by the mount.
+    let error = fs::File::options().write(true).truncate(true).open(&exe);
+    let error = error
+        .err()
+        .ok_or("the shim's binary could be opened for writing")?;
+    equal(error.raw_os_error(), Some(rustix::io::Errno::ROFS.raw_os_error()))
 }
 
 fn exec(host: Host) -> Result<(), Failed> {

@@ -339,6 +339,11 @@ pub(crate) fn readiness(fd: OwnedFd) -> io::Result<tokio::io::unix::AsyncFd<Owne
         .map_err(Into::into)
 }
 
+/// PR_SET_DUMPABLE: without CAP_SYS_PTRACE nobody looks into this process through /proc. A program it runs is open again.
+pub(crate) fn hide() {
+    let _ = prctl(libc::PR_SET_DUMPABLE, 0);
+}
+
 /// mallopt(3): few arenas, and what is free at the end of one is given back.
 pub(crate) fn tune_allocator() {
     // SAFETY: three integers each; an option that is not known is ignored. Called while there is one thread.
