@@ -28,6 +28,11 @@ impl Fail {
 
 impl From<tonic::Status> for Fail {
     fn from(status: tonic::Status) -> Self {
+        if status.message() == "transport error" {
+            return Self::new(
+                "the daemon closed the connection before it answered: look at its log; whether the command took effect is not known",
+            );
+        }
         Self::new(status.message())
     }
 }

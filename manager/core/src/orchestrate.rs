@@ -149,6 +149,11 @@ fn fill_slot(
         Restart::Never => return,
         Restart::Now => now,
         Restart::At(at) => at.max(now),
+        Restart::NotBefore(at) if at > now => {
+            wake.at(at);
+            return;
+        }
+        Restart::NotBefore(_) => now,
     };
     let (spec, version) = update::spec_for_slot(service, tasks.last().map(|t| &**t));
     let busy = tasks.iter().any(|t| holds_slot(scratch, t));

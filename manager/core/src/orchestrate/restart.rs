@@ -3,6 +3,7 @@
 //! Everything is read from the tasks themselves, so a new leader counts as the old one did.
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use model::Timestamp;
 use model::object::{Service, Task, UpdateState};
@@ -16,9 +17,14 @@ pub enum Restart {
     Never,
     /// At once: there was none, or the manager itself stopped the last one.
     Now,
-    /// Not before this time.
+    /// It is prepared now and runs not before this time.
     At(Timestamp),
+    /// It is not even made before this time: the last one failed while it was being prepared.
+    NotBefore(Timestamp),
 }
+
+/// Least time between two tries to prepare a task, whatever the restart delay: each writes to the log.
+pub(crate) const PREPARE_PAUSE: Duration = Duration::from_secs(1);
 
 /// Decides on the tasks of one slot, oldest first, none of them live.
 pub fn restart_after(service: &Service, tasks: &[Arc<Task>]) -> Restart {
@@ -47,6 +53,9 @@ pub fn restart_after(service: &Service, tasks: &[Arc<Task>]) -> Restart {
     }
     if policy.max_attempts > 0 && restarts(tasks, last) >= policy.max_attempts {
         return Restart::Never;
+    }
+    if last.status.state == TaskState::Rejected {
+        return Restart::NotBefore(last.status.at + policy.delay.max(PREPARE_PAUSE));
     }
     Restart::At(last.status.at + policy.delay)
 }
