@@ -5,7 +5,7 @@
 use std::collections::BTreeMap;
 use std::fs;
 use std::io::{self, Read};
-use std::os::unix::fs::{MetadataExt, PermissionsExt};
+use std::os::unix::fs::{DirBuilderExt, MetadataExt, PermissionsExt};
 use std::path::{Component, Path, PathBuf};
 
 use crate::compress;
@@ -74,6 +74,7 @@ struct Builder<'a> {
     globals: BTreeMap<String, String>,
     stages: Vec<Stage>,
     layers: usize,
+    archives: usize,
 }
 
 impl ImageStore {
@@ -120,6 +121,7 @@ impl ImageStore {
             globals: BTreeMap::new(),
             stages: Vec::new(),
             layers: 0,
+            archives: 0,
         };
         let total = instructions.len();
         for (step, instruction) in instructions.iter().enumerate() {
@@ -338,12 +340,12 @@ impl Builder<'_> {
 
     fn copy(&mut self, rest: &str, add: bool) -> Result<(), String> {
         let mut words = dockerfile::json_form(rest).map_or_else(|| dockerfile::words(rest), Ok)?;
-        let (mut from, mut owner, mut mode) = (None, (0, 0), None);
+        let (mut from, mut owner, mut mode) = (None, None, None);
         while let Some(flag) = words.first().filter(|w| w.starts_with("--")).cloned() {
             words.remove(0);
             match flag.split_once('=') {
                 Some(("--from", name)) => from = Some(name.to_owned()),
-                Some(("--chown", who)) => owner = numeric_owner(who)?,
+                Some(("--chown", who)) => owner = Some(numeric_owner(who)?),
                 Some(("--chmod", bits)) => {
                     mode =
                         Some(u32::from_str_radix(bits, 8).map_err(|_| format!("{bits} is no octal mode"))?);
@@ -370,7 +372,7 @@ impl Builder<'_> {
             None => vec![self.context.clone()],
             Some(name) => self.layers_of(&name)?,
         };
-        let mut items: Vec<Item> = Vec::new();
+        let (mut items, mut unpacked): (Vec<Item>, Vec<Item>) = (Vec::new(), Vec::new());
         for source in &words {
             if source.contains("://") {
                 return Err(format!(
@@ -385,23 +387,50 @@ impl Builder<'_> {
             let many = found.len() > 1 || into_folder;
             for path in found {
                 if add && is_tar(&path) {
-                    return Err(format!(
-                        "{source}: ADD does not unpack archives yet: unpack it in the context and COPY the folder"
-                    ));
+                    self.unpack(&path, &target, &mut unpacked)
+                        .map_err(|e| format!("unpack {source}: {e}"))?;
+                    continue;
                 }
                 collect(&path, &place(&target, &path, many), &mut items)?;
             }
         }
         for item in &mut items {
-            (item.uid, item.gid) = owner;
+            (item.uid, item.gid) = owner.unwrap_or((0, 0));
             if let (Some(bits), false) = (mode, item.link.is_some()) {
                 item.mode = bits;
             }
+        }
+        // What comes out of an archive keeps owner and mode unless they are given.
+        for mut item in unpacked {
+            (item.uid, item.gid) = owner.unwrap_or((item.uid, item.gid));
+            items.push(item);
         }
         items.sort_by(|a, b| a.name.cmp(&b.name));
         items.dedup_by(|a, b| a.name == b.name);
         let id = self.tar(&items)?;
         self.stage()?.diff_ids.push(id);
+        Ok(())
+    }
+
+    /// The content of an archive, as items below a target.
+    fn unpack(&mut self, archive: &Path, target: &Path, items: &mut Vec<Item>) -> Result<(), String> {
+        let folder = self.scratch.join(format!("add{}-{}", self.layers, self.archives));
+        self.archives += 1;
+        fs::DirBuilder::new()
+            .mode(0o755)
+            .create(&folder)
+            .map_err(|e| e.to_string())?;
+        let file = fs::File::open(archive).map_err(|e| e.to_string())?;
+        let plain = compress::open(file).map_err(|e| e.to_string())?;
+        unpack::unpack(plain, &folder).map_err(|e| e.to_string())?;
+        let first = items.len();
+        collect(&folder, target, items)?;
+        for item in items.iter_mut().skip(first) {
+            let meta = fs::symlink_metadata(&item.path).map_err(|e| e.to_string())?;
+            if item.path != folder {
+                (item.uid, item.gid) = (meta.uid().into(), meta.gid().into());
+            }
+        }
         Ok(())
     }
 

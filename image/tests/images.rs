@@ -199,18 +199,20 @@ fn archives_that_lie_are_refused() {
     );
 }
 
-fn context(files: &[(&str, &str)]) -> Vec<u8> {
-    let list: Vec<_> = files.iter().map(|(n, c)| (*n, FILE, c.as_bytes(), "")).collect();
-    tar_of(&list)
-}
-
 fn build(store: &ImageStore, dockerfile: &str, tags: &[&str]) -> Result<String, String> {
-    let context = context(&[
-        ("Dockerfile", dockerfile),
-        ("app", "#!"),
-        ("conf/a.txt", "A"),
-        ("conf/b.txt", "B"),
+    let inner = tar_of(&[
+        ("etc/inner.txt", FILE, b"I", ""),
+        ("escape", tar::EntryType::Symlink, b"", "/host"),
     ]);
+    let list = [
+        ("Dockerfile", FILE, dockerfile.as_bytes(), ""),
+        ("app", FILE, b"#!", ""),
+        ("conf/a.txt", FILE, b"A", ""),
+        ("conf/b.txt", FILE, b"B", ""),
+        ("inner.tar", FILE, &inner, ""),
+        ("broken.tar", FILE, b"no archive", ""),
+    ];
+    let context = tar_of(&list);
     let request = BuildRequest {
         tags: tags.iter().map(|t| (*t).to_owned()).collect(),
         build_args: BTreeMap::from([("VERSION".to_owned(), "v2".to_owned())]),
@@ -219,6 +221,28 @@ fn build(store: &ImageStore, dockerfile: &str, tags: &[&str]) -> Result<String, 
     store
         .build(&context[..], &request, &mut |_| {})
         .map_err(|e| e.to_string())
+}
+
+#[test]
+fn add_unpacks_archives_and_copy_does_not() {
+    if !is_root() {
+        return;
+    }
+    let (_dir, store) = store();
+    let text = "FROM scratch\nADD inner.tar /srv/\nCOPY inner.tar /copy/\nADD app /bin/\n";
+    build(&store, text, &["x:1"]).expect("it builds");
+    let image = store.resolve("x:1").expect("it is there");
+    let found = |path: &str| {
+        image
+            .layers
+            .iter()
+            .find_map(|l| std::fs::symlink_metadata(l.join(path)).ok())
+    };
+    assert!(found("srv/etc/inner.txt").expect("unpacked").is_file());
+    assert!(found("srv/escape").expect("unpacked").is_symlink());
+    assert!(found("copy/inner.tar").expect("copied").is_file());
+    assert!(found("bin/app").expect("added").is_file());
+    assert!(found("srv/inner.tar").is_none());
 }
 
 #[test]
@@ -273,6 +297,11 @@ fn what_cannot_be_built_is_named_with_its_line() {
             "a file outside",
             "FROM scratch\nCOPY ../x /",
             "../x is not in the build context",
+        ),
+        (
+            "a broken archive",
+            "FROM scratch\nADD broken.tar /",
+            "unpack broken.tar",
         ),
         ("a fetch", "FROM scratch\nADD http://x/y /", "nothing is fetched"),
         (
