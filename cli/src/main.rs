@@ -18,13 +18,16 @@ use clap::{Parser, Subcommand};
 
 use client::{Client, Fail};
 
+/// Exit code of wrong usage, as Docker's client has it; 2 is that of a rollout that was rolled back.
+const USAGE: u8 = 125;
+
 /// A container orchestrator in one binary.
 #[derive(Parser)]
 #[command(
     name = "rswarm",
     version,
     about,
-    after_help = "Exit codes: 0 done or converged, 1 failed, 2 rolled back (also: wrong usage), 3 paused, 4 timed out; `exec` ends as its process ends."
+    after_help = "Exit codes: 0 done or converged, 1 failed, 2 rolled back, 3 paused, 4 timed out, 125 wrong usage, 130 interrupted; `exec` ends as its process ends."
 )]
 struct Cli {
     /// Socket of the daemon.
@@ -91,7 +94,14 @@ enum Command {
 fn main() -> ExitCode {
     runtime::run_hidden();
     runtime::tune_memory();
-    let cli = Cli::parse();
+    let cli = match Cli::try_parse() {
+        Ok(cli) => cli,
+        Err(e) => {
+            // Help and version come this way as well.
+            let _ = e.print();
+            return ExitCode::from(if e.use_stderr() { USAGE } else { 0 });
+        }
+    };
     if let Command::Testapp(args) = cli.command {
         return ExitCode::from(testapp::run(&args));
     }

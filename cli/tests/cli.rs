@@ -33,9 +33,9 @@ fn without_a_daemon_a_command_says_what_to_do() {
 }
 
 #[test]
-fn wrong_usage_ends_with_2() {
+fn wrong_usage_has_a_code_of_its_own() {
     for args in [&["service", "nosuch"][..], &["--nosuch"], &["service", "create"]] {
-        assert_eq!(rswarm(args).status.code(), Some(2), "{args:?}");
+        assert_eq!(rswarm(args).status.code(), Some(125), "{args:?}");
     }
 }
 

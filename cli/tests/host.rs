@@ -201,6 +201,12 @@ impl Host {
         self.code(words, 0)
     }
 
+    /// As [`Self::ok`], as it is typed.
+    fn types(&self, line: &str) -> Result<String, Failed> {
+        let words = shlex::split(line).ok_or("a quote is not closed")?;
+        self.ok(&words.iter().map(String::as_str).collect::<Vec<_>>())
+    }
+
     fn code(&self, words: &[&str], code: i32) -> Result<String, Failed> {
         let out = self.run(words)?;
         let (text, errors) = (
@@ -462,24 +468,14 @@ fn exit_codes(host: &mut Host) -> Result<(), Failed> {
         4,
     )?;
     contains(&text, "did not converge in time")?;
-    let why = host.ok(&["service", "ps", "--no-trunc", "--format", "{{.Error}}", "nowhere"])?;
+    let why = host.types("service ps --no-trunc --format {{.Error}} nowhere")?;
     contains(&why, "node.role==worker")?;
     host.ok(&["service", "rm", "web", "nowhere"])?;
     Ok(())
 }
 
 fn refusals(host: &mut Host) -> Result<(), Failed> {
-    host.ok(&[
-        "service",
-        "create",
-        "--name",
-        "web",
-        "-p",
-        "18181:8080",
-        "--update-monitor",
-        "0s",
-        "web:v1",
-    ])?;
+    host.types("service create --name web -p 18181:8080 --update-monitor 0s web:v1")?;
     let before = host.everything()?;
     host.refused(&["service", "inspect", "nosuch"], &["nosuch"])?;
     host.refused(&["node", "inspect", "nosuch"], &["nosuch"])?;
@@ -548,7 +544,7 @@ fn refusals(host: &mut Host) -> Result<(), Failed> {
     host.refused(&["service", "create", "--name", "-x", "web:v1"], &["name"])
         .or_else(|_| {
             // clap takes it for a flag, which is wrong usage.
-            host.code(&["service", "create", "--name", "-x", "web:v1"], 2)
+            host.code(&["service", "create", "--name", "-x", "web:v1"], 125)
                 .map(drop)
         })?;
     host.refused(&["service", "scale", "web=many"], &["web=many"])?;
@@ -593,22 +589,7 @@ fn adoption(host: &mut Host) -> Result<(), Failed> {
         "-c",
         script,
     ])?;
-    host.ok(&[
-        "service",
-        "create",
-        "--name",
-        "mortal",
-        "--replicas",
-        "2",
-        "--update-monitor",
-        "0s",
-        "--restart-delay",
-        "0s",
-        "web:v1",
-        "sh",
-        "-c",
-        "while [ ! -e /stop ]; do sleep 0.02; done; exit 7",
-    ])?;
+    host.types("service create --name mortal --replicas 2 --update-monitor 0s --restart-delay 0s web:v1 sh -c 'while [ ! -e /stop ]; do sleep 0.02; done; exit 7'")?;
     let before = host.pids("")?;
     equal(before.len(), 3)?;
     host.kill_daemon()?;
@@ -631,14 +612,7 @@ fn adoption(host: &mut Host) -> Result<(), Failed> {
     for (name, pid) in before.iter().filter(|(_, pid)| **pid != victim) {
         equal((name, after.get(name)), (name, Some(pid)))?;
     }
-    let errors = host.ok(&[
-        "service",
-        "ps",
-        "--no-trunc",
-        "--format",
-        "{{.CurrentState}} {{.Error}}",
-        "mortal",
-    ])?;
+    let errors = host.types("service ps --no-trunc --format '{{.CurrentState}} {{.Error}}' mortal")?;
     contains(&errors, "exit (7)").map_err(|_| format!("no exit code 7 in:\n{errors}"))?;
     // Not a line is missing.
     std::thread::sleep(Duration::from_millis(200));
@@ -653,21 +627,9 @@ fn adoption(host: &mut Host) -> Result<(), Failed> {
 }
 
 fn replacement(host: &mut Host) -> Result<(), Failed> {
-    host.ok(&[
-        "service",
-        "create",
-        "--name",
-        "web",
-        "-p",
-        "18181:8080",
-        "--replicas",
-        "2",
-        "--update-monitor",
-        "0s",
-        "--restart-delay",
-        "0s",
-        "web:v1",
-    ])?;
+    host.types(
+        "service create --name web -p 18181:8080 --replicas 2 --update-monitor 0s --restart-delay 0s web:v1",
+    )?;
     let before = host.pids("web.1")?;
     let (_, pid) = before.iter().next().ok_or("web.1 does not run")?;
     let raw = rustix::process::Pid::from_raw(i32::try_from(*pid)?).ok_or("no pid")?;
@@ -679,33 +641,12 @@ fn replacement(host: &mut Host) -> Result<(), Failed> {
         Ok(now.len() == 1 && now != before)
     })?;
     println!("requests that failed while one of two was killed and replaced: {failed}");
-    let rows = host.ok(&[
-        "service",
-        "ps",
-        "--no-trunc",
-        "--format",
-        "{{.Name}} {{.CurrentState}} {{.Error}}",
-        "web",
-    ])?;
+    let rows = host.types("service ps --no-trunc --format '{{.Name}} {{.CurrentState}} {{.Error}}' web")?;
     equal(rows.contains("Failed") && rows.contains("137"), true).map_err(|_| rows)?;
     // Memory over the limit is named as such.
-    host.ok(&[
-        "service",
-        "create",
-        "-d",
-        "--name",
-        "hungry",
-        "--limit-memory",
-        "16m",
-        "--restart-condition",
-        "none",
-        "web:v1",
-        "sh",
-        "-c",
-        "x=a; while :; do x=$x$x; done",
-    ])?;
+    host.types("service create -d --name hungry --limit-memory 16m --restart-condition none web:v1 sh -c 'x=a; while :; do x=$x$x; done'")?;
     until("the OOM kill is named", || {
-        let rows = host.ok(&["service", "ps", "--no-trunc", "--format", "{{.Error}}", "hungry"])?;
+        let rows = host.types("service ps --no-trunc --format {{.Error}} hungry")?;
         Ok(rows.to_lowercase().contains("memory") || rows.to_lowercase().contains("oom"))
     })?;
     host.ok(&["service", "rm", "web", "hungry"])?;
@@ -714,21 +655,9 @@ fn replacement(host: &mut Host) -> Result<(), Failed> {
 
 /// Reports and assignments once went round for ever, each being news to the other side for its time alone.
 fn quiet(host: &mut Host) -> Result<(), Failed> {
-    host.ok(&[
-        "service",
-        "create",
-        "--name",
-        "many",
-        "--replicas",
-        "20",
-        "--update-monitor",
-        "0s",
-        "--stop-signal",
-        "KILL",
-        "web:v1",
-        "sleep",
-        "1000",
-    ])?;
+    host.types(
+        "service create --name many --replicas 20 --update-monitor 0s --stop-signal KILL web:v1 sleep 1000",
+    )?;
     let written = || -> Result<Vec<std::time::SystemTime>, Failed> {
         let mut all = Vec::new();
         for entry in fs::read_dir(host.path("data/raft"))? {
@@ -747,21 +676,9 @@ fn quiet(host: &mut Host) -> Result<(), Failed> {
 
 fn cycles(host: &mut Host) -> Result<(), Failed> {
     const TOGETHER: usize = 50;
-    host.ok(&[
-        "service",
-        "create",
-        "--name",
-        "many",
-        "--replicas",
-        "0",
-        "--update-monitor",
-        "0s",
-        "--stop-signal",
-        "KILL",
-        "web:v1",
-        "sleep",
-        "1000",
-    ])?;
+    host.types(
+        "service create --name many --replicas 0 --update-monitor 0s --stop-signal KILL web:v1 sleep 1000",
+    )?;
     let daemon = host.daemon.as_ref().ok_or("no daemon")?.id();
     let counts = || -> Result<BTreeMap<String, usize>, Failed> {
         let mut all: BTreeMap<String, usize> =

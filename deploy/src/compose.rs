@@ -2,7 +2,7 @@
 
 use model::spec::StackSpec;
 
-use crate::convert::{Surroundings, convert};
+use crate::convert::{Surroundings, absolute, convert};
 use crate::interpolate::interpolate;
 use crate::merge::merge;
 use crate::node::{Entry, Node, Value, parse};
@@ -125,10 +125,42 @@ fn fill(node: &Node, vars: Vars<'_>, path: &str, report: &mut Report) -> Node {
     Node { at: node.at, value }
 }
 
+/// Changes every node at a path; `*` is any key or item.
+fn edit(node: &mut Node, path: &[&str], change: &mut dyn FnMut(&mut Node)) {
+    let Some((first, rest)) = path.split_first() else {
+        return change(node);
+    };
+    match &mut node.value {
+        Value::Map(entries) => entries
+            .iter_mut()
+            .filter(|e| *first == "*" || e.key == *first)
+            .for_each(|e| edit(&mut e.node, rest, change)),
+        Value::List(items) if *first == "*" => items.iter_mut().for_each(|n| edit(n, rest, change)),
+        Value::List(_) | Value::Null | Value::Bool(_) | Value::Number(_) | Value::Text(_) => {}
+    }
+}
+
 impl Compose {
     /// What the user should know: ignored keys, variables without value.
     pub fn warnings(&self) -> &[Problem] {
         &self.warnings
+    }
+
+    /// Makes paths absolute, so that what [`Compose::to_yaml`] prints means the same in another folder.
+    pub fn absolute(&mut self, folder: &str, home: &str) {
+        let mut resolve = |node: &mut Node| {
+            if let Value::Text(path) = &mut node.value {
+                *path = absolute(path, folder, home);
+            }
+        };
+        edit(&mut self.tree, &["secrets", "*", "file"], &mut resolve);
+        edit(&mut self.tree, &["configs", "*", "file"], &mut resolve);
+        edit(&mut self.tree, &["services", "*", "env_file", "*"], &mut resolve);
+        edit(&mut self.tree, &["services", "*", "volumes", "*"], &mut |mount| {
+            if mount.get("type").and_then(Node::scalar) == Some("bind") {
+                edit(mount, &["source"], &mut resolve);
+            }
+        });
     }
 
     /// The files as one, in long form; loading it again gives the same.

@@ -149,6 +149,26 @@ pub(crate) fn restart(word: &str) -> Option<RestartPolicy> {
     })
 }
 
+/// A path of the user's machine, absolute and without `.` and `..`.
+pub(crate) fn absolute(path: &str, folder: &str, home: &str) -> String {
+    let full = match path.strip_prefix('~') {
+        Some(rest) if rest.is_empty() || rest.starts_with('/') => format!("{home}{rest}"),
+        _ if path.starts_with('/') => path.to_owned(),
+        _ => format!("{folder}/{path}"),
+    };
+    let mut parts: Vec<&str> = Vec::new();
+    for part in full.split('/') {
+        match part {
+            "" | "." => {}
+            ".." => {
+                parts.pop();
+            }
+            part => parts.push(part),
+        }
+    }
+    format!("/{}", parts.join("/"))
+}
+
 impl Converter<'_> {
     /// The name of an object in the cluster: its own, or that of its key behind the stack's.
     fn name(&self, key: &str, node: &Node) -> String {
@@ -178,25 +198,8 @@ impl Converter<'_> {
         labels
     }
 
-    /// A path of the user's machine, absolute and without `.` and `..`.
     fn path(&self, path: &str) -> String {
-        let home = self.from.home;
-        let full = match path.strip_prefix('~') {
-            Some(rest) if rest.is_empty() || rest.starts_with('/') => format!("{home}{rest}"),
-            _ if path.starts_with('/') => path.to_owned(),
-            _ => format!("{}/{path}", self.from.folder),
-        };
-        let mut parts: Vec<&str> = Vec::new();
-        for part in full.split('/') {
-            match part {
-                "" | "." => {}
-                ".." => {
-                    parts.pop();
-                }
-                part => parts.push(part),
-            }
-        }
-        format!("/{}", parts.join("/"))
+        absolute(path, self.from.folder, self.from.home)
     }
 
     fn networks(&mut self, stack: &mut StackSpec) {

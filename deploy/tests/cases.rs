@@ -123,3 +123,26 @@ fn too_many_files_are_refused() {
     assert!(load(&vec![file.clone(); deploy::FILES_MAX], None).is_ok());
     assert!(load(&vec![file; deploy::FILES_MAX + 1], None).is_err());
 }
+
+#[test]
+fn paths_become_absolute() {
+    let files = [Source {
+        name: "a".into(),
+        text: "services: {web: {image: x, env_file: e, volumes: ['./a:/a', 'v:/v', '../up:/u']}}\n\
+               volumes: {v: }\nsecrets: {s: {file: ./k}}\nconfigs: {c: {file: ~/c}}"
+            .into(),
+    }];
+    let mut compose = load(&files, None).unwrap();
+    compose.absolute("/src/app", "/home/me");
+    let yaml = compose.to_yaml();
+    for part in [
+        "- /src/app/e",
+        "source: /src/app/a",
+        "source: v",
+        "source: /src/up",
+        "/src/app/k",
+        "/home/me/c",
+    ] {
+        assert!(yaml.contains(part), "{part} in {yaml}");
+    }
+}

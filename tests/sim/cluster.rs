@@ -341,10 +341,7 @@ impl Cluster {
         self.repair()?;
         let end = self.now + HEAL;
         while self.now < end {
-            self.now = self.now + Duration::from_millis(200);
-            self.agents()?;
-            self.health()?;
-            self.lead()?;
+            self.advance(Duration::from_millis(200))?;
             if self.wrong().is_none() {
                 return Ok(());
             }

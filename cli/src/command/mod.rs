@@ -6,6 +6,8 @@ pub(crate) mod image;
 pub(crate) mod network;
 pub(crate) mod node;
 pub(crate) mod service;
+pub(crate) mod service_flags;
+pub(crate) mod service_list;
 pub(crate) mod stack;
 pub(crate) mod swarm;
 pub(crate) mod volume;

@@ -6,7 +6,7 @@ use proto::types::Kind;
 use serde_json::json;
 
 use crate::client::{Client, Fail};
-use crate::command::service::task_rows;
+use crate::command::service_list::task_rows;
 use crate::inspect;
 use crate::render::{self, ListArgs};
 

@@ -13,7 +13,9 @@ use proto::types::Kind;
 use serde_json::{Value, json};
 
 use crate::client::{Client, Fail};
-use crate::command::service::{self, Wait};
+use crate::command::service;
+use crate::command::service_flags::Wait;
+use crate::command::service_list;
 use crate::progress::Board;
 use crate::render::{self, ListArgs};
 
@@ -100,8 +102,9 @@ pub(crate) async fn run(client: &Client, command: Command) -> Result<u8, Fail> {
             files,
             skip_interpolation,
         } => {
-            let compose = load(&files, skip_interpolation)?;
+            let mut compose = load(&files, skip_interpolation)?;
             warn(compose.warnings());
+            compose.absolute(&folder(&files)?, &std::env::var("HOME").unwrap_or_default());
             render::line(compose.to_yaml().trim_end());
         }
         Command::Ls(args) => ls(client, &args).await?,
@@ -112,14 +115,14 @@ pub(crate) async fn run(client: &Client, command: Command) -> Result<u8, Fail> {
             {
                 return Err(Fail::new(format!("nothing found in stack: {stack}")));
             }
-            service::task_rows(client, &list).await?;
+            service_list::task_rows(client, &list).await?;
         }
         Command::Services { mut list, stack } => {
             list.filter.push(label(&stack));
             if client.list(Kind::Service, &[label(&stack)]).await?.is_empty() {
                 return Err(Fail::new(format!("nothing found in stack: {stack}")));
             }
-            service::ls(client, &list).await?;
+            service_list::ls(client, &list).await?;
         }
         Command::Rm { detach: _, stacks } => {
             let request = RemoveStacksRequest { namespaces: stacks };

@@ -1,0 +1,568 @@
+//! Flags of `service create` and `service update`, and the specs they make.
+
+use std::time::Duration;
+
+use deploy::grammar;
+use model::spec::{
+    EndpointMode, FailureAction, Healthcheck, RestartCondition, ServiceMode, ServiceSpec, UpdateConfig,
+    UpdateOrder,
+};
+use model::units::parse_duration;
+use model::{Bytes, NanoCpus};
+
+use crate::client::Fail;
+use crate::command::network::pairs;
+
+/// Whether and how long to wait.
+#[derive(clap::Args, Clone, Default)]
+pub(crate) struct Wait {
+    /// Return at once.
+    #[arg(long, short)]
+    pub(crate) detach: bool,
+    /// No progress.
+    #[arg(long, short)]
+    pub(crate) quiet: bool,
+    /// Wait no longer than this (exit code 4).
+    #[arg(long)]
+    pub(crate) timeout: Option<String>,
+}
+
+/// What a service is; each flag as Docker has it.
+#[derive(clap::Args, Default)]
+pub(crate) struct SpecArgs {
+    #[arg(long)]
+    replicas: Option<u32>,
+    #[arg(long)]
+    entrypoint: Option<String>,
+    #[arg(long, short = 'w')]
+    workdir: Option<String>,
+    #[arg(long, short = 'u')]
+    user: Option<String>,
+    #[arg(long)]
+    hostname: Option<String>,
+    #[arg(long)]
+    read_only: bool,
+    #[arg(long, short = 't')]
+    tty: bool,
+    #[arg(long)]
+    init: bool,
+    #[arg(long)]
+    stop_signal: Option<String>,
+    #[arg(long)]
+    stop_grace_period: Option<String>,
+    #[arg(long)]
+    limit_cpu: Option<String>,
+    #[arg(long)]
+    limit_memory: Option<String>,
+    #[arg(long)]
+    limit_pids: Option<u64>,
+    #[arg(long)]
+    reserve_cpu: Option<String>,
+    #[arg(long)]
+    reserve_memory: Option<String>,
+    #[arg(long)]
+    replicas_max_per_node: Option<u32>,
+    #[arg(long)]
+    restart_condition: Option<String>,
+    #[arg(long)]
+    restart_delay: Option<String>,
+    #[arg(long)]
+    restart_max_attempts: Option<u64>,
+    #[arg(long)]
+    restart_window: Option<String>,
+    #[arg(long)]
+    update_parallelism: Option<u32>,
+    #[arg(long)]
+    update_delay: Option<String>,
+    #[arg(long)]
+    update_monitor: Option<String>,
+    #[arg(long)]
+    update_failure_action: Option<String>,
+    #[arg(long)]
+    update_max_failure_ratio: Option<f64>,
+    #[arg(long)]
+    update_order: Option<String>,
+    #[arg(long)]
+    rollback_parallelism: Option<u32>,
+    #[arg(long)]
+    rollback_delay: Option<String>,
+    #[arg(long)]
+    rollback_monitor: Option<String>,
+    #[arg(long)]
+    rollback_failure_action: Option<String>,
+    #[arg(long)]
+    rollback_max_failure_ratio: Option<f64>,
+    #[arg(long)]
+    rollback_order: Option<String>,
+    #[arg(long)]
+    health_cmd: Option<String>,
+    #[arg(long)]
+    health_interval: Option<String>,
+    #[arg(long)]
+    health_timeout: Option<String>,
+    #[arg(long)]
+    health_retries: Option<u32>,
+    #[arg(long)]
+    health_start_period: Option<String>,
+    #[arg(long)]
+    health_start_interval: Option<String>,
+    #[arg(long)]
+    no_healthcheck: bool,
+    #[arg(long)]
+    endpoint_mode: Option<String>,
+    #[arg(long)]
+    cap_add: Vec<String>,
+    #[arg(long)]
+    cap_drop: Vec<String>,
+    #[arg(long)]
+    placement_pref: Vec<String>,
+    #[arg(long)]
+    log_driver: Option<String>,
+    #[arg(long)]
+    log_opt: Vec<String>,
+    /// Accepted for Docker's habits: images are resolved on the nodes.
+    #[arg(long)]
+    no_resolve_image: bool,
+    /// Accepted for Docker's habits: there is no registry yet.
+    #[arg(long)]
+    with_registry_auth: bool,
+    #[command(flatten)]
+    pub(super) wait: Wait,
+}
+
+/// Make a service.
+#[derive(clap::Args)]
+pub(crate) struct CreateArgs {
+    #[arg(long, default_value = "")]
+    name: String,
+    #[arg(long, default_value = "replicated")]
+    mode: String,
+    #[arg(long, short)]
+    env: Vec<String>,
+    #[arg(long)]
+    env_file: Vec<String>,
+    #[arg(long, short)]
+    label: Vec<String>,
+    #[arg(long)]
+    container_label: Vec<String>,
+    #[arg(long, short)]
+    publish: Vec<String>,
+    #[arg(long)]
+    mount: Vec<String>,
+    #[arg(long)]
+    network: Vec<String>,
+    #[arg(long)]
+    constraint: Vec<String>,
+    #[arg(long)]
+    secret: Vec<String>,
+    #[arg(long)]
+    config: Vec<String>,
+    #[arg(long)]
+    host: Vec<String>,
+    #[arg(long)]
+    dns: Vec<String>,
+    #[arg(long)]
+    ulimit: Vec<String>,
+    #[arg(long)]
+    sysctl: Vec<String>,
+    #[command(flatten)]
+    pub(super) spec: SpecArgs,
+    image: String,
+    #[arg(trailing_var_arg = true, allow_hyphen_values = true)]
+    args: Vec<String>,
+}
+
+/// Change a service.
+#[derive(clap::Args)]
+pub(crate) struct UpdateArgs {
+    #[arg(long)]
+    image: Option<String>,
+    #[arg(long)]
+    args: Option<String>,
+    #[arg(long)]
+    env_add: Vec<String>,
+    #[arg(long)]
+    env_rm: Vec<String>,
+    #[arg(long)]
+    label_add: Vec<String>,
+    #[arg(long)]
+    label_rm: Vec<String>,
+    #[arg(long)]
+    container_label_add: Vec<String>,
+    #[arg(long)]
+    publish_add: Vec<String>,
+    /// Target port (with /PROTOCOL where it is not TCP).
+    #[arg(long)]
+    publish_rm: Vec<String>,
+    #[arg(long)]
+    mount_add: Vec<String>,
+    #[arg(long)]
+    mount_rm: Vec<String>,
+    #[arg(long)]
+    network_add: Vec<String>,
+    #[arg(long)]
+    network_rm: Vec<String>,
+    #[arg(long)]
+    constraint_add: Vec<String>,
+    #[arg(long)]
+    constraint_rm: Vec<String>,
+    #[arg(long)]
+    secret_add: Vec<String>,
+    #[arg(long)]
+    secret_rm: Vec<String>,
+    #[arg(long)]
+    config_add: Vec<String>,
+    #[arg(long)]
+    config_rm: Vec<String>,
+    /// Replace every task although nothing changed.
+    #[arg(long)]
+    force: bool,
+    /// Go back to the spec before the last change.
+    #[arg(long)]
+    pub(super) rollback: bool,
+    #[command(flatten)]
+    pub(super) spec: SpecArgs,
+    pub(super) service: String,
+}
+
+fn time(flag: &str, text: Option<&String>, into: &mut Duration) -> Result<(), Fail> {
+    if let Some(text) = text {
+        *into = parse_duration(text).map_err(|e| Fail::new(format!("--{flag}: {e}")))?;
+    }
+    Ok(())
+}
+
+fn set<T>(from: &Option<T>, into: &mut T)
+where
+    T: Clone,
+{
+    if let Some(value) = from {
+        into.clone_from(value);
+    }
+}
+
+fn failure_action(text: &str) -> Result<FailureAction, Fail> {
+    match text {
+        "pause" => Ok(FailureAction::Pause),
+        "continue" => Ok(FailureAction::Continue),
+        "rollback" => Ok(FailureAction::Rollback),
+        other => Err(Fail::new(format!(
+            "there is no failure action {other}: use pause, continue or rollback"
+        ))),
+    }
+}
+
+fn order(text: &str) -> Result<UpdateOrder, Fail> {
+    match text {
+        "stop-first" => Ok(UpdateOrder::StopFirst),
+        "start-first" => Ok(UpdateOrder::StartFirst),
+        other => Err(Fail::new(format!(
+            "there is no order {other}: use stop-first or start-first"
+        ))),
+    }
+}
+
+impl SpecArgs {
+    /// Puts what was given into a spec; the rest stays.
+    fn apply(&self, s: &mut ServiceSpec) -> Result<(), Fail> {
+        let words = |t: &str| shlex::split(t).ok_or_else(|| Fail::new(format!("{t}: a quote is not closed")));
+        if let Some(replicas) = self.replicas {
+            if s.mode == ServiceMode::Global {
+                return Err(Fail::new(
+                    "--replicas cannot be used with mode global: it has a task on every node",
+                ));
+            }
+            s.mode = ServiceMode::Replicated { replicas };
+        }
+        let c = &mut s.task.container;
+        if let Some(text) = &self.entrypoint {
+            c.command = words(text)?;
+        }
+        set(&self.workdir, &mut c.dir);
+        set(&self.user, &mut c.user);
+        set(&self.hostname, &mut c.hostname);
+        set(&self.stop_signal, &mut c.stop_signal);
+        c.read_only |= self.read_only;
+        c.tty |= self.tty;
+        if self.init {
+            c.init = Some(true);
+        }
+        if let Some(text) = &self.stop_grace_period {
+            c.stop_grace = Some(parse_duration(text).map_err(|e| e.to_string())?);
+        }
+        c.cap_add.extend(self.cap_add.clone());
+        c.cap_drop.extend(self.cap_drop.clone());
+        self.health(&mut c.healthcheck)?;
+        let cpus = |t: &Option<String>, into: &mut NanoCpus| -> Result<(), Fail> {
+            if let Some(t) = t {
+                *into = t.parse().map_err(|e: model::units::UnitError| e.to_string())?;
+            }
+            Ok(())
+        };
+        let bytes = |t: &Option<String>, into: &mut Bytes| -> Result<(), Fail> {
+            if let Some(t) = t {
+                *into = t.parse().map_err(|e: model::units::UnitError| e.to_string())?;
+            }
+            Ok(())
+        };
+        let r = &mut s.task.resources;
+        cpus(&self.limit_cpu, &mut r.limits.cpu)?;
+        bytes(&self.limit_memory, &mut r.limits.memory)?;
+        set(&self.limit_pids, &mut r.limits.pids);
+        cpus(&self.reserve_cpu, &mut r.reservations.cpu)?;
+        bytes(&self.reserve_memory, &mut r.reservations.memory)?;
+        set(
+            &self.replicas_max_per_node,
+            &mut s.task.placement.max_replicas_per_node,
+        );
+        for pref in &self.placement_pref {
+            let label = pref
+                .strip_prefix("spread=")
+                .ok_or_else(|| Fail::new(format!("{pref}: write spread=node.labels.NAME")))?;
+            s.task.placement.spread.push(label.into());
+        }
+        set(&self.log_driver, &mut s.task.log.name);
+        s.task.log.options.extend(pairs(&self.log_opt));
+        let restart = &mut s.task.restart;
+        if let Some(text) = &self.restart_condition {
+            restart.condition = match text.as_str() {
+                "none" => RestartCondition::None,
+                "on-failure" => RestartCondition::OnFailure,
+                "any" => RestartCondition::Any,
+                other => {
+                    return Err(Fail::new(format!(
+                        "there is no restart condition {other}: use none, on-failure or any"
+                    )));
+                }
+            };
+        }
+        time("restart-delay", self.restart_delay.as_ref(), &mut restart.delay)?;
+        time(
+            "restart-window",
+            self.restart_window.as_ref(),
+            &mut restart.window,
+        )?;
+        set(&self.restart_max_attempts, &mut restart.max_attempts);
+        self.rollout(s)?;
+        if let Some(mode) = &self.endpoint_mode {
+            s.endpoint.mode = match mode.as_str() {
+                "vip" => EndpointMode::Vip,
+                "dnsrr" => EndpointMode::DnsRr,
+                other => {
+                    return Err(Fail::new(format!(
+                        "there is no endpoint mode {other}: use vip or dnsrr"
+                    )));
+                }
+            };
+        }
+        Ok(())
+    }
+
+    fn rollout(&self, s: &mut ServiceSpec) -> Result<(), Fail> {
+        let one = |u: &mut UpdateConfig,
+                   texts: [&Option<String>; 4],
+                   parallelism: &Option<u32>,
+                   ratio: &Option<f64>|
+         -> Result<(), Fail> {
+            let [delay, monitor, action, kind] = texts;
+            set(parallelism, &mut u.parallelism);
+            set(ratio, &mut u.max_failure_ratio);
+            time("delay", delay.as_ref(), &mut u.delay)?;
+            time("monitor", monitor.as_ref(), &mut u.monitor)?;
+            if let Some(text) = action {
+                u.failure_action = failure_action(text)?;
+            }
+            if let Some(text) = kind {
+                u.order = order(text)?;
+            }
+            Ok(())
+        };
+        let update = [
+            &self.update_delay,
+            &self.update_monitor,
+            &self.update_failure_action,
+            &self.update_order,
+        ];
+        one(
+            &mut s.update,
+            update,
+            &self.update_parallelism,
+            &self.update_max_failure_ratio,
+        )?;
+        let back = [
+            &self.rollback_delay,
+            &self.rollback_monitor,
+            &self.rollback_failure_action,
+            &self.rollback_order,
+        ];
+        one(
+            &mut s.rollback,
+            back,
+            &self.rollback_parallelism,
+            &self.rollback_max_failure_ratio,
+        )
+    }
+
+    fn health(&self, check: &mut Option<Healthcheck>) -> Result<(), Fail> {
+        if self.no_healthcheck {
+            *check = Some(Healthcheck {
+                test: vec!["NONE".into()],
+                ..Healthcheck::default()
+            });
+            return Ok(());
+        }
+        let given = self.health_cmd.is_some()
+            || self.health_retries.is_some()
+            || [
+                &self.health_interval,
+                &self.health_timeout,
+                &self.health_start_period,
+                &self.health_start_interval,
+            ]
+            .iter()
+            .any(|t| t.is_some());
+        if !given {
+            return Ok(());
+        }
+        let h = check.get_or_insert_default();
+        if let Some(command) = &self.health_cmd {
+            h.test = vec!["CMD-SHELL".into(), command.clone()];
+        }
+        set(&self.health_retries, &mut h.retries);
+        time("health-interval", self.health_interval.as_ref(), &mut h.interval)?;
+        time("health-timeout", self.health_timeout.as_ref(), &mut h.timeout)?;
+        time(
+            "health-start-period",
+            self.health_start_period.as_ref(),
+            &mut h.start_period,
+        )?;
+        time(
+            "health-start-interval",
+            self.health_start_interval.as_ref(),
+            &mut h.start_interval,
+        )
+    }
+}
+
+fn all<T>(texts: &[String], parse: impl Fn(&str) -> Result<T, String>) -> Result<Vec<T>, Fail> {
+    texts.iter().map(|t| parse(t).map_err(Fail::new)).collect()
+}
+
+fn env_entries(list: &[String]) -> Vec<String> {
+    // A name alone takes its value from here; one that is not set here is left out.
+    list.iter()
+        .filter_map(|e| {
+            if e.contains('=') {
+                Some(e.clone())
+            } else {
+                std::env::var(e).ok().map(|v| format!("{e}={v}"))
+            }
+        })
+        .collect()
+}
+
+/// The service that the flags of `create` describe.
+pub(super) fn from_create(args: &CreateArgs) -> Result<ServiceSpec, Fail> {
+    let mut s = ServiceSpec {
+        name: args.name.clone(),
+        labels: pairs(&args.label),
+        ..ServiceSpec::default()
+    };
+    if s.name.is_empty() {
+        s.name = format!(
+            "svc-{:x}",
+            std::time::SystemTime::now()
+                .duration_since(std::time::UNIX_EPOCH)
+                .unwrap_or_default()
+                .as_millis()
+        );
+    }
+    s.mode = match args.mode.as_str() {
+        "replicated" => ServiceMode::default(),
+        "global" => ServiceMode::Global,
+        other => {
+            return Err(Fail::new(format!(
+                "there is no mode {other}: use replicated or global"
+            )));
+        }
+    };
+    let c = &mut s.task.container;
+    c.image.clone_from(&args.image);
+    c.args.clone_from(&args.args);
+    for file in &args.env_file {
+        let text = std::fs::read_to_string(file).map_err(|e| Fail::new(format!("read {file}: {e}")))?;
+        c.env.extend(
+            grammar::parse_env_file(&text, &|n| std::env::var(n).ok())
+                .map_err(|e| Fail::new(format!("{file}: {e}")))?,
+        );
+    }
+    c.env.extend(env_entries(&args.env));
+    c.labels = pairs(&args.container_label);
+    c.mounts = all(&args.mount, grammar::parse_mount)?;
+    c.secrets = all(&args.secret, grammar::parse_secret)?;
+    c.configs = all(&args.config, grammar::parse_config)?;
+    c.ulimits = all(&args.ulimit, grammar::parse_ulimit)?;
+    c.sysctls = pairs(&args.sysctl);
+    c.dns.servers.clone_from(&args.dns);
+    for host in &args.host {
+        let (name, ip) = host
+            .split_once(':')
+            .ok_or_else(|| Fail::new(format!("--host {host}: write NAME:ADDRESS")))?;
+        c.hosts.push((name.into(), ip.into()));
+    }
+    s.task.networks = all(&args.network, grammar::parse_network)?;
+    s.task.placement.constraints.clone_from(&args.constraint);
+    s.endpoint.ports = all(&args.publish, grammar::parse_ports)?
+        .into_iter()
+        .flatten()
+        .collect();
+    args.spec.apply(&mut s)?;
+    Ok(s)
+}
+
+/// The service that the flags of `update` make of the present one.
+pub(super) fn from_update(args: &UpdateArgs, old: &ServiceSpec) -> Result<ServiceSpec, Fail> {
+    let mut s = old.clone();
+    let c = &mut s.task.container;
+    set(&args.image, &mut c.image);
+    if let Some(text) = &args.args {
+        c.args = shlex::split(text).ok_or_else(|| Fail::new(format!("{text}: a quote is not closed")))?;
+    }
+    c.env
+        .retain(|e| !args.env_rm.iter().any(|n| e.split('=').next() == Some(n)));
+    for entry in env_entries(&args.env_add) {
+        c.env.retain(|e| e.split('=').next() != entry.split('=').next());
+        c.env.push(entry);
+    }
+    s.labels.extend(pairs(&args.label_add));
+    s.labels.retain(|k, _| !args.label_rm.contains(k));
+    c.labels.extend(pairs(&args.container_label_add));
+    c.mounts.retain(|m| !args.mount_rm.contains(&m.target));
+    c.mounts.extend(all(&args.mount_add, grammar::parse_mount)?);
+    c.secrets.retain(|r| !args.secret_rm.contains(&r.name));
+    c.secrets.extend(all(&args.secret_add, grammar::parse_secret)?);
+    c.configs.retain(|r| !args.config_rm.contains(&r.name));
+    c.configs.extend(all(&args.config_add, grammar::parse_config)?);
+    s.task.networks.retain(|n| !args.network_rm.contains(&n.name));
+    s.task
+        .networks
+        .extend(all(&args.network_add, grammar::parse_network)?);
+    s.task
+        .placement
+        .constraints
+        .retain(|c| !args.constraint_rm.contains(c));
+    s.task.placement.constraints.extend(args.constraint_add.clone());
+    for target in all(&args.publish_rm, grammar::parse_ports)?.into_iter().flatten() {
+        s.endpoint
+            .ports
+            .retain(|p| (p.target, p.protocol) != (target.target, target.protocol));
+    }
+    s.endpoint.ports.extend(
+        all(&args.publish_add, grammar::parse_ports)?
+            .into_iter()
+            .flatten(),
+    );
+    s.task.force_update += u64::from(args.force);
+    args.spec.apply(&mut s)?;
+    Ok(s)
+}

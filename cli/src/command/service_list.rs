@@ -1,0 +1,117 @@
+//! Tables of services and tasks.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+
+use model::object::{Object, SlotKey, Task};
+use model::spec::{PublishMode, ServiceMode};
+use model::task_state::{DesiredState, TaskState};
+use model::{NodeId, ServiceId};
+use proto::types::Kind;
+use serde_json::{Value, json};
+
+use crate::client::{Client, Fail};
+use crate::render::{self, ListArgs};
+use crate::{inspect, progress};
+
+/// Tasks that match.
+pub(crate) async fn tasks(client: &Client, filters: &[String]) -> Result<Vec<Arc<Task>>, Fail> {
+    let objects = client.list(Kind::Task, filters).await?;
+    Ok(objects
+        .into_iter()
+        .filter_map(|o| if let Object::Task(t) = o { Some(t) } else { None })
+        .collect())
+}
+
+/// Prints services.
+pub(crate) async fn ls(client: &Client, args: &ListArgs) -> Result<(), Fail> {
+    let services = client.list(Kind::Service, &args.filter).await?;
+    let mut by_service: BTreeMap<ServiceId, Vec<Arc<Task>>> = BTreeMap::new();
+    for task in tasks(client, &[]).await? {
+        by_service.entry(task.service).or_default().push(task);
+    }
+    let rows: Vec<Value> = services
+        .iter()
+        .filter_map(|o| if let Object::Service(s) = o { Some(s) } else { None })
+        .map(|s| {
+            let own: BTreeMap<_, _> = by_service.remove(&s.id).unwrap_or_default().into_iter().map(|t| (t.id, (*t).clone())).collect();
+            let (running, wanted) = progress::count(s, &own);
+            let (id, mode) = (s.id.to_string(), if s.spec.mode == ServiceMode::Global { "global" } else { "replicated" });
+            json!({"ID": id, "Shown": render::short(&id, args.no_trunc), "Name": s.spec.name, "Mode": mode, "Replicas": format!("{running}/{wanted}"), "Image": s.spec.task.container.image, "Ports": inspect::ports(&s.endpoint.ports)})
+        })
+        .collect();
+    let columns = [
+        ("ID", "Shown"),
+        ("NAME", "Name"),
+        ("MODE", "Mode"),
+        ("REPLICAS", "Replicas"),
+        ("IMAGE", "Image"),
+        ("PORTS", "Ports"),
+    ];
+    render::list(&rows, &columns, args)
+}
+
+/// Prints tasks, by slot, the newest first, older ones of a slot behind ` \_ `.
+pub(crate) async fn task_rows(client: &Client, args: &ListArgs) -> Result<(), Fail> {
+    let mut list = tasks(client, &args.filter).await?;
+    let mut nodes: BTreeMap<NodeId, String> = BTreeMap::new();
+    for object in client.list(Kind::Node, &[]).await? {
+        if let Object::Node(n) = object {
+            nodes.insert(n.id, n.description.hostname.clone());
+        }
+    }
+    list.sort_by_key(|t| {
+        (
+            t.service_name.clone(),
+            t.slot,
+            std::cmp::Reverse((t.desired.is_live(), t.meta.created_at)),
+            t.id,
+        )
+    });
+    let mut last: Option<(ServiceId, SlotKey)> = None;
+    let mut rows = Vec::new();
+    for t in &list {
+        let again = last.replace((t.service, t.slot)) == Some((t.service, t.slot));
+        let id = t.id.to_string();
+        let title = |s: &str| {
+            s.chars()
+                .take(1)
+                .flat_map(char::to_uppercase)
+                .chain(s.chars().skip(1))
+                .collect::<String>()
+        };
+        let desired = if t.desired == DesiredState::Remove {
+            "Remove".into()
+        } else {
+            title(t.desired.as_str())
+        };
+        let error = if t.status.error.is_empty() {
+            String::new()
+        } else {
+            format!("\"{}\"", t.status.error)
+        };
+        let ports: Vec<_> = t
+            .host_ports
+            .iter()
+            .filter(|p| p.mode == PublishMode::Host && t.status.state == TaskState::Running)
+            .cloned()
+            .collect();
+        rows.push(json!({
+            "ID": id, "Shown": render::short(&id, args.no_trunc), "Name": t.name(), "ShownName": format!("{}{}", if again { " \\_ " } else { "" }, t.name()),
+            "Image": t.spec.container.image, "Node": t.node.and_then(|n| nodes.get(&n).cloned()).unwrap_or_default(),
+            "DesiredState": desired, "CurrentState": format!("{} {}", title(t.status.state.as_str()), render::ago(t.status.at.0).to_lowercase()),
+            "Error": error, "Ports": inspect::ports(&ports), "Raw": inspect::task(t),
+        }));
+    }
+    let columns = [
+        ("ID", "Shown"),
+        ("NAME", "ShownName"),
+        ("IMAGE", "Image"),
+        ("NODE", "Node"),
+        ("DESIRED STATE", "DesiredState"),
+        ("CURRENT STATE", "CurrentState"),
+        ("ERROR", "Error"),
+        ("PORTS", "Ports"),
+    ];
+    render::list(&rows, &columns, args)
+}
