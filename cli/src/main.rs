@@ -27,7 +27,7 @@ const USAGE: u8 = 125;
     name = "rswarm",
     version,
     about,
-    after_help = "Exit codes: 0 done or converged, 1 failed, 2 rolled back, 3 paused, 4 timed out, 125 wrong usage, 130 interrupted; `exec` ends as its process ends."
+    after_help = "Exit codes: 0 done or converged, 1 failed, 2 rolled back, 3 paused, 4 timed out, 125 wrong usage, 130 interrupted, 74 the daemon cannot write its log; `exec` ends as its process ends."
 )]
 struct Cli {
     /// Socket of the daemon.

@@ -169,14 +169,29 @@ fn bars(
     }
 }
 
-/// Waits until a service converged; answers the exit code. Where several are waited for, `label` names each.
+/// A service that is waited for.
+pub(crate) struct Target<'a> {
+    /// Its id or name.
+    pub(crate) service: &'a str,
+    /// What its lines begin with; empty where it is the only one.
+    pub(crate) label: &'a str,
+    /// When the last rollout before the command began: how that one ended is not this command's doing.
+    pub(crate) known: Option<Timestamp>,
+}
+
+/// The beginning of the last rollout of a service.
+pub(crate) fn last_rollout(service: &Service) -> Option<Timestamp> {
+    service.update.as_ref().map(|u| u.started_at)
+}
+
+/// Waits until a service converged; answers the exit code.
 pub(crate) async fn wait(
     client: &Client,
-    service: &str,
-    label: &str,
+    target: &Target<'_>,
     timeout: Option<Duration>,
     board: &Board,
 ) -> Result<u8, Fail> {
+    let (service, label) = (target.service, target.label);
     let limit = async {
         match timeout {
             Some(limit) => tokio::time::sleep(limit).await,
@@ -185,7 +200,7 @@ pub(crate) async fn wait(
     };
     let name = if label.is_empty() { service } else { label };
     tokio::select! {
-        code = converge(client, service, label, board) => code,
+        code = converge(client, target, board) => code,
         () = limit => {
             eprintln!("service {name} did not converge in time; it goes on in the background: `rswarm service ps {name}` shows why");
             Ok(TIMED_OUT)
@@ -197,8 +212,8 @@ pub(crate) async fn wait(
     }
 }
 
-async fn converge(client: &Client, reference: &str, label: &str, board: &Board) -> Result<u8, Fail> {
-    let Object::Service(first) = client.get(Kind::Service, reference).await? else {
+async fn converge(client: &Client, target: &Target<'_>, board: &Board) -> Result<u8, Fail> {
+    let Object::Service(first) = client.get(Kind::Service, target.service).await? else {
         return Err(Fail::new("the daemon answered another kind of object"));
     };
     let name = &first.spec.name;
@@ -209,8 +224,10 @@ async fn converge(client: &Client, reference: &str, label: &str, board: &Board) 
     let mut events = client.control().await?.watch(request).await?.into_inner();
     let mut service: Option<Service> = None;
     let mut tasks: BTreeMap<TaskId, Task> = BTreeMap::new();
-    let mut display = Display::new(board, label);
+    let mut display = Display::new(board, target.label);
     let mut stable_from: Option<Instant> = None;
+    // Whether the service's rollout is this command's, or was still under way when it came.
+    let mut follow = false;
     loop {
         let monitor = service.as_ref().map_or(Duration::ZERO, |s| s.spec.update.monitor);
         let pause = stable_from.map(|from| monitor.saturating_sub(from.elapsed()));
@@ -230,7 +247,15 @@ async fn converge(client: &Client, reference: &str, label: &str, board: &Board) 
         }
         for object in event.changed {
             match Object::try_from(object)? {
-                Object::Service(s) if s.id == first.id => service = Some((*s).clone()),
+                Object::Service(s) if s.id == first.id => {
+                    let mut s = (*s).clone();
+                    let active = s.update.as_ref().is_some_and(|u| u.state.is_active());
+                    follow |= active || last_rollout(&s) != target.known;
+                    if !follow {
+                        s.update = None;
+                    }
+                    service = Some(s);
+                }
                 Object::Task(t) if t.service == first.id => {
                     tasks.insert(t.id, (*t).clone());
                 }
@@ -314,9 +339,11 @@ pub(crate) fn count(service: &Service, tasks: &BTreeMap<TaskId, Task>) -> (usize
     counted(service, tasks, |_| true)
 }
 
-/// As [`count`], of the service's present spec alone: how far a rollout is.
+/// As [`count`]; during a rollout, of the present spec alone: how far it is.
 fn current(service: &Service, tasks: &BTreeMap<TaskId, Task>) -> (usize, usize) {
-    counted(service, tasks, |t| service.is_current(t))
+    counted(service, tasks, |t| {
+        service.update.is_none() || service.is_current(t)
+    })
 }
 
 fn counted(

@@ -163,8 +163,29 @@ pub(crate) fn table(rows: Vec<Vec<String>>) {
     }
 }
 
-/// Prints objects of `inspect`: a JSON list, or each by a template.
-pub(crate) fn inspect(values: &[Value], format: Option<&str>) -> Result<(), Fail> {
+/// How objects are shown.
+#[derive(clap::Args, Clone, Default)]
+pub(crate) struct InspectArgs {
+    /// `json`, or a Go template.
+    #[arg(long, short)]
+    format: Option<String>,
+    /// For people: an indented list of what is set.
+    #[arg(long, conflicts_with = "format")]
+    pretty: bool,
+}
+
+/// Prints objects of `inspect`.
+pub(crate) fn inspect(values: &[Value], how: &InspectArgs) -> Result<(), Fail> {
+    if how.pretty {
+        let texts: Vec<String> = values.iter().map(|v| pretty(v, 0)).collect();
+        line(texts.join("\n").trim_end());
+        return Ok(());
+    }
+    formatted(values, how.format.as_deref())
+}
+
+/// Prints a JSON list, or each object by a template.
+pub(crate) fn formatted(values: &[Value], format: Option<&str>) -> Result<(), Fail> {
     match format {
         None | Some("json") => line(serde_json::to_string_pretty(values).unwrap_or_default()),
         Some(format) => {
@@ -175,6 +196,40 @@ pub(crate) fn inspect(values: &[Value], format: Option<&str>) -> Result<(), Fail
         }
     }
     Ok(())
+}
+
+/// Keys and values, one a line, each level a space further in; what is empty is left out.
+fn pretty(value: &Value, depth: usize) -> String {
+    let indent = " ".repeat(depth);
+    let empty = |v: &Value| match v {
+        Value::Null => true,
+        Value::String(s) => s.is_empty(),
+        Value::Array(a) => a.is_empty(),
+        Value::Object(o) => o.is_empty(),
+        Value::Bool(_) | Value::Number(_) => false,
+    };
+    let scalar = |v: &Value| match v {
+        Value::String(s) => s.clone(),
+        other => other.to_string(),
+    };
+    match value {
+        Value::Object(map) => map
+            .iter()
+            .filter(|(_, v)| !empty(v))
+            .map(|(key, v)| match v {
+                Value::Object(_) | Value::Array(_) => format!("{indent}{key}:\n{}", pretty(v, depth + 1)),
+                v => format!("{indent}{key}: {}\n", scalar(v)),
+            })
+            .collect(),
+        Value::Array(list) => list
+            .iter()
+            .map(|v| match v {
+                Value::Object(_) | Value::Array(_) => pretty(v, depth),
+                v => format!("{indent}{}\n", scalar(v)),
+            })
+            .collect(),
+        v => format!("{indent}{}\n", scalar(v)),
+    }
 }
 
 /// How long ago, as Docker says it.
@@ -208,6 +263,12 @@ pub(crate) fn short(id: &str, whole: bool) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn pretty_leaves_out_what_is_empty() {
+        let value = serde_json::json!({"A": 1, "B": {"C": "x", "D": "", "E": []}, "F": ["y", {"G": true}]});
+        assert_eq!(pretty(&value, 0), "A: 1\nB:\n C: x\nF:\n y\n G: true\n");
+    }
 
     #[test]
     fn filters_are_and_over_keys_and_or_over_values() {

@@ -11,6 +11,7 @@ use std::process::{Child, Command, ExitCode, Output, Stdio};
 use std::time::{Duration, Instant};
 
 use libtest_mimic::{Arguments, Failed, Trial};
+use rustix::mount::{MountFlags, UnmountFlags};
 use serde_json::Value;
 
 /// How long anything may take.
@@ -33,6 +34,7 @@ fn main() -> ExitCode {
         ("a refused command changes nothing", refusals),
         ("containers outlive a killed daemon", adoption),
         ("a failed task is replaced and says why", replacement),
+        ("a full disk is said and loses nothing", full_disk),
         ("a quiet cluster writes nothing", quiet),
         ("a thousand starts and stops leave nothing behind", cycles),
     ];
@@ -125,6 +127,10 @@ impl Host {
             dir: tempfile::tempdir()?,
             daemon: None,
         };
+        // A disk of its own, small enough to be filled.
+        fs::create_dir(host.path("data"))?;
+        let (none, size) = (MountFlags::empty(), c"size=64m,mode=700");
+        rustix::mount::mount("tmpfs", host.path("data"), "tmpfs", none, size)?;
         host.boot()?;
         host.ok(&["swarm", "init"])?;
         let image = host.path("image");
@@ -165,6 +171,10 @@ impl Host {
             .spawn()?;
         self.daemon = Some(daemon);
         until("the daemon answers", || Ok(self.run(&["info"])?.status.success()))
+    }
+
+    fn unmount(&self) {
+        let _ = rustix::mount::unmount(self.path("data"), UnmountFlags::DETACH);
     }
 
     fn kill_daemon(&mut self) -> Result<(), Failed> {
@@ -285,6 +295,7 @@ impl Host {
             rustix::process::kill_process(pid, rustix::process::Signal::TERM)?;
             equal(daemon.wait()?.code(), Some(0))?;
         }
+        self.unmount();
         let own = self.dir.path().display().to_string();
         let ours = |path: PathBuf| {
             let text = fs::read(path.join("cmdline")).unwrap_or_default();
@@ -309,6 +320,7 @@ impl Drop for Host {
             let _ = until("", || Ok(machine()["cgroups"] == 0));
         }
         let _ = self.kill_daemon();
+        self.unmount();
     }
 }
 
@@ -341,6 +353,7 @@ services:
   back:
     image: web:v1
     networks: [front]
+    stop_grace_period: 500ms
     deploy: {update_config: {monitor: 100ms}}
 networks: {front: }
 volumes: {data: }
@@ -399,7 +412,7 @@ fn stack(host: &mut Host) -> Result<(), Failed> {
         "kept\n",
     )?;
     // Without the service and with --prune it goes.
-    let small = STACK.replace("  back:", "  x-back:").replace("  x-back:\n    image: web:v1\n    networks: [front]\n    deploy: {update_config: {monitor: 100ms}}\n", "");
+    let small = STACK.replace("  back:", "  x-back:").replace("  x-back:\n    image: web:v1\n    networks: [front]\n    stop_grace_period: 500ms\n    deploy: {update_config: {monitor: 100ms}}\n", "");
     let small = host.file("small.yml", &small)?;
     let text = host.ok(&["stack", "deploy", "--prune", "-c", &small, "shop"])?;
     contains(&text, "Removing service shop_back")?;
@@ -420,6 +433,8 @@ fn exit_codes(host: &mut Host) -> Result<(), Failed> {
         "web",
         "--replicas",
         "2",
+        "--stop-grace-period",
+        "200ms",
         "--update-monitor",
         "300ms",
         "--update-failure-action",
@@ -453,6 +468,9 @@ fn exit_codes(host: &mut Host) -> Result<(), Failed> {
         3,
     )?;
     host.code(&["service", "rollback", "web"], 0)?;
+    // How an earlier rollout ended is not the doing of what comes after.
+    host.code(&["service", "scale", "web=3"], 0)?;
+    host.code(&["service", "update", "--label-add", "a=b", "web"], 0)?;
     let text = host.code(
         &[
             "service",
@@ -650,6 +668,48 @@ fn replacement(host: &mut Host) -> Result<(), Failed> {
         Ok(rows.to_lowercase().contains("memory") || rows.to_lowercase().contains("oom"))
     })?;
     host.ok(&["service", "rm", "web", "hungry"])?;
+    Ok(())
+}
+
+/// What was answered is there after the disk had room again; what was not, said why.
+fn full_disk(host: &mut Host) -> Result<(), Failed> {
+    host.types("service create --name web --update-monitor 0s --stop-signal KILL web:v1 sleep 1000")?;
+    let before = host.pids("web.1")?;
+    let filler = host.path("data/filler");
+    let mut file = fs::File::create(&filler)?;
+    while file.write_all(&[1; 64 << 10]).is_ok() {}
+    drop(file);
+    let big = host.file("big", &"x".repeat(1 << 20))?;
+    fs::write(host.path("image/big"), fs::read(&big)?)?;
+    fs::write(host.path("image/Dockerfile"), "FROM scratch\nCOPY big /\n")?;
+    let image = host.path("image").display().to_string();
+    host.refused(&["image", "build", "-t", "big:1", &image], &["No space left"])?;
+    // The log has room made before; once that is used up the manager stops rather than promise what it cannot keep.
+    let config = host.file("config", &"y".repeat(900_000))?;
+    let mut kept = Vec::new();
+    for i in 0..40 {
+        let out = host.run(&["config", "create", &format!("c{i}"), &config])?;
+        if !out.status.success() {
+            break;
+        }
+        kept.push(format!("c{i}"));
+    }
+    equal(kept.len() < 40, true)?;
+    until("the manager says why it stops", || {
+        Ok(host.log().contains("is the disk full?"))
+    })?;
+    if let Some(mut daemon) = host.daemon.take() {
+        // EX_IOERR of sysexits.h.
+        equal(daemon.wait()?.code(), Some(74))?;
+    }
+    fs::remove_file(&filler)?;
+    host.boot()?;
+    let names = host.types("config ls --format {{.Name}}")?;
+    for name in &kept {
+        contains(&names, name)?;
+    }
+    equal(host.pids("web.1")?, before)?;
+    host.types("service scale web=2")?;
     Ok(())
 }
 

@@ -11,7 +11,7 @@ use serde_json::json;
 use crate::client::{Client, Fail};
 use crate::command::network::pairs;
 use crate::inspect;
-use crate::render::{self, ListArgs};
+use crate::render::{self, InspectArgs, ListArgs};
 
 /// Manage secrets or configs.
 #[derive(clap::Subcommand)]
@@ -30,8 +30,8 @@ pub(crate) enum Command {
     Inspect {
         #[arg(required = true)]
         names: Vec<String>,
-        #[arg(long, short)]
-        format: Option<String>,
+        #[command(flatten)]
+        how: InspectArgs,
     },
     /// Remove them.
     Rm {
@@ -88,7 +88,7 @@ pub(crate) async fn run(client: &Client, command: Command, secret: bool) -> Resu
                 &args,
             )?;
         }
-        Command::Inspect { names, format } => {
+        Command::Inspect { names, how } => {
             let mut values = Vec::new();
             for name in &names {
                 match client.get(kind, name).await? {
@@ -97,7 +97,7 @@ pub(crate) async fn run(client: &Client, command: Command, secret: bool) -> Resu
                     _ => {}
                 }
             }
-            render::inspect(&values, format.as_deref())?;
+            render::inspect(&values, &how)?;
         }
         Command::Rm { names } => {
             client

@@ -13,7 +13,7 @@ use tokio_stream::wrappers::ReceiverStream;
 
 use crate::client::{Client, Fail};
 use crate::command::network::pairs;
-use crate::render::{self, ListArgs, Look};
+use crate::render::{self, InspectArgs, ListArgs, Look};
 
 /// Bytes of one chunk, and chunks under way.
 const CHUNK: usize = 512 << 10;
@@ -60,8 +60,8 @@ pub(crate) enum Command {
     Inspect {
         #[arg(required = true)]
         images: Vec<String>,
-        #[arg(long, short)]
-        format: Option<String>,
+        #[command(flatten)]
+        how: InspectArgs,
     },
     /// Give an image a further name.
     Tag { source: String, target: String },
@@ -244,7 +244,7 @@ pub(crate) async fn run(client: &Client, command: Command) -> Result<u8, Fail> {
                 &args,
             )?;
         }
-        Command::Inspect { images, format } => {
+        Command::Inspect { images, how } => {
             let mut values = Vec::new();
             for reference in images {
                 let reply = client
@@ -255,7 +255,7 @@ pub(crate) async fn run(client: &Client, command: Command) -> Result<u8, Fail> {
                     .into_inner();
                 values.push(serde_json::from_str(&reply.json).map_err(|e| Fail::new(e.to_string()))?);
             }
-            render::inspect(&values, format.as_deref())?;
+            render::inspect(&values, &how)?;
         }
         Command::Tag { source, target } => {
             client

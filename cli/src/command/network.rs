@@ -8,7 +8,7 @@ use serde_json::json;
 
 use crate::client::{Client, Fail};
 use crate::inspect;
-use crate::render::{self, ListArgs};
+use crate::render::{self, InspectArgs, ListArgs};
 
 /// Manage networks.
 #[derive(clap::Subcommand)]
@@ -38,8 +38,8 @@ pub(crate) enum Command {
     Inspect {
         #[arg(required = true)]
         networks: Vec<String>,
-        #[arg(long, short)]
-        format: Option<String>,
+        #[command(flatten)]
+        how: InspectArgs,
     },
     /// Remove networks.
     Rm {
@@ -116,14 +116,14 @@ pub(crate) async fn run(client: &Client, command: Command) -> Result<u8, Fail> {
                 &args,
             )?;
         }
-        Command::Inspect { networks, format } => {
+        Command::Inspect { networks, how } => {
             let mut values = Vec::new();
             for name in &networks {
                 if let Object::Network(n) = client.get(Kind::Network, name).await? {
                     values.push(inspect::network(&n));
                 }
             }
-            render::inspect(&values, format.as_deref())?;
+            render::inspect(&values, &how)?;
         }
         Command::Rm { networks } => {
             client

@@ -8,7 +8,7 @@ use serde_json::json;
 use crate::client::{Client, Fail};
 use crate::command::service_list::task_rows;
 use crate::inspect;
-use crate::render::{self, ListArgs};
+use crate::render::{self, InspectArgs, ListArgs};
 
 /// Manage nodes.
 #[derive(clap::Subcommand)]
@@ -20,8 +20,8 @@ pub(crate) enum Command {
     Inspect {
         #[arg(required = true)]
         nodes: Vec<String>,
-        #[arg(long, short)]
-        format: Option<String>,
+        #[command(flatten)]
+        how: InspectArgs,
     },
     /// Change a node.
     Update {
@@ -92,14 +92,14 @@ pub(crate) async fn run(client: &Client, command: Command) -> Result<u8, Fail> {
             ];
             render::list(&rows, &columns, &args)?;
         }
-        Command::Inspect { nodes, format } => {
+        Command::Inspect { nodes, how } => {
             let mut values = Vec::new();
             for node in &nodes {
                 if let Object::Node(n) = client.get(Kind::Node, &own(client, node).await?).await? {
                     values.push(inspect::node(&n));
                 }
             }
-            render::inspect(&values, format.as_deref())?;
+            render::inspect(&values, &how)?;
         }
         Command::Update {
             availability,

@@ -3,6 +3,7 @@
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
+use model::Timestamp;
 use model::object::{Object, Service, Task};
 use model::spec::ServiceSpec;
 use model::units::parse_duration;
@@ -16,8 +17,8 @@ use crate::client::{Client, Fail};
 use crate::command::container;
 use crate::command::service_flags::{CreateArgs, UpdateArgs, Wait, from_create, from_update};
 use crate::command::service_list::{ls, task_rows, tasks};
-use crate::progress::Board;
-use crate::render::{self, ListArgs};
+use crate::progress::{Board, Target, last_rollout};
+use crate::render::{self, InspectArgs, ListArgs};
 use crate::{inspect, progress};
 
 /// Manage services.
@@ -41,8 +42,8 @@ pub(crate) enum Command {
     Inspect {
         #[arg(required = true)]
         services: Vec<String>,
-        #[arg(long, short)]
-        format: Option<String>,
+        #[command(flatten)]
+        how: InspectArgs,
     },
     /// Set the number of replicas: NAME=NUMBER.
     Scale {
@@ -79,16 +80,20 @@ pub(crate) enum Command {
     },
 }
 
-/// Waits for the one service of a command, unless that is not wanted.
-async fn one(client: &Client, service: &str, wait: &Wait) -> Result<u8, Fail> {
-    attached(client, service, "", wait, &Board::new(wait.quiet)).await
+/// Waits for the one service of a command, unless that is not wanted; `known` as in [`Target`].
+async fn one(client: &Client, service: &str, known: Option<Timestamp>, wait: &Wait) -> Result<u8, Fail> {
+    let target = Target {
+        service,
+        label: "",
+        known,
+    };
+    attached(client, &target, wait, &Board::new(wait.quiet)).await
 }
 
-/// Waits for a service unless that is not wanted; `label` is what its lines begin with.
+/// Waits for a service unless that is not wanted.
 pub(crate) async fn attached(
     client: &Client,
-    service: &str,
-    label: &str,
+    target: &Target<'_>,
     wait: &Wait,
     board: &Board,
 ) -> Result<u8, Fail> {
@@ -101,7 +106,7 @@ pub(crate) async fn attached(
         .map(|t| parse_duration(t))
         .transpose()
         .map_err(|e| e.to_string())?;
-    progress::wait(client, service, label, limit, board).await
+    progress::wait(client, target, limit, board).await
 }
 
 async fn get(client: &Client, reference: &str) -> Result<Arc<Service>, Fail> {
@@ -128,7 +133,7 @@ pub(crate) async fn run(client: &Client, command: Command) -> Result<u8, Fail> {
         Command::Create(args) => {
             let id = create(client, &from_create(&args)?).await?;
             render::line(&id);
-            return one(client, &id, &args.spec.wait).await;
+            return one(client, &id, None, &args.spec.wait).await;
         }
         Command::Update(args) => {
             let old = get(client, &args.service).await?;
@@ -171,7 +176,7 @@ pub(crate) async fn run(client: &Client, command: Command) -> Result<u8, Fail> {
                 .iter()
                 .for_each(|w| eprintln!("Warning: {w}"));
             render::line(&args.service);
-            return one(client, &args.service, &args.spec.wait).await;
+            return one(client, &args.service, last_rollout(&old), &args.spec.wait).await;
         }
         Command::Ls(args) => ls(client, &args).await?,
         Command::Ps { mut list, services } => {
@@ -181,12 +186,12 @@ pub(crate) async fn run(client: &Client, command: Command) -> Result<u8, Fail> {
             }
             task_rows(client, &list).await?;
         }
-        Command::Inspect { services, format } => {
+        Command::Inspect { services, how } => {
             let mut values = Vec::new();
             for service in &services {
                 values.push(inspect::service(&*get(client, service).await?));
             }
-            render::inspect(&values, format.as_deref())?;
+            render::inspect(&values, &how)?;
         }
         Command::Scale { wait, scales } => {
             let mut list = Vec::new();
@@ -198,6 +203,10 @@ pub(crate) async fn run(client: &Client, command: Command) -> Result<u8, Fail> {
                     replicas: number.parse().map_err(|_| wrong())?,
                 });
             }
+            let mut known = Vec::new();
+            for scale in &list {
+                known.push(last_rollout(&*get(client, &scale.reference).await?));
+            }
             client
                 .control()
                 .await?
@@ -207,7 +216,7 @@ pub(crate) async fn run(client: &Client, command: Command) -> Result<u8, Fail> {
                 .for_each(|s| render::line(format!("{} scaled to {}", s.reference, s.replicas)));
             let mut worst = 0;
             for scale in list {
-                worst = worst.max(one(client, &scale.reference, &wait).await?);
+                worst = worst.max(one(client, &scale.reference, known.remove(0), &wait).await?);
             }
             return Ok(worst);
         }
@@ -259,6 +268,7 @@ pub(crate) async fn run(client: &Client, command: Command) -> Result<u8, Fail> {
 }
 
 async fn roll_back(client: &Client, service: &str, wait: &Wait) -> Result<u8, Fail> {
+    let known = last_rollout(&*get(client, service).await?);
     client
         .control()
         .await?
@@ -269,7 +279,7 @@ async fn roll_back(client: &Client, service: &str, wait: &Wait) -> Result<u8, Fa
         .await?;
     render::line(service);
     // Going back is what was asked for here, so it is success.
-    match one(client, service, wait).await? {
+    match one(client, service, known, wait).await? {
         progress::ROLLED_BACK => Ok(0),
         code => Ok(code),
     }

@@ -16,7 +16,7 @@ use crate::client::{Client, Fail};
 use crate::command::service;
 use crate::command::service_flags::Wait;
 use crate::command::service_list;
-use crate::progress::Board;
+use crate::progress::{Board, Target, last_rollout};
 use crate::render::{self, ListArgs};
 
 /// Manage stacks.
@@ -152,6 +152,13 @@ async fn deploy_stack(client: &Client, args: &DeployArgs) -> Result<u8, Fail> {
     );
     warn(compose.warnings());
     let stack = stack.map_err(|all| fail(&all))?;
+    // How rollouts of earlier deploys ended is not this one's doing.
+    let mut known = BTreeMap::new();
+    for object in client.list(Kind::Service, &[label(&args.stack)]).await? {
+        if let Object::Service(s) = object {
+            known.insert(s.id.to_string(), last_rollout(&s));
+        }
+    }
     let request = DeployStackRequest {
         stack: Some((&stack).into()),
         prune: args.prune,
@@ -162,12 +169,18 @@ async fn deploy_stack(client: &Client, args: &DeployArgs) -> Result<u8, Fail> {
     let kept = |c: &&StackChange| c.kind() == Kind::Service && c.change() != Change::Removed;
     let services: Vec<&StackChange> = reply.changes.iter().filter(kept).collect();
     let board = Board::new(args.wait.quiet);
-    let codes = join_all(
-        services
-            .iter()
-            .map(|c| service::attached(client, &c.id, &c.name, &args.wait, &board)),
-    )
-    .await;
+    let targets: Vec<Target<'_>> = services
+        .iter()
+        .map(|c| Target {
+            service: &c.id,
+            label: &c.name,
+            known: known.get(&c.id).copied().flatten(),
+        })
+        .collect();
+    let waits = targets
+        .iter()
+        .map(|target| service::attached(client, target, &args.wait, &board));
+    let codes = join_all(waits).await;
     // The worst of them; Docker's numbers happen to rise with how much there is to do.
     codes.into_iter().try_fold(0, |worst, code| Ok(worst.max(code?)))
 }

@@ -99,7 +99,7 @@ pub(crate) async fn info(client: &Client, args: InfoArgs) -> Result<u8, Fail> {
         "Services": i.services, "Tasks": i.tasks, "RaftIndex": i.index, "RaftTerm": i.raft_term,
     });
     match args.format {
-        Some(format) => render::inspect(&[value], Some(&format))?,
+        Some(format) => render::formatted(&[value], Some(&format))?,
         None => {
             let state = if i.active { "active" } else { "inactive" };
             for (name, text) in [
@@ -130,7 +130,7 @@ pub(crate) async fn version(client: &Client, args: InfoArgs) -> Result<u8, Fail>
     };
     let value = json!({"Client": {"Version": own}, "Server": server.as_ref().map(|v| json!({"Version": v}))});
     match args.format {
-        Some(format) => render::inspect(&[value], Some(&format))?,
+        Some(format) => render::formatted(&[value], Some(&format))?,
         None => {
             render::line(format!("Client: {own}"));
             render::line(format!("Server: {}", server.as_deref().unwrap_or("not running")));

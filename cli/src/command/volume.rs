@@ -5,7 +5,7 @@ use serde_json::{Value, json};
 
 use crate::client::{Client, Fail};
 use crate::command::network::pairs;
-use crate::render::{self, ListArgs, Look};
+use crate::render::{self, InspectArgs, ListArgs, Look};
 
 /// Manage volumes of this node.
 #[derive(clap::Subcommand)]
@@ -28,8 +28,8 @@ pub(crate) enum Command {
     Inspect {
         #[arg(required = true)]
         volumes: Vec<String>,
-        #[arg(long, short)]
-        format: Option<String>,
+        #[command(flatten)]
+        how: InspectArgs,
     },
     /// Remove volumes.
     Rm {
@@ -85,17 +85,14 @@ pub(crate) async fn run(client: &Client, command: Command) -> Result<u8, Fail> {
             render::filter(&mut rows, &args.filter, &known)?;
             render::list(&rows, &[("DRIVER", "Driver"), ("VOLUME NAME", "Name")], &args)?;
         }
-        Command::Inspect { volumes, format } => {
+        Command::Inspect { volumes, how } => {
             let reply = client
                 .host()
                 .await?
                 .list_volumes(ListVolumesRequest { names: volumes })
                 .await?
                 .into_inner();
-            render::inspect(
-                &reply.volumes.iter().map(value).collect::<Vec<_>>(),
-                format.as_deref(),
-            )?;
+            render::inspect(&reply.volumes.iter().map(value).collect::<Vec<_>>(), &how)?;
         }
         Command::Rm { force, volumes } => {
             client
