@@ -4,6 +4,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::io::IsTerminal;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
 use indicatif::{MultiProgress, ProgressBar, ProgressDrawTarget, ProgressStyle};
@@ -49,6 +50,21 @@ impl Board {
         }
     }
 }
+
+impl Drop for Board {
+    fn drop(&mut self) {
+        // The last line of the bars is left open.
+        if let Self::Bars(multi) = self
+            && !multi.is_hidden()
+            && DRAWN.load(Ordering::Relaxed)
+        {
+            println!();
+        }
+    }
+}
+
+/// Whether any bar was drawn.
+static DRAWN: AtomicBool = AtomicBool::new(false);
 
 /// What is shown of one service.
 struct Display<'a> {
@@ -107,7 +123,14 @@ impl<'a> Display<'a> {
                     self.label
                 };
                 let head = self.head.get_or_insert_with(|| {
-                    let bar = multi.add(styled("{prefix}: [{bar:30}] {pos}/{len} tasks {wide_msg}"));
+                    DRAWN.store(true, Ordering::Relaxed);
+                    // With a bar for each task the sum needs none.
+                    let each = self.label.is_empty() && wanted <= BARS_MAX;
+                    let bar = multi.add(styled(if each {
+                        "{prefix}: {pos} out of {len} tasks {wide_msg}"
+                    } else {
+                        "{prefix}: [{bar:20}] {pos}/{len} tasks {wide_msg}"
+                    }));
                     bar.set_prefix(title.to_owned());
                     bar
                 });
@@ -118,6 +141,14 @@ impl<'a> Display<'a> {
                     bars(multi, &mut self.slots, service, tasks);
                 }
             }
+        }
+    }
+
+    /// A sentence that must not be missed; bars go on below it.
+    fn warn(&self, text: &str) {
+        match self.board {
+            Board::Bars(multi) => multi.suspend(|| eprintln!("{text}")),
+            Board::Quiet | Board::Lines => eprintln!("{text}"),
         }
     }
 
@@ -165,7 +196,8 @@ fn bars(
             bar
         });
         bar.set_message(task.status.state.as_str());
-        bar.set_position((task.status.state as u64).min(TaskState::Running as u64));
+        let came = task.status.state;
+        bar.set_position(if came > TaskState::Running { 0 } else { came as u64 });
     }
 }
 
@@ -191,28 +223,13 @@ pub(crate) async fn wait(
     timeout: Option<Duration>,
     board: &Board,
 ) -> Result<u8, Fail> {
-    let (service, label) = (target.service, target.label);
     let limit = async {
         match timeout {
             Some(limit) => tokio::time::sleep(limit).await,
             None => std::future::pending().await,
         }
     };
-    let name = if label.is_empty() { service } else { label };
-    tokio::select! {
-        code = converge(client, target, board) => code,
-        () = limit => {
-            eprintln!("service {name} did not converge in time; it goes on in the background: `rswarm service ps {name}` shows why");
-            Ok(TIMED_OUT)
-        }
-        _ = tokio::signal::ctrl_c() => {
-            eprintln!("Operation continuing in background: `rswarm service ps {name}` shows how far it is");
-            Ok(INTERRUPTED)
-        }
-    }
-}
-
-async fn converge(client: &Client, target: &Target<'_>, board: &Board) -> Result<u8, Fail> {
+    tokio::pin!(limit);
     let Object::Service(first) = client.get(Kind::Service, target.service).await? else {
         return Err(Fail::new("the daemon answered another kind of object"));
     };
@@ -237,6 +254,17 @@ async fn converge(client: &Client, target: &Target<'_>, board: &Board) -> Result
                 display.say(&format!("verify: Service {name} converged"));
                 display.end();
                 return Ok(service.as_ref().map_or(0, outcome));
+            }
+            () = &mut limit => {
+                let why = service.as_ref().map_or(String::new(), |s| reason(s, &tasks));
+                display.warn(&format!("service {name} did not converge in time{why}; it goes on in the background: `rswarm service ps {name}` shows more"));
+                display.end();
+                return Ok(TIMED_OUT);
+            }
+            _ = tokio::signal::ctrl_c() => {
+                display.warn(&format!("Operation continuing in background: `rswarm service ps {name}` shows how far it is"));
+                display.end();
+                return Ok(INTERRUPTED);
             }
         };
         let Some(event) = event else {
@@ -283,8 +311,8 @@ async fn converge(client: &Client, target: &Target<'_>, board: &Board) -> Result
             .as_ref()
             .filter(|u| matches!(u.state, UpdateState::Paused | UpdateState::RollbackPaused))
         {
+            display.warn(&format!("service {name}: {}", u.message));
             display.end();
-            eprintln!("service {name}: {}", u.message);
             return Ok(PAUSED);
         }
         let (running, wanted) = current(s, &tasks);
