@@ -777,6 +777,22 @@ fn a_host_port_meets_no_other_owner() {
 }
 
 #[test]
+fn what_a_port_cannot_do_is_said() {
+    let mut sim = Sim::new(1);
+    let mut spec = spec("a", 1);
+    spec.endpoint.ports = vec![PortSpec {
+        host_ip: "127.0.0.1".into(),
+        ..port(80, PublishMode::Ingress)
+    }];
+    let made = admit::create_service(&sim.state, spec.clone(), sim.now, &mut sim.ids);
+    let warnings = made.expect("it is made").warnings.join(" ");
+    assert!(warnings.contains("127.0.0.1 is ignored"), "{warnings}");
+    spec.endpoint.ports[0].protocol = model::spec::Protocol::Sctp;
+    let refused = admit::create_service(&sim.state, spec, sim.now, &mut sim.ids);
+    assert!(refused.expect_err("refused").to_string().contains("sctp"));
+}
+
+#[test]
 fn a_host_port_rolls_although_start_first_was_asked() {
     let mut sim = Sim::new(1);
     let mut spec = spec("a", 1);

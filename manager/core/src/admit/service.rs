@@ -69,6 +69,12 @@ fn warn(spec: &ServiceSpec, warnings: &mut Vec<String>) {
             spec.name
         ));
     }
+    for port in spec.endpoint.ports.iter().filter(|p| !p.host_ip.is_empty()) {
+        warnings.push(format!(
+            "service {}: port {}: the address {} is ignored: the port is published on every address of the nodes",
+            spec.name, port.target, port.host_ip
+        ));
+    }
     let host = |p: &PortSpec| p.mode == PublishMode::Host;
     if spec.update.order == UpdateOrder::StartFirst && spec.endpoint.ports.iter().any(host) {
         warnings.push(format!(

@@ -2,8 +2,8 @@
 
 use model::object::Cluster;
 use model::spec::{
-    CPU_MIN, ContainerSpec, Labels, MEMORY_MIN, Mount, MountKind, REPLICAS_MAX, ServiceMode, ServiceSpec,
-    UpdateConfig, check_name,
+    CPU_MIN, ContainerSpec, Labels, MEMORY_MIN, Mount, MountKind, Protocol, REPLICAS_MAX, ServiceMode,
+    ServiceSpec, UpdateConfig, check_name,
 };
 use model::units::format_duration;
 use model::{Bytes, NanoCpus};
@@ -323,6 +323,12 @@ fn ports(spec: &ServiceSpec) -> Result<(), String> {
         }
         if !port.host_ip.is_empty() && port.host_ip.parse::<std::net::IpAddr>().is_err() {
             return Err(format!("\"{}\" is no address to bind a port to", port.host_ip));
+        }
+        if port.protocol == Protocol::Sctp {
+            return Err(format!(
+                "port {}/sctp: sctp cannot be published yet: use tcp or udp",
+                port.target
+            ));
         }
         let twice = ports[..i].iter().any(|p| {
             port.published != 0
