@@ -39,8 +39,8 @@ fn main() -> ExitCode {
     for applet in ["sh", "sleep"] {
         std::os::unix::fs::symlink("busybox", layer.join("bin").join(applet)).unwrap();
     }
-    let tokio = tokio::runtime::Builder::new_multi_thread()
-        .worker_threads(2)
+    // One thread that waits for what it started, as a worker of the daemon does, and not a thread that waits for one.
+    let tokio = tokio::runtime::Builder::new_current_thread()
         .enable_all()
         .build()
         .unwrap();

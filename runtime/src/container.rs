@@ -170,7 +170,7 @@ impl Runtime {
             return Err(CreateError::Exists { id });
         }
         let made = (|| -> io::Result<()> {
-            for folder in ["", "rootfs", "upper", "work"] {
+            for folder in ["", "upper", "work"] {
                 use std::os::unix::fs::DirBuilderExt;
                 fs::DirBuilder::new()
                     .mode(if folder == "upper" { 0o755 } else { 0o700 })
@@ -402,7 +402,7 @@ impl Runtime {
 
     /// Frees the writable layer of a container that ended; its log and status stay.
     pub fn trim(&self, id: &str) {
-        for folder in ["upper", "work", "rootfs"] {
+        for folder in ["upper", "work"] {
             let _ = fs::remove_dir_all(self.dir(id).join(folder));
         }
     }

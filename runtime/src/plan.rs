@@ -206,7 +206,8 @@ pub(crate) fn plan(
         cgroups: cgroups(&config.id, &config.resources, facts, cgroup_root, cgroup_parent)?,
         network: config.network.clone(),
         rootfs: RootfsPlan {
-            target: dir.join("rootfs"),
+            // In its own mount namespace the root may hide the folder it is kept in.
+            target: dir.to_owned(),
             layers: config.layers.clone(),
             upper: dir.join("upper"),
             work: dir.join("work"),

@@ -43,8 +43,9 @@ pub(crate) fn enter(plan: &RootfsPlan) -> Step {
 
 /// What must come after settings were written to /proc/sys: paths that tell of the host are hidden.
 pub(crate) fn seal(plan: &RootfsPlan) -> Step {
+    let mut blank = None;
     for path in &plan.masked {
-        mask(path)?;
+        mask(path, &mut blank)?;
     }
     for path in &plan.read_only_paths {
         let Ok(tree) = clone_tree(rustix::fs::CWD, path, true) else {
@@ -60,20 +61,26 @@ pub(crate) fn seal(plan: &RootfsPlan) -> Step {
     Ok(())
 }
 
-fn mask(path: &str) -> Step {
+/// Hides a path. `blank` is a folder that is hidden already: the same empty file system serves all of them.
+fn mask<'a>(path: &'a str, blank: &mut Option<&'a str>) -> Step {
     let Ok(stat) = rustix::fs::statat(rustix::fs::CWD, path, AtFlags::SYMLINK_NOFOLLOW) else {
         return Ok(());
     };
-    if FileType::from_raw_mode(stat.st_mode) == FileType::Directory {
-        let tmpfs = file_system(
+    if FileType::from_raw_mode(stat.st_mode) != FileType::Directory {
+        let null = clone_tree(rustix::fs::CWD, "/dev/null", false).map_err(at("/dev/null"))?;
+        return attach(null.as_fd(), rustix::fs::CWD, path);
+    }
+    let empty = match blank {
+        Some(other) => clone_tree(rustix::fs::CWD, other, false).map_err(at(*other))?,
+        None => file_system(
             "tmpfs",
             &[("size", "0"), ("mode", "555")],
             MountAttrFlags::MOUNT_ATTR_RDONLY,
-        )?;
-        return attach(tmpfs.as_fd(), rustix::fs::CWD, path);
-    }
-    let null = clone_tree(rustix::fs::CWD, "/dev/null", false).map_err(at("/dev/null"))?;
-    attach(null.as_fd(), rustix::fs::CWD, path)
+        )?,
+    };
+    attach(empty.as_fd(), rustix::fs::CWD, path)?;
+    *blank = Some(path);
+    Ok(())
 }
 
 fn overlay(plan: &RootfsPlan) -> Result<OwnedFd, String> {
