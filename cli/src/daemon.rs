@@ -105,10 +105,9 @@ pub(crate) async fn run(args: Args, socket: PathBuf) -> Result<u8, Fail> {
     let agents = tokio::spawn(follow(agent, manager.active(), stopping));
     tracing::info!(node = %node_id, socket = %socket.display(), "ready");
     let (mut term, mut int) = (signal(SignalKind::terminate())?, signal(SignalKind::interrupt())?);
-    let mut quiet = tokio::time::interval(TRIM_EVERY);
     let trim = async {
         loop {
-            quiet.tick().await;
+            tokio::time::sleep(TRIM_EVERY).await;
             let _ = tokio::task::spawn_blocking(runtime::trim_memory).await;
         }
     };

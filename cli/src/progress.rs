@@ -2,9 +2,9 @@
 //!
 //! On a terminal there is a bar for the service and one for each task; elsewhere one line a change.
 
+use std::cell::Cell;
 use std::collections::{BTreeMap, BTreeSet};
 use std::io::IsTerminal;
-use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
 use indicatif::{MultiProgress, ProgressBar, ProgressDrawTarget, ProgressStyle};
@@ -34,8 +34,8 @@ pub(crate) enum Board {
     Quiet,
     /// One line a change.
     Lines,
-    /// Bars on a terminal.
-    Bars(MultiProgress),
+    /// Bars on a terminal, and whether any was drawn.
+    Bars(MultiProgress, Cell<bool>),
 }
 
 impl Board {
@@ -44,7 +44,8 @@ impl Board {
         if quiet {
             Self::Quiet
         } else if std::io::stdout().is_terminal() {
-            Self::Bars(MultiProgress::with_draw_target(ProgressDrawTarget::stdout()))
+            let target = ProgressDrawTarget::stdout();
+            Self::Bars(MultiProgress::with_draw_target(target), Cell::new(false))
         } else {
             Self::Lines
         }
@@ -54,17 +55,13 @@ impl Board {
 impl Drop for Board {
     fn drop(&mut self) {
         // The last line of the bars is left open.
-        if let Self::Bars(multi) = self
-            && !multi.is_hidden()
-            && DRAWN.load(Ordering::Relaxed)
+        if let Self::Bars(_, drawn) = self
+            && drawn.get()
         {
-            println!();
+            render::line("");
         }
     }
 }
-
-/// Whether any bar was drawn.
-static DRAWN: AtomicBool = AtomicBool::new(false);
 
 /// What is shown of one service.
 struct Display<'a> {
@@ -99,13 +96,17 @@ impl<'a> Display<'a> {
     fn say(&self, text: &str) {
         match (self.board, &self.head) {
             (Board::Lines, _) => self.line(text),
-            (Board::Bars(_), Some(head)) => head.set_message(text.to_owned()),
-            (Board::Quiet | Board::Bars(_), _) => {}
+            (Board::Bars(..), Some(head)) => head.set_message(text.to_owned()),
+            (Board::Quiet | Board::Bars(..), _) => {}
         }
     }
 
-    fn progress(&mut self, service: &Service, tasks: &BTreeMap<TaskId, Task>) {
-        let (running, wanted) = current(service, tasks);
+    fn progress(
+        &mut self,
+        (running, wanted): (usize, usize),
+        service: &Service,
+        tasks: &BTreeMap<TaskId, Task>,
+    ) {
         let reason = reason(service, tasks);
         match self.board {
             Board::Quiet => {}
@@ -116,14 +117,14 @@ impl<'a> Display<'a> {
                     self.said = text;
                 }
             }
-            Board::Bars(multi) => {
+            Board::Bars(multi, drawn) => {
                 let title = if self.label.is_empty() {
                     "overall progress"
                 } else {
                     self.label
                 };
                 let head = self.head.get_or_insert_with(|| {
-                    DRAWN.store(true, Ordering::Relaxed);
+                    drawn.set(true);
                     // With a bar for each task the sum needs none.
                     let each = self.label.is_empty() && wanted <= BARS_MAX;
                     let bar = multi.add(styled(if each {
@@ -147,7 +148,7 @@ impl<'a> Display<'a> {
     /// A sentence that must not be missed; bars go on below it.
     fn warn(&self, text: &str) {
         match self.board {
-            Board::Bars(multi) => multi.suspend(|| eprintln!("{text}")),
+            Board::Bars(multi, _) => multi.suspend(|| eprintln!("{text}")),
             Board::Quiet | Board::Lines => eprintln!("{text}"),
         }
     }
@@ -305,7 +306,8 @@ pub(crate) async fn wait(
             }
         }
         let Some(s) = &service else { continue };
-        display.progress(s, &tasks);
+        let (running, wanted) = current(s, &tasks);
+        display.progress((running, wanted), s, &tasks);
         if let Some(u) = s
             .update
             .as_ref()
@@ -315,7 +317,6 @@ pub(crate) async fn wait(
             display.end();
             return Ok(PAUSED);
         }
-        let (running, wanted) = current(s, &tasks);
         let over = running == wanted && s.update.as_ref().is_none_or(|u| !u.state.is_active());
         // An update was watched for `monitor` by the manager already.
         if over && s.update.as_ref().is_some_and(|u| u.completed_at.is_some()) {
@@ -347,9 +348,7 @@ fn since_change(tasks: &BTreeMap<TaskId, Task>) -> Instant {
         .filter(|t| t.desired.is_live())
         .map(|t| t.status.at.0)
         .max();
-    let now = std::time::SystemTime::now()
-        .duration_since(std::time::UNIX_EPOCH)
-        .map_or(0, |d| u64::try_from(d.as_millis()).unwrap_or(u64::MAX));
+    let now = render::now_ms();
     let age = Duration::from_millis(now.saturating_sub(newest.unwrap_or(now)));
     Instant::now().checked_sub(age).unwrap_or_else(Instant::now)
 }

@@ -232,12 +232,15 @@ fn pretty(value: &Value, depth: usize) -> String {
     }
 }
 
+/// The time, in milliseconds since 1970.
+pub(crate) fn now_ms() -> u64 {
+    let now = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH);
+    now.map_or(0, |d| u64::try_from(d.as_millis()).unwrap_or(u64::MAX))
+}
+
 /// How long ago, as Docker says it.
 pub(crate) fn ago(at_ms: u64) -> String {
-    let now = std::time::SystemTime::now()
-        .duration_since(std::time::UNIX_EPOCH)
-        .unwrap_or_default();
-    let seconds = u64::try_from(now.as_millis()).unwrap_or(0).saturating_sub(at_ms) / 1000;
+    let seconds = now_ms().saturating_sub(at_ms) / 1000;
     let (minutes, hours, days) = (seconds / 60, seconds / 3600, seconds / 86_400);
     match seconds {
         0 => "Less than a second ago".into(),

@@ -60,6 +60,23 @@ fn stack_files_are_checked_before_anything_is_asked_of_the_daemon() {
 }
 
 #[test]
+fn a_file_beyond_its_bound_is_refused_and_not_cut() {
+    let dir = tempfile::tempdir().expect("a folder");
+    let file = dir.path().join("stack.yml");
+    std::fs::write(&file, "services: {web: {image: x, env_file: big.env}}").expect("written");
+    let line = "A=aaaaaaaaaaaaaaaaaaaaaaaaaaaaa\n";
+    std::fs::write(
+        dir.path().join("big.env"),
+        line.repeat((4 << 20) / line.len() + 1),
+    )
+    .expect("written");
+    let out = rswarm(&["stack", "deploy", "-c", &file.display().to_string(), "shop"]);
+    let text = String::from_utf8_lossy(&out.stderr);
+    assert_eq!(out.status.code(), Some(1));
+    assert!(text.contains("it has more than 4194304 bytes"), "{text}");
+}
+
+#[test]
 fn stack_config_prints_the_long_form() {
     let shop = concat!(env!("CARGO_MANIFEST_DIR"), "/../examples/shop/stack.yml");
     let out = rswarm(&["stack", "config", "-c", shop]);

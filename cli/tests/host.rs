@@ -648,6 +648,8 @@ fn replacement(host: &mut Host) -> Result<(), Failed> {
     host.types(
         "service create --name web -p 18181:8080 --replicas 2 --update-monitor 0s --restart-delay 0s web:v1",
     )?;
+    // A slot is one container; a service of two is not.
+    host.refused(&["exec", "web", "true"], &["ambiguous"])?;
     let before = host.pids("web.1")?;
     let (_, pid) = before.iter().next().ok_or("web.1 does not run")?;
     let raw = rustix::process::Pid::from_raw(i32::try_from(*pid)?).ok_or("no pid")?;

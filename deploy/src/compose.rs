@@ -5,7 +5,7 @@ use model::spec::StackSpec;
 use crate::convert::{Surroundings, absolute, convert};
 use crate::interpolate::interpolate;
 use crate::merge::merge;
-use crate::node::{Entry, Node, Value, parse};
+use crate::node::{Node, Value, parse};
 use crate::problem::{Problem, Report};
 use crate::schema::{FILE, normalise};
 
@@ -113,10 +113,7 @@ fn fill(node: &Node, vars: Vars<'_>, path: &str, report: &mut Report) -> Node {
                         "" => e.key.clone(),
                         _ => format!("{path}.{}", e.key),
                     };
-                    Entry {
-                        node: fill(&e.node, vars, &path, report),
-                        ..e.clone()
-                    }
+                    e.with(fill(&e.node, vars, &path, report))
                 })
                 .collect(),
         ),

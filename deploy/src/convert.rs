@@ -59,9 +59,21 @@ pub(crate) fn convert(
         stack.services.push(service);
     }
     to.networks(&mut stack);
-    to.secrets(&mut stack);
-    to.configs(&mut stack);
+    let (secrets, external_secrets) = to.files("secret", model::spec::SECRET_MAX);
+    let (configs, external_configs) = to.files("config", model::spec::CONFIG_MAX);
+    let secret = |File { name, labels, data }| SecretSpec { name, labels, data };
+    let config = |File { name, labels, data }| ConfigSpec { name, labels, data };
+    stack.secrets = secrets.into_iter().map(secret).collect();
+    stack.configs = configs.into_iter().map(config).collect();
+    (stack.external_secrets, stack.external_configs) = (external_secrets, external_configs);
     stack
+}
+
+/// A secret or config to be made.
+struct File {
+    name: String,
+    labels: Labels,
+    data: Vec<u8>,
 }
 
 struct Converter<'a> {
@@ -204,7 +216,7 @@ impl Converter<'_> {
 
     fn networks(&mut self, stack: &mut StackSpec) {
         let entries = section(self.tree, "networks");
-        let used = self.used.clone();
+        let used = std::mem::take(&mut self.used);
         for entry in entries.iter().filter(|e| used.contains(&e.key)) {
             let node = &entry.node;
             let name = self.name(&entry.key, node);
@@ -285,38 +297,22 @@ impl Converter<'_> {
         }
     }
 
-    fn secrets(&mut self, stack: &mut StackSpec) {
-        for entry in section(self.tree, "secrets") {
+    /// Secrets or configs that are to be made, and the names of those that must be there.
+    fn files(&mut self, kind: &'static str, max: usize) -> (Vec<File>, Vec<String>) {
+        let (mut own, mut there) = (Vec::new(), Vec::new());
+        let section_name = format!("{kind}s");
+        for entry in section(self.tree, &section_name) {
             let name = self.name(&entry.key, &entry.node);
-            let name = self.checked("secret", "secrets", entry, name);
+            let name = self.checked(kind, &section_name, entry, name);
             if external(&entry.node).is_some() {
-                stack.external_secrets.push(name);
+                there.push(name);
                 continue;
             }
-            let data = self.data("secret", entry, model::spec::SECRET_MAX);
-            stack.secrets.push(SecretSpec {
-                name,
-                labels: self.labels(pairs(&entry.node, &["labels"])),
-                data,
-            });
+            let data = self.data(kind, entry, max);
+            let labels = self.labels(pairs(&entry.node, &["labels"]));
+            own.push(File { name, labels, data });
         }
-    }
-
-    fn configs(&mut self, stack: &mut StackSpec) {
-        for entry in section(self.tree, "configs") {
-            let name = self.name(&entry.key, &entry.node);
-            let name = self.checked("config", "configs", entry, name);
-            if external(&entry.node).is_some() {
-                stack.external_configs.push(name);
-                continue;
-            }
-            let data = self.data("config", entry, model::spec::CONFIG_MAX);
-            stack.configs.push(ConfigSpec {
-                name,
-                labels: self.labels(pairs(&entry.node, &["labels"])),
-                data,
-            });
-        }
+        (own, there)
     }
 
     fn service(&mut self, entry: &Entry) -> ServiceSpec {

@@ -55,8 +55,9 @@ fn key(node: &Node, key: &str) -> Option<String> {
 
 fn maps(base: Node, over: Node, mut both: impl FnMut(&str, Node, Node) -> Node) -> Node {
     let at = base.at;
-    let (Value::Map(base), Value::Map(over)) = (base.value, over.value.clone()) else {
-        return over;
+    let (base, over) = match (base.value, over.value) {
+        (Value::Map(base), Value::Map(over)) => (base, over),
+        (_, value) => return Node::new(over.at, value),
     };
     let mut all: Vec<Entry> = base;
     for entry in over {
@@ -73,8 +74,9 @@ fn maps(base: Node, over: Node, mut both: impl FnMut(&str, Node, Node) -> Node) 
 
 /// Appends; items with the same key are replaced, and equal ones are kept once.
 fn lists(at: crate::node::Place, base: Node, over: Node, key: impl Fn(&Node) -> Option<String>) -> Node {
-    let (Value::List(mut all), Value::List(more)) = (base.value, over.value.clone()) else {
-        return over;
+    let (mut all, more) = match (base.value, over.value) {
+        (Value::List(all), Value::List(more)) => (all, more),
+        (_, value) => return Node::new(over.at, value),
     };
     for item in more {
         let same = |n: &Node| match (key(n), key(&item)) {

@@ -61,6 +61,17 @@ pub(crate) struct Entry {
     pub node: Node,
 }
 
+impl Entry {
+    /// The same key with another value.
+    pub(crate) fn with(&self, node: Node) -> Self {
+        Self {
+            key: self.key.clone(),
+            at: self.at,
+            node,
+        }
+    }
+}
+
 impl Node {
     /// A node that stands where another one does.
     pub(crate) fn new(at: Place, value: Value) -> Self {

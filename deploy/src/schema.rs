@@ -646,10 +646,7 @@ fn object(node: &Node, keys: &[Key], path: &str, report: &mut Report) -> Option<
         match &key.class {
             Class::Used(_) if entry.node.value == Value::Null => {}
             Class::Used(shape) => {
-                all.extend(normalise(&entry.node, shape, &path, report).map(|node| Entry {
-                    node,
-                    ..entry.clone()
-                }))
+                all.extend(normalise(&entry.node, shape, &path, report).map(|n| entry.with(n)));
             }
             Class::Ignored(why) => report.warn(entry.at, &path, *why),
             Class::Refused(why) => report.problem(entry.at, &path, *why),
@@ -679,12 +676,7 @@ fn named(
     };
     let mut all = Vec::new();
     for entry in entries {
-        all.extend(
-            inner(&entry.node, &join(path, &entry.key), report).map(|node| Entry {
-                node,
-                ..entry.clone()
-            }),
-        );
+        all.extend(inner(&entry.node, &join(path, &entry.key), report).map(|n| entry.with(n)));
     }
     Some(Node::new(node.at, Value::Map(all)))
 }

@@ -298,6 +298,19 @@ pub struct TaskStatus {
 }
 
 impl TaskStatus {
+    /// Whether it says more than `known` does. Time alone is no news: its report would come back as an assignment, and
+    /// that would be reported again.
+    pub fn is_news_to(&self, known: &Self) -> bool {
+        let Self {
+            state,
+            at: _,
+            message,
+            error,
+            container,
+        } = self;
+        (state, message, error, container) != (&known.state, &known.message, &known.error, &known.container)
+    }
+
     /// A task that was just made.
     pub fn new(at: Timestamp) -> Self {
         Self {
@@ -423,5 +436,27 @@ impl Object {
             Self::Secret(o) => o.meta,
             Self::Config(o) => o.meta,
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_time_alone_is_no_news() {
+        let known = TaskStatus::new(Timestamp(1));
+        let later = TaskStatus::new(Timestamp(2));
+        assert!(!later.is_news_to(&known));
+        let further = TaskStatus {
+            state: TaskState::Running,
+            ..later.clone()
+        };
+        assert!(further.is_news_to(&known));
+        let said = TaskStatus {
+            message: "pulling".into(),
+            ..later
+        };
+        assert!(said.is_news_to(&known));
     }
 }

@@ -8,19 +8,6 @@ use model::object::TaskStatus;
 /// Most statuses of one message; one log entry stays below 1 MiB.
 pub const BATCH_MAX: usize = 512;
 
-/// Whether a status says more than that time has passed. What says no more is not told: its report would come back as
-/// an assignment, and that would be reported again.
-pub fn is_news(known: &TaskStatus, seen: &TaskStatus) -> bool {
-    let TaskStatus {
-        state,
-        at: _,
-        message,
-        error,
-        container,
-    } = seen;
-    (state, message, error, container) != (&known.state, &known.message, &known.error, &known.container)
-}
-
 /// The newest status of each task that a manager does not have yet.
 #[derive(Debug, Default)]
 pub struct Outbox {
@@ -49,30 +36,5 @@ impl Outbox {
                 self.waiting.remove(id);
             }
         }
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use model::Timestamp;
-    use model::task_state::TaskState;
-
-    use super::*;
-
-    #[test]
-    fn the_time_alone_is_no_news() {
-        let known = TaskStatus::new(Timestamp(1));
-        let later = TaskStatus::new(Timestamp(2));
-        assert!(!is_news(&known, &later));
-        let further = TaskStatus {
-            state: TaskState::Running,
-            ..later.clone()
-        };
-        assert!(is_news(&known, &further));
-        let said = TaskStatus {
-            message: "pulling".into(),
-            ..later
-        };
-        assert!(is_news(&known, &said));
     }
 }

@@ -43,18 +43,28 @@ impl HostService {
         if let Some(found) = exact {
             return Ok(found.clone());
         }
-        // `web.1` is whatever runs in that slot: while it is handed over, the newer one.
-        let slot = format!("{reference}.");
         let running = |c: &&ContainerInfo| matches!(c.state, ContainerState::Running { .. });
-        let task = all
+        // `web.1` is whatever runs in that slot: while it is handed over, the newer one.
+        let of_slot = |c: &&ContainerInfo| {
+            label(c, NAME_LABEL)
+                .rsplit_once('.')
+                .is_some_and(|(task, _)| task == reference)
+        };
+        if let Some(found) = all
             .iter()
-            .filter(|c| label(c, NAME_LABEL).starts_with(&slot))
-            .max_by_key(|c| (running(c), c.created_ms));
-        if let Some(found) = task {
+            .filter(of_slot)
+            .max_by_key(|c| (running(c), c.created_ms))
+        {
             return Ok(found.clone());
         }
-        let begin = |c: &&ContainerInfo| !reference.is_empty() && c.id.starts_with(reference);
-        let candidates: Vec<&ContainerInfo> = all.iter().filter(begin).collect();
+        let begin = |c: &&ContainerInfo| {
+            !reference.is_empty()
+                && (c.id.starts_with(reference) || label(c, NAME_LABEL).starts_with(&format!("{reference}.")))
+        };
+        let mut candidates: Vec<&ContainerInfo> = all.iter().filter(begin).collect();
+        if candidates.len() > 1 {
+            candidates.retain(running);
+        }
         match candidates.as_slice() {
             [one] => Ok((*one).clone()),
             [] => Err(Status::not_found(format!("No such container: {reference}"))),

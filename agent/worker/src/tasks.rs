@@ -4,7 +4,6 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use agent_core::health::Health;
-use agent_core::outbox::is_news;
 use agent_core::step::RETRY;
 use agent_core::{LocalTask, Seen, Step, next_step, state_of};
 use model::TaskId;
@@ -508,7 +507,7 @@ impl Worker {
             container: self.container.clone(),
         };
         // What a manager knows already, or will: it keeps every status until it is acknowledged.
-        if is_news(self.told.as_ref().unwrap_or(&self.task.status), &status) {
+        if status.is_news_to(self.told.as_ref().unwrap_or(&self.task.status)) {
             self.told = Some(status.clone());
             report::put(&self.shared, self.id, status);
         }

@@ -263,7 +263,7 @@ fn folder(files: &Files) -> Result<String, Fail> {
     text.ok_or_else(|| Fail::new(format!("{}: the path is no UTF-8 text", absolute.display())))
 }
 
-/// A file of at most one byte more than `max`, so that a larger one is seen and not swallowed.
+/// A file of at most `max` bytes.
 fn bounded(path: &Path, max: usize) -> std::io::Result<Vec<u8>> {
     let file = std::fs::File::open(path)?;
     if file.metadata()?.is_dir() {
@@ -271,6 +271,9 @@ fn bounded(path: &Path, max: usize) -> std::io::Result<Vec<u8>> {
     }
     let mut bytes = Vec::new();
     file.take(max as u64 + 1).read_to_end(&mut bytes)?;
+    if bytes.len() > max {
+        return Err(std::io::Error::other(format!("it has more than {max} bytes")));
+    }
     Ok(bytes)
 }
 

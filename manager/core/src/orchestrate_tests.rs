@@ -793,6 +793,17 @@ fn what_a_port_cannot_do_is_said() {
 }
 
 #[test]
+fn no_more_restarts_are_allowed_than_are_counted() {
+    let mut sim = Sim::new(1);
+    for (attempts, refused) in [(99, false), (100, true)] {
+        let mut spec = spec("a", 1);
+        spec.task.restart.max_attempts = attempts;
+        let made = admit::create_service(&sim.state, spec, sim.now, &mut sim.ids);
+        assert_eq!(made.is_err(), refused, "{attempts}: {made:?}");
+    }
+}
+
+#[test]
 fn a_host_port_rolls_although_start_first_was_asked() {
     let mut sim = Sim::new(1);
     let mut spec = spec("a", 1);

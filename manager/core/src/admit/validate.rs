@@ -63,9 +63,9 @@ pub(super) fn service(spec: &ServiceSpec) -> Result<(), Refusal> {
     }
     let restart = &spec.task.restart;
     if restart.max_attempts > RESTARTS_MAX {
-        return Err(Refusal::invalid(format!(
-            "service {}: restart max attempts {} are more than {RESTARTS_MAX}, and no more are counted: give fewer, or 0 for no bound",
-            spec.name, restart.max_attempts
+        return Err(at(format!(
+            "restart max attempts {} are more than {RESTARTS_MAX}, and no more are counted: give fewer, or 0 for no bound",
+            restart.max_attempts
         )));
     }
     for (name, d) in [

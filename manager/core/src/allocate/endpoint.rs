@@ -34,24 +34,25 @@ pub(crate) enum EndpointError {
 }
 
 /// Another service that has a port wherever this one would: on all nodes, or, both being global, on each.
-fn holder(state: &State, spec: &ServiceSpec, id: ServiceId, port: &PortSpec) -> Option<Arc<Service>> {
-    let everywhere = |mode: PublishMode, service: &ServiceMode| {
-        mode == PublishMode::Ingress || *service == ServiceMode::Global
-    };
+fn holder<'a>(
+    state: &'a State,
+    spec: &ServiceSpec,
+    id: ServiceId,
+    port: &PortSpec,
+) -> Option<&'a Arc<Service>> {
     if port.published == 0 {
         return None;
     }
     let clash = |other: &Service, p: &PortSpec| {
         let same = (p.protocol, p.published) == (port.protocol, port.published);
-        let one = p.mode == PublishMode::Ingress || port.mode == PublishMode::Ingress;
-        let both = everywhere(p.mode, &other.spec.mode) && everywhere(port.mode, &spec.mode);
-        same && (one || both)
+        let everywhere = p.mode == PublishMode::Ingress || port.mode == PublishMode::Ingress;
+        let on_each = other.spec.mode == ServiceMode::Global && spec.mode == ServiceMode::Global;
+        same && (everywhere || on_each)
     };
     state
         .services()
         .filter(|s| s.id != id)
         .find(|s| s.endpoint.ports.iter().any(|p| clash(s, p)))
-        .cloned()
 }
 
 /// What the service has already it keeps; numbers that were asked for come before those that are chosen.

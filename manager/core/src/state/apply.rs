@@ -137,12 +137,7 @@ impl State {
 
 /// The task with a newer sighting, or nothing when the sighting is old.
 fn reported(old: &Task, seen: &TaskStatus, entry: &Entry) -> Option<Task> {
-    let same_but_later = TaskStatus {
-        at: seen.at,
-        ..old.status.clone()
-    };
-    // Time alone is no change: its assignment would come back as the next report.
-    let later = seen.at >= old.status.at && *seen != same_but_later;
+    let later = seen.at >= old.status.at && seen.is_news_to(&old.status);
     let newer = seen.state > old.status.state || (seen.state == old.status.state && later);
     // An agent moves a task only within its own part of the ladder: what becomes of a lost one is the manager's to say.
     let its_part = TaskState::Accepted..=TaskState::Rejected;
