@@ -1,12 +1,17 @@
 //! Connections to the daemon, and how its refusals read.
 
 use std::path::PathBuf;
+use std::sync::Arc;
 
-use model::object::Object;
+use model::NodeId;
+use model::object::{Node, Object};
 use proto::control::control_client::ControlClient;
 use proto::control::{Filter, GetRequest, ListRequest};
 use proto::host::host_client::HostClient;
-use proto::types::Kind;
+use proto::types::{Kind, ManagerStatus};
+use tonic::metadata::{Ascii, MetadataValue};
+use tonic::service::Interceptor;
+use tonic::service::interceptor::InterceptedService;
 use tonic::transport::Channel;
 
 /// Largest answer taken: a list of 20,000 tasks has some 30 MB.
@@ -61,6 +66,24 @@ impl From<proto::convert::WireError> for Fail {
     }
 }
 
+/// A client of a node's host.
+pub(crate) type RemoteHost = HostClient<InterceptedService<Channel, Aim>>;
+
+/// Says with every call which node's host is meant.
+#[derive(Clone)]
+pub(crate) struct Aim {
+    node: Option<MetadataValue<Ascii>>,
+}
+
+impl Interceptor for Aim {
+    fn call(&mut self, mut request: tonic::Request<()>) -> Result<tonic::Request<()>, tonic::Status> {
+        if let Some(node) = &self.node {
+            request.metadata_mut().insert(manager_server::NODE, node.clone());
+        }
+        Ok(request)
+    }
+}
+
 /// The daemon at a socket.
 pub(crate) struct Client {
     pub(crate) socket: PathBuf,
@@ -81,8 +104,43 @@ impl Client {
         Ok(HostClient::new(channel).max_decoding_message_size(ANSWER_MAX))
     }
 
+    /// The host of a node: this one's, or another's through the managers.
+    pub(crate) async fn host_of(&self, node: Option<NodeId>) -> Result<RemoteHost, Fail> {
+        let channel = proto::channel::connect(&self.socket).await?;
+        let aim = Aim {
+            node: node.and_then(|n| n.to_string().parse().ok()),
+        };
+        Ok(HostClient::with_interceptor(channel, aim).max_decoding_message_size(ANSWER_MAX))
+    }
+
+    /// Nodes that match filters, each with what is known of it as a manager.
+    pub(crate) async fn nodes(
+        &self,
+        filters: &[String],
+    ) -> Result<Vec<(Arc<Node>, Option<ManagerStatus>)>, Fail> {
+        let mut nodes = Vec::new();
+        for object in self.list_wire(Kind::Node, filters).await? {
+            let manager = match &object.object {
+                Some(proto::types::object::Object::Node(node)) => node.manager.clone(),
+                _ => None,
+            };
+            if let Object::Node(node) = object.try_into()? {
+                nodes.push((node, manager));
+            }
+        }
+        Ok(nodes)
+    }
+
     /// Objects of a kind that match filters `key=value`.
     pub(crate) async fn list(&self, kind: Kind, filters: &[String]) -> Result<Vec<Object>, Fail> {
+        let objects = self.list_wire(kind, filters).await?;
+        Ok(objects
+            .into_iter()
+            .map(Object::try_from)
+            .collect::<Result<_, _>>()?)
+    }
+
+    async fn list_wire(&self, kind: Kind, filters: &[String]) -> Result<Vec<proto::types::Object>, Fail> {
         let mut list = Vec::new();
         for filter in filters {
             let (key, value) = filter.split_once('=').ok_or_else(|| {
@@ -97,12 +155,7 @@ impl Client {
             kind: kind.into(),
             filters: list,
         };
-        let reply = self.control().await?.list(request).await?.into_inner();
-        Ok(reply
-            .objects
-            .into_iter()
-            .map(Object::try_from)
-            .collect::<Result<_, _>>()?)
+        Ok(self.control().await?.list(request).await?.into_inner().objects)
     }
 
     pub(crate) async fn get(&self, kind: Kind, reference: &str) -> Result<Object, Fail> {

@@ -1,22 +1,31 @@
-//! `rswarm daemon`: an agent and a manager on one socket.
+//! `rswarm daemon`: an agent and, where the node is one, a manager; reached by a socket and by a port.
 
 use std::fs;
-use std::io::Write;
 use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use agent_worker::{Agent, AgentConfig};
-use manager_server::{Manager, ManagerConfig, RandomIds};
-use model::NodeId;
+use manager_server::{Manager, ManagerConfig, Membership, Side};
+use model::object::NodeRole;
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::watch;
-use tokio_stream::wrappers::UnixListenerStream;
+use tokio_stream::wrappers::{ReceiverStream, UnixListenerStream};
+use tonic::transport::Server;
 
 use crate::client::Fail;
 
 /// Time between two looks for memory that can be given back.
 const TRIM_EVERY: Duration = Duration::from_secs(30);
+
+/// Streams of one connection at the same time: every call of a manager to another is one.
+const STREAMS_MAX: u32 = 1024;
+/// Bytes of the headers of a call.
+const HEADERS_MAX: u32 = 16 << 10;
+/// Time between two signs of life of a connection, half of the wait for an answer.
+const KEEP_ALIVE: Duration = Duration::from_secs(10);
+/// Pause after a change of role that failed.
+const ROLE_RETRY: Duration = Duration::from_secs(2);
 
 /// Where and as what the daemon runs.
 #[derive(clap::Args)]
@@ -55,7 +64,6 @@ pub(crate) async fn run(args: Args, socket: PathBuf) -> Result<u8, Fail> {
         .map_err(problem("make the data folder", &data))?;
     fs::set_permissions(&data, fs::Permissions::from_mode(0o711)).map_err(problem("protect", &data))?;
     let _lock = lock(&data)?;
-    let node_id = node_id(&data)?;
     let hostname = args
         .hostname
         .unwrap_or_else(|| rustix::system::uname().nodename().to_string_lossy().into_owned());
@@ -74,15 +82,14 @@ pub(crate) async fn run(args: Args, socket: PathBuf) -> Result<u8, Fail> {
     fs::set_permissions(&socket, fs::Permissions::from_mode(0o660)).map_err(problem("protect", &socket))?;
     let manager = Manager::open(ManagerConfig {
         data_dir: data.clone(),
-        node_id,
         hostname: hostname.clone(),
     })
     .await
     .map_err(|e| Fail::new(chain(&e)))?;
     let agent = Agent::open(AgentConfig {
         data_dir: data.clone(),
-        manager: socket.clone(),
-        node_id,
+        keychain: manager.keychain().clone(),
+        raft_id: manager.raft_id(),
         hostname,
         dataplane: args.dataplane,
         exe: std::env::current_exe()?,
@@ -90,20 +97,21 @@ pub(crate) async fn run(args: Args, socket: PathBuf) -> Result<u8, Fail> {
     })
     .await
     .map_err(|e| Fail::new(chain(&e)))?;
-    let (control, dispatcher) = manager.services();
+    let (control, _) = manager.services();
     let (stop, stopping) = watch::channel(false);
     let mut served = stopping.clone();
     let server = tokio::spawn(
-        tonic::transport::Server::builder()
+        builder()
+            .layer(manager.gate(Side::Socket))
             .add_service(control)
-            .add_service(dispatcher)
             .add_service(agent.service())
             .serve_with_incoming_shutdown(UnixListenerStream::new(listener), async move {
                 let _ = served.wait_for(|s| *s).await;
             }),
     );
-    let agents = tokio::spawn(follow(agent, manager.active(), stopping));
-    tracing::info!(node = %node_id, socket = %socket.display(), "ready");
+    let roles = tokio::spawn(follow_role(manager.clone(), agent.role()));
+    let agents = tokio::spawn(follow(manager.clone(), agent, stopping));
+    tracing::info!(node = %manager.node_id(), socket = %socket.display(), "ready");
     let (mut term, mut int) = (signal(SignalKind::terminate())?, signal(SignalKind::interrupt())?);
     let trim = async {
         loop {
@@ -119,6 +127,7 @@ pub(crate) async fn run(args: Args, socket: PathBuf) -> Result<u8, Fail> {
     };
     let _ = stop.send(true);
     manager.close().await;
+    roles.abort();
     let _ = agents.await;
     // Watchers keep their streams open; they are cut rather than waited for.
     server.abort();
@@ -126,20 +135,83 @@ pub(crate) async fn run(args: Args, socket: PathBuf) -> Result<u8, Fail> {
     Ok(code)
 }
 
+/// Bounds of every connection, whoever made it.
+fn builder() -> Server {
+    Server::builder()
+        .max_concurrent_streams(STREAMS_MAX)
+        .http2_max_header_list_size(HEADERS_MAX)
+        .http2_keepalive_interval(Some(KEEP_ALIVE))
+        .http2_keepalive_timeout(Some(KEEP_ALIVE * 2))
+}
+
+/// Serves other nodes while this one is in a cluster.
+fn serve_port(manager: &Manager, agent: &Agent, mut ended: watch::Receiver<bool>) {
+    let Some(listener) = manager.take_listener() else {
+        return;
+    };
+    let listener = match tokio::net::TcpListener::from_std(listener) {
+        Ok(listener) => listener,
+        Err(error) => {
+            tracing::error!(%error, "serve other nodes");
+            return;
+        }
+    };
+    let (control, dispatcher) = manager.services();
+    let (ca, raft) = manager.port_services();
+    let connections = proto::listener::accept(listener, manager.keychain().clone());
+    let router = builder()
+        .layer(manager.gate(Side::Port))
+        .add_service(ca)
+        .add_service(raft)
+        .add_service(dispatcher)
+        .add_service(control)
+        .add_service(agent.service());
+    tokio::spawn(async move {
+        tokio::select! {
+            result = router.serve_with_incoming(ReceiverStream::new(connections)) => {
+                if let Err(error) = result {
+                    tracing::error!(%error, "serve other nodes");
+                }
+            }
+            // Streams of others are cut; they go on elsewhere.
+            _ = ended.wait_for(|e| *e) => {}
+        }
+    });
+}
+
+/// Becomes a manager, or ceases to be one, as the managers say.
+async fn follow_role(manager: Manager, mut role: watch::Receiver<Option<NodeRole>>) {
+    loop {
+        let said = *role.borrow_and_update();
+        if let Some(said) = said
+            && let Err(error) = manager.follow(said).await
+        {
+            tracing::error!("become {said:?}: {}", chain(&error));
+            tokio::time::sleep(ROLE_RETRY).await;
+            continue;
+        }
+        if role.changed().await.is_err() {
+            return;
+        }
+    }
+}
+
 /// Runs the agent while this node is in a cluster; what it left behind goes when the cluster is left.
-async fn follow(agent: Agent, mut active: watch::Receiver<bool>, mut stopping: watch::Receiver<bool>) {
+async fn follow(manager: Manager, agent: Agent, mut stopping: watch::Receiver<bool>) {
+    let mut membership = manager.membership();
     loop {
         tokio::select! {
-            result = active.wait_for(|a| *a) => if result.is_err() { return },
+            result = membership.wait_for(|m| *m != Membership::None) => if result.is_err() { return },
             _ = stopping.wait_for(|s| *s) => return,
         }
         let (end, ended) = watch::channel(false);
+        serve_port(&manager, &agent, ended.clone());
         let runner = {
             let agent = agent.clone();
             tokio::spawn(async move { agent.run(ended).await })
         };
         let left = tokio::select! {
-            result = active.wait_for(|a| !*a) => result.is_ok(),
+            result = membership.wait_for(|m| *m == Membership::None) => result.is_ok(),
             _ = stopping.wait_for(|s| *s) => false,
         };
         let stopped = *stopping.borrow();
@@ -173,27 +245,6 @@ fn lock(data: &Path) -> Result<fs::File, Fail> {
         ))
     })?;
     Ok(file)
-}
-
-/// The id of this node: made once, kept for ever.
-fn node_id(data: &Path) -> Result<NodeId, Fail> {
-    let path = data.join("node-id");
-    if let Ok(text) = fs::read_to_string(&path) {
-        return text
-            .trim()
-            .parse()
-            .map_err(|e| Fail::new(format!("{}: {e}", path.display())));
-    }
-    let id = NodeId::new(&mut RandomIds);
-    let aside = data.join(".node-id");
-    let write = || -> std::io::Result<()> {
-        let mut file = fs::File::create(&aside)?;
-        writeln!(file, "{id}")?;
-        file.sync_all()?;
-        fs::rename(&aside, &path)
-    };
-    write().map_err(problem("write", &path))?;
-    Ok(id)
 }
 
 fn chain(error: &dyn std::error::Error) -> String {

@@ -15,6 +15,24 @@ pub(crate) fn fail(error: &Fail) -> ExitCode {
 }
 
 /// Prints a line; a reader that went away ends the program quietly.
+/// Prints text as it is.
+pub(crate) fn text(text: &str) {
+    let mut out = std::io::stdout().lock();
+    // Who reads the output may have gone; nothing is lost with it.
+    let _ = std::io::Write::write_all(&mut out, text.as_bytes());
+}
+
+/// Says what the user should know, beside the output.
+pub(crate) fn warn(text: &str) {
+    eprintln!("WARNING: {text}");
+}
+
+/// Says how far something is, beside the output.
+pub(crate) fn progress(text: &str) {
+    eprintln!("{text}");
+}
+
+/// Prints a line.
 pub(crate) fn line(text: impl AsRef<str>) {
     if writeln!(std::io::stdout(), "{}", text.as_ref()).is_err() {
         std::process::exit(0);

@@ -38,11 +38,94 @@ pub struct Cluster {
     pub address_pools: Vec<IpNet>,
     /// Prefix length of such a subnet.
     pub subnet_prefix: u8,
+    /// Who may be part of it.
+    pub security: Security,
 }
 
 impl Cluster {
     /// Most finished tasks kept per slot, whatever the limit says.
     pub const HISTORY_MAX: usize = 100;
+}
+
+/// What the certificates and tokens of a cluster are made with. Its texts say nothing of the keys.
+#[derive(Clone, PartialEq, Eq, Default)]
+pub struct Security {
+    /// The authority that signs certificates of nodes.
+    pub authority: Authority,
+    /// The authority that takes its place, while every node is being given a new certificate.
+    pub next: Option<NextAuthority>,
+    /// Lifetime of a node's certificate.
+    pub certificate_expiry: Duration,
+    /// From which the secrets of join tokens are derived (HMAC-SHA-256).
+    pub token_key: Vec<u8>,
+    /// Join tokens that are valid.
+    pub tokens: Vec<JoinToken>,
+    /// Number of the token made last.
+    pub last_token: u64,
+    /// With autolock, what the keys on a manager's disk are sealed with; empty: none.
+    pub unlock_key: Vec<u8>,
+    /// Grows when the cluster is made anew from one manager's state; managers of an earlier epoch are refused.
+    pub epoch: u64,
+}
+
+impl Security {
+    /// Most join tokens at a time: two stand, the others are handed out for single hosts.
+    pub const TOKENS_MAX: usize = 1000;
+}
+
+impl std::fmt::Debug for Security {
+    fn fmt(&self, out: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        (out.debug_struct("Security"))
+            .field("certificate_expiry", &self.certificate_expiry)
+            .field("tokens", &self.tokens)
+            .field("rotating", &self.next.is_some())
+            .field("autolock", &!self.unlock_key.is_empty())
+            .field("epoch", &self.epoch)
+            .finish_non_exhaustive()
+    }
+}
+
+/// A certificate authority (X.509, RFC 5280).
+#[derive(Clone, PartialEq, Eq, Default)]
+pub struct Authority {
+    /// Its certificate, PEM.
+    pub certificate: String,
+    /// Its key, PKCS#8 in PEM. It never leaves the managers.
+    pub key: String,
+}
+
+impl std::fmt::Debug for Authority {
+    fn fmt(&self, out: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        out.write_str("Authority")
+    }
+}
+
+/// An authority that is being introduced.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct NextAuthority {
+    /// The authority.
+    pub authority: Authority,
+    /// Its key signed by the old authority, PEM: who trusts only the old one follows it.
+    pub cross_signed: String,
+    /// When the rotation began.
+    pub since: Timestamp,
+}
+
+/// Lets hosts into the cluster. The secret itself is derived, see [`Security::token_key`].
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct JoinToken {
+    /// Number from which its secret is derived.
+    pub serial: u64,
+    /// As what a host joins with it.
+    pub role: NodeRole,
+    /// Whether it is the one that `join-token` shows and rotates; the others are made for an occasion.
+    pub standing: bool,
+    /// Until when it can be used; absent: for ever.
+    pub expires_at: Option<Timestamp>,
+    /// How many more hosts it lets in; absent: any number.
+    pub uses_left: Option<u32>,
+    /// Whether a host may bring labels of its own.
+    pub labels: bool,
 }
 
 /// A host of the cluster.
@@ -58,6 +141,21 @@ pub struct Node {
     pub description: NodeDescription,
     /// What the manager sees of it.
     pub status: NodeStatus,
+    /// Who it is to others.
+    pub identity: NodeIdentity,
+}
+
+/// Who a node is to others.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub struct NodeIdentity {
+    /// SHA-256 of the public key its certificates are made for, in hex.
+    pub key: String,
+    /// SHA-256 of the authority that signed its newest certificate, in hex.
+    pub issuer: String,
+    /// When that certificate ends.
+    pub expires_at: Timestamp,
+    /// Its number among the managers; absent before it has a log. Numbers are never used twice.
+    pub raft_id: Option<u64>,
 }
 
 /// What operators set on a node.

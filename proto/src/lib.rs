@@ -3,8 +3,11 @@
 //! It decides nothing: whether a message is well formed is all it knows.
 #![forbid(unsafe_code)]
 
+pub mod authz;
 pub mod channel;
 pub mod convert;
+pub mod identity;
+pub mod listener;
 
 #[allow(
     missing_docs,
@@ -14,6 +17,15 @@ pub mod convert;
     reason = "generated; the .proto files hold the comments"
 )]
 mod generated {
+    pub mod roles {
+        tonic::include_proto!("rswarm.roles");
+    }
+    pub mod ca {
+        tonic::include_proto!("rswarm.ca");
+    }
+    pub mod raft {
+        tonic::include_proto!("rswarm.raft");
+    }
     pub mod types {
         tonic::include_proto!("rswarm.types");
     }
@@ -27,4 +39,4 @@ mod generated {
         tonic::include_proto!("rswarm.host");
     }
 }
-pub use generated::{control, dispatch, host, types};
+pub use generated::{ca, control, dispatch, host, raft, roles, types};

@@ -127,6 +127,7 @@ impl Cluster {
                     memory: Bytes(8 << 30),
                     ..NodeDescription::default()
                 },
+                identity: Default::default(),
                 status: NodeStatus {
                     state: NodeState::Ready,
                     message: String::new(),

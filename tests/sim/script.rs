@@ -163,7 +163,13 @@ fn availability(cluster: &mut Cluster, name: &str, to: Availability) -> Result<S
     let node = node.ok_or_else(|| format!("there is no node {name}"))?;
     let mut spec = node.spec.clone();
     spec.availability = to;
-    let made = admit::update_node(&cluster.state, &node.id.to_string(), None, spec);
+    let made = admit::update_node(
+        &cluster.state,
+        &node.id.to_string(),
+        None,
+        spec,
+        &Default::default(),
+    );
     ask(cluster, made)
 }
 

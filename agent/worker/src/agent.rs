@@ -6,9 +6,10 @@ use std::sync::{Arc, Mutex};
 
 use image::ImageStore;
 use model::NodeId;
-use model::object::NodeDescription;
+use model::object::{NodeDescription, NodeRole};
 use net::{Dataplane, DataplaneConfig};
 use proto::host::host_server::HostServer;
+use proto::identity::Keychain;
 use runtime::{Runtime, RuntimeConfig};
 use tokio::sync::{Notify, Semaphore, watch};
 
@@ -23,14 +24,14 @@ const REQUEST_MAX: usize = 4 << 20;
 const STARTS: usize = 8;
 
 /// What an agent is told by the daemon.
-#[derive(Debug, Clone)]
+#[derive(Clone)]
 pub struct AgentConfig {
     /// Its folders are in here.
     pub data_dir: PathBuf,
-    /// Socket of the manager.
-    pub manager: PathBuf,
-    /// The node it is.
-    pub node_id: NodeId,
+    /// Who this node is to others, and where the managers are.
+    pub keychain: Keychain,
+    /// This node's number among the managers; 0 while it has no log.
+    pub raft_id: watch::Receiver<u64>,
     /// Name of the host.
     pub hostname: String,
     /// Name of the dataplane on this machine.
@@ -70,6 +71,7 @@ pub(crate) struct Shared {
     pub(crate) outbox: Mutex<Outbox>,
     pub(crate) told: Notify,
     pub(crate) starts: Semaphore,
+    pub(crate) role: watch::Sender<Option<NodeRole>>,
 }
 
 impl Agent {
@@ -99,6 +101,7 @@ impl Agent {
             outbox: Mutex::new(Outbox::default()),
             told: Notify::new(),
             starts: Semaphore::new(STARTS),
+            role: watch::Sender::new(None),
             config,
         };
         Ok(Self {
@@ -109,6 +112,11 @@ impl Agent {
     /// The service for operators, to be added to the daemon's server.
     pub fn service(&self) -> HostServer<HostService> {
         HostServer::new(HostService::new(self.shared.clone())).max_decoding_message_size(REQUEST_MAX)
+    }
+
+    /// What the managers say this node is to be; absent before they said anything.
+    pub fn role(&self) -> watch::Receiver<Option<NodeRole>> {
+        self.shared.role.subscribe()
     }
 
     /// Serves a manager until told to stop. Containers go on either way.
@@ -133,6 +141,11 @@ impl Agent {
 }
 
 impl Shared {
+    /// The node it is; the zero id while it is none.
+    pub(crate) fn node_id(&self) -> NodeId {
+        self.config.keychain.node().unwrap_or(NodeId::NIL)
+    }
+
     /// What this host says of itself.
     pub(crate) fn description(&self) -> NodeDescription {
         let cpus = std::thread::available_parallelism().map_or(1, |n| n.get() as u64);
@@ -154,6 +167,7 @@ impl Shared {
             cpus: model::NanoCpus(cpus * 1_000_000_000),
             memory: model::Bytes(memory.unwrap_or(0) * 1024),
             engine_version: self.config.version.clone(),
+            address: self.config.keychain.place().address,
             ..NodeDescription::default()
         }
     }

@@ -44,7 +44,6 @@ pub(crate) async fn run(
             })
             .collect();
         let request = w::UpdateTaskStatusRequest {
-            node_id: shared.config.node_id.to_string(),
             session: session.clone(),
             updates,
         };

@@ -1,16 +1,21 @@
-//! Finding the manager, staying connected, taking assignments.
+//! Finding the manager that leads, staying connected, taking assignments.
 
 use std::sync::Arc;
 use std::time::Duration;
 
 use agent_core::assignments::Frames;
 use model::assignment::AssignmentSet;
+use model::object::NodeRole;
+use model::{NodeId, Timestamp};
+use proto::channel::{self, Expect};
 use proto::dispatch as w;
 use proto::dispatch::dispatcher_client::DispatcherClient;
 use tokio::sync::watch;
 use tonic::transport::Channel;
+use tonic::{Code, Status};
 
 use crate::agent::Shared;
+use crate::identity::{self, Told};
 use crate::report;
 use crate::tasks::Tasks;
 
@@ -19,17 +24,66 @@ const PAUSE_FIRST: Duration = Duration::from_millis(100);
 const PAUSE_MAX: Duration = Duration::from_secs(8);
 /// Largest frame a manager sends.
 const FRAME_MAX: usize = 8 << 20;
+/// A manager that does not answer a heartbeat within its period, and at least this, is gone: without this a host that
+/// lost its power would be waited for until the connection times out.
+const ANSWER_MIN: Duration = Duration::from_secs(1);
+/// How long registering may take; a thousand nodes may do it at the same time.
+const REGISTER_LIMIT: Duration = Duration::from_secs(10);
+
+/// A manager to talk to.
+type Target = (NodeId, String);
+
+/// Why a session ended, and who is to be tried next if that is known.
+struct Ended {
+    reason: String,
+    leader: Option<Target>,
+}
+
+impl From<String> for Ended {
+    fn from(reason: String) -> Self {
+        Self { reason, leader: None }
+    }
+}
+
+impl From<Status> for Ended {
+    fn from(status: Status) -> Self {
+        Self {
+            reason: status.message().to_owned(),
+            leader: leader_of(&status),
+        }
+    }
+}
+
+/// Who leads, as a manager that does not says.
+fn leader_of(status: &Status) -> Option<Target> {
+    let text = status.metadata().get("rswarm-leader")?.to_str().ok()?;
+    let (node, address) = text.split_once('@')?;
+    Some((node.parse().ok()?, address.to_owned()))
+}
 
 /// Serves managers until told to stop.
 pub(crate) async fn run(shared: Arc<Shared>, mut stop: watch::Receiver<bool>) {
     let mut tasks = Tasks::new(shared.clone());
     let mut pause = PAUSE_FIRST;
+    let mut next: Option<Target> = None;
+    let mut turn = 0;
     loop {
+        let target = next.take().or_else(|| choose(&shared, &mut turn));
+        let Some(target) = target else {
+            tracing::error!("this node knows no manager: it has to join again");
+            return;
+        };
         let ended = tokio::select! {
-            result = serve(&shared, &mut tasks, &mut pause) => result,
+            result = serve(&shared, &mut tasks, &mut pause, &target) => result,
             _ = stop.wait_for(|s| *s) => return,
         };
-        tracing::info!(reason = %ended, "the session with the manager ended");
+        if ended.leader.as_ref().is_some_and(|l| *l != target) {
+            // Somebody else leads: no pause, and nothing is wrong.
+            next = ended.leader;
+            tracing::debug!(reason = %ended.reason, "another manager leads");
+            continue;
+        }
+        tracing::info!(manager = %target.1, reason = %ended.reason, "the session with the manager ended");
         let wait = pause.mul_f64(random_share());
         pause = (pause * 2).min(PAUSE_MAX);
         tokio::select! {
@@ -39,8 +93,24 @@ pub(crate) async fn run(shared: Arc<Shared>, mut stop: watch::Receiver<bool>) {
     }
 }
 
+/// The managers in turn, beginning with one at random.
+fn choose(shared: &Shared, turn: &mut usize) -> Option<Target> {
+    let managers = shared.config.keychain.place().managers;
+    if *turn == 0 {
+        #[allow(
+            clippy::cast_possible_truncation,
+            clippy::cast_sign_loss,
+            reason = "a share of a small number, rounded down"
+        )]
+        let first = (random_share() * managers.len() as f64) as usize;
+        *turn = first;
+    }
+    *turn += 1;
+    managers.get(*turn % managers.len().max(1)).cloned()
+}
+
 /// A number from 0 to 1 (full jitter), so that a thousand agents do not come back at once.
-fn random_share() -> f64 {
+pub(crate) fn random_share() -> f64 {
     let mut bytes = [0u8; 4];
     let read =
         std::fs::File::open("/dev/urandom").and_then(|mut f| std::io::Read::read_exact(&mut f, &mut bytes));
@@ -50,95 +120,111 @@ fn random_share() -> f64 {
     f64::from(u32::from_ne_bytes(bytes)) / f64::from(u32::MAX)
 }
 
-/// One session, from registration to its end; answers why it ended.
-async fn serve(shared: &Arc<Shared>, tasks: &mut Tasks, pause: &mut Duration) -> String {
-    let channel = match proto::channel::connect(&shared.config.manager).await {
+/// One session, from registration to its end.
+async fn serve(shared: &Arc<Shared>, tasks: &mut Tasks, pause: &mut Duration, target: &Target) -> Ended {
+    let keychain = &shared.config.keychain;
+    let channel = match channel::connect_node(keychain, &target.1, Expect::Node(target.0)).await {
         Ok(channel) => channel,
-        Err(error) => return error.to_string(),
+        Err(error) => return error.chain().into(),
     };
-    let mut client = DispatcherClient::new(channel).max_decoding_message_size(FRAME_MAX);
-    let node_id = shared.config.node_id.to_string();
-    let description = Some((&shared.description()).into());
+    let mut raft_id = shared.config.raft_id.clone();
+    let mut client = DispatcherClient::new(channel.clone()).max_decoding_message_size(FRAME_MAX);
     let request = w::SessionRequest {
-        node_id: node_id.clone(),
-        description,
+        description: Some((&shared.description()).into()),
+        raft_id: *raft_id.borrow_and_update(),
     };
-    let mut messages = match client.session(request).await {
-        Ok(reply) => reply.into_inner(),
-        Err(status) => return status.message().to_owned(),
+    let registering = async {
+        let mut messages = client.session(request).await?.into_inner();
+        let first = messages.message().await?;
+        Ok::<_, Status>((messages, first))
     };
-    let first = match messages.message().await {
-        Ok(Some(first)) => first,
-        Ok(None) => return "the manager closed the session".into(),
-        Err(status) => return status.message().to_owned(),
+    let (mut messages, first) = match tokio::time::timeout(REGISTER_LIMIT, registering).await {
+        Ok(Ok((messages, Some(first)))) => (messages, first),
+        Ok(Ok((_, None))) => return String::from("the manager closed the session").into(),
+        Ok(Err(status)) => return status.into(),
+        Err(_) => return String::from("the manager does not answer").into(),
     };
     *pause = PAUSE_FIRST;
-    let heartbeat = heartbeats(
-        client.clone(),
-        node_id.clone(),
-        first.session.clone(),
-        first.heartbeat_ns,
-    );
-    let reports = report::run(shared.clone(), client.clone(), first.session.clone());
-    let assignments = assignments(client, node_id, first.session, tasks);
+    tracing::info!(manager = %target.1, "registered with the manager");
+    let session = first.session.clone();
+    let told = watch::Sender::new(Told::default());
+    let heartbeat = heartbeats(client.clone(), session.clone(), first.heartbeat_ns);
+    take(shared, &told, first);
+    let reports = report::run(shared.clone(), client.clone(), session.clone());
+    let assignments = assignments(client, session, tasks);
+    let renewals = identity::renew(shared, channel, told.subscribe());
     tokio::select! {
-        status = heartbeat => status.message().to_owned(),
-        status = reports => status.message().to_owned(),
-        reason = assignments => reason,
-        message = async { loop { match messages.message().await {
-            Ok(Some(_)) => {}
-            Ok(None) => break "the manager closed the session".to_owned(),
-            Err(status) => break status.message().to_owned(),
-        } } } => message,
+        status = heartbeat => status.into(),
+        status = reports => status.into(),
+        ended = assignments => ended,
+        () = renewals => String::from("this node has no identity any more").into(),
+        _ = raft_id.changed() => String::from("this manager has a new number: it registers again").into(),
+        ended = async { loop { match messages.message().await {
+            Ok(Some(message)) => take(shared, &told, message),
+            Ok(None) => break String::from("the manager closed the session").into(),
+            Err(status) => break status.into(),
+        } } } => ended,
     }
 }
 
-async fn heartbeats(
-    mut client: DispatcherClient<Channel>,
-    node_id: String,
-    session: String,
-    mut period_ns: u64,
-) -> tonic::Status {
+/// Takes what every node is told.
+fn take(shared: &Shared, told: &watch::Sender<Told>, message: w::SessionMessage) {
+    let keychain = &shared.config.keychain;
+    keychain.clock().said(Timestamp(message.now_ms));
+    let managers = (message.managers.into_iter())
+        .filter_map(|peer| Some((peer.node_id.parse().ok()?, peer.address)))
+        .collect();
+    if let Err(error) = keychain.set_managers(managers) {
+        tracing::warn!(%error, "remember the managers");
+    }
+    let role = if message.manager {
+        NodeRole::Manager
+    } else {
+        NodeRole::Worker
+    };
+    told.send_replace(Told {
+        role: Some(role),
+        renew: message.renew,
+        authorities: message.authorities,
+    });
+    shared
+        .role
+        .send_if_modified(|known| std::mem::replace(known, Some(role)) != Some(role));
+}
+
+async fn heartbeats(mut client: DispatcherClient<Channel>, session: String, mut period_ns: u64) -> Status {
     loop {
+        let period = Duration::from_nanos(period_ns.max(10_000_000));
         // Within 10 % of the period, so that agents do not beat in step.
-        let period = Duration::from_nanos(period_ns.max(10_000_000)).mul_f64(0.9 + 0.2 * random_share());
-        tokio::time::sleep(period).await;
+        tokio::time::sleep(period.mul_f64(0.9 + 0.2 * random_share())).await;
         let request = w::HeartbeatRequest {
-            node_id: node_id.clone(),
             session: session.clone(),
         };
-        match client.heartbeat(request).await {
-            Ok(reply) => period_ns = reply.into_inner().heartbeat_ns,
-            Err(status) => return status,
+        match tokio::time::timeout(period.max(ANSWER_MIN), client.heartbeat(request)).await {
+            Ok(Ok(reply)) => period_ns = reply.into_inner().heartbeat_ns,
+            Ok(Err(status)) => return status,
+            Err(_) => return Status::new(Code::DeadlineExceeded, "the manager does not answer a heartbeat"),
         }
     }
 }
 
-async fn assignments(
-    mut client: DispatcherClient<Channel>,
-    node_id: String,
-    session: String,
-    tasks: &mut Tasks,
-) -> String {
-    let mut stream = match client
-        .assignments(w::AssignmentsRequest { node_id, session })
-        .await
-    {
+async fn assignments(mut client: DispatcherClient<Channel>, session: String, tasks: &mut Tasks) -> Ended {
+    let mut stream = match client.assignments(w::AssignmentsRequest { session }).await {
         Ok(reply) => reply.into_inner(),
-        Err(status) => return status.message().to_owned(),
+        Err(status) => return status.into(),
     };
     let mut set = AssignmentSet::default();
     let mut frames = Frames::default();
     loop {
         let message = match stream.message().await {
             Ok(Some(message)) => message,
-            Ok(None) => return "the manager ended the assignments".into(),
-            Err(status) => return status.message().to_owned(),
+            Ok(None) => return String::from("the manager ended the assignments").into(),
+            Err(status) => return status.into(),
         };
         let (full, more) = (message.full, message.more);
         let frame = match message.try_into() {
             Ok(frame) => frame,
-            Err(error) => return format!("the manager sent what cannot be read: {error}"),
+            Err(error) => return format!("the manager sent what cannot be read: {error}").into(),
         };
         if let Some(next) = frames.take(&set, frame, full, more) {
             set = next;

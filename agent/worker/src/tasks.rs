@@ -327,7 +327,7 @@ impl Worker {
         let set = self.order.borrow().set.clone();
         blocking(move || {
             let place = Place {
-                node: shared.config.node_id,
+                node: shared.node_id(),
                 hostname: &shared.config.hostname,
             };
             let config = translate::container(&task, &image, &set, &shared.volumes, &place, namespace)?;

@@ -1,14 +1,24 @@
 //! `node`.
 
-use model::object::{Availability, NodeRole, Object};
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use model::object::{Availability, Node, NodeRole, NodeSpec, Object};
+use model::units::parse_duration;
 use proto::control::{GetInfoRequest, RemoveRequest, Spec, UpdateRequest, spec};
-use proto::types::Kind;
+use proto::types::{Kind, ManagerStatus};
 use serde_json::json;
 
 use crate::client::{Client, Fail};
 use crate::command::service_list::task_rows;
+use crate::command::swarm;
 use crate::inspect;
 use crate::render::{self, InspectArgs, ListArgs};
+
+/// Exit code of a wait that took too long.
+const TIMED_OUT: u8 = 4;
+/// How often a drained node is looked at.
+const LOOK_EVERY: Duration = Duration::from_millis(200);
 
 /// Manage nodes.
 #[derive(clap::Subcommand)]
@@ -28,6 +38,9 @@ pub(crate) enum Command {
         /// `active`, `pause` or `drain`.
         #[arg(long)]
         availability: Option<String>,
+        /// `worker` or `manager`.
+        #[arg(long)]
+        role: Option<String>,
         #[arg(long)]
         label_add: Vec<String>,
         #[arg(long)]
@@ -39,6 +52,26 @@ pub(crate) enum Command {
         #[command(flatten)]
         list: ListArgs,
         #[arg(default_value = "self")]
+        node: String,
+    },
+    /// Make nodes managers.
+    Promote {
+        #[arg(required = true)]
+        nodes: Vec<String>,
+    },
+    /// Make managers workers.
+    Demote {
+        #[arg(required = true)]
+        nodes: Vec<String>,
+    },
+    /// Move the tasks of a node elsewhere; `node update --availability active` lets them come back.
+    Drain {
+        /// Return when the node runs no task of a service any more.
+        #[arg(long)]
+        wait: bool,
+        /// Longest wait; then this fails with exit code 4. The node stays drained.
+        #[arg(long, default_value = "1h")]
+        deadline: String,
         node: String,
     },
     /// Remove nodes that are down.
@@ -63,22 +96,122 @@ async fn own(client: &Client, reference: &str) -> Result<String, Fail> {
         .node_id)
 }
 
+fn manager_status(node: &Node, manager: Option<&ManagerStatus>) -> &'static str {
+    match manager {
+        _ if node.spec.role == NodeRole::Worker => "",
+        Some(m) if m.leader => "Leader",
+        Some(m) if m.reachable && m.voter => "Reachable",
+        // It listens until it has caught up.
+        Some(m) if m.reachable => "Joining",
+        Some(_) => "Unreachable",
+        None => "Joining",
+    }
+}
+
+fn role_of(text: &str) -> Result<NodeRole, Fail> {
+    match text {
+        "worker" => Ok(NodeRole::Worker),
+        "manager" => Ok(NodeRole::Manager),
+        other => Err(Fail::new(format!(
+            "there is no role {other}: use worker or manager"
+        ))),
+    }
+}
+
+/// Changes what operators set on a node; again, when somebody else changed it at the same time.
+async fn change(
+    client: &Client,
+    reference: &str,
+    edit: impl Fn(&mut NodeSpec) -> Result<(), Fail>,
+) -> Result<Arc<Node>, Fail> {
+    loop {
+        let Object::Node(node) = client.get(Kind::Node, reference).await? else {
+            return Err(Fail::new("the manager answered something else than a node"));
+        };
+        let mut new = node.spec.clone();
+        edit(&mut new)?;
+        let request = UpdateRequest {
+            reference: node.id.to_string(),
+            version: node.meta.version,
+            spec: Some(Spec {
+                spec: Some(spec::Spec::Node((&new).into())),
+            }),
+        };
+        match client.control().await?.update(request).await {
+            Ok(reply) => {
+                reply.into_inner().warnings.iter().for_each(|w| render::warn(w));
+                return Ok(node);
+            }
+            Err(status) if status.code() == tonic::Code::Aborted => {}
+            Err(status) => return Err(status.into()),
+        }
+    }
+}
+
+async fn set_role(client: &Client, nodes: &[String], role: NodeRole) -> Result<(), Fail> {
+    for name in nodes {
+        let before = change(client, &own(client, name).await?, |spec| {
+            spec.role = role;
+            Ok(())
+        })
+        .await?;
+        render::line(match (before.spec.role == role, role) {
+            (true, NodeRole::Manager) => format!("Node {name} is already a manager."),
+            (true, NodeRole::Worker) => format!("Node {name} is already a worker."),
+            (false, NodeRole::Manager) => format!("Node {name} promoted to a manager in the swarm."),
+            (false, NodeRole::Worker) => format!("Manager {name} demoted in the swarm."),
+        });
+    }
+    Ok(())
+}
+
+/// Drains a node; with a limit, waits until it runs no task any more.
+async fn drain(client: &Client, name: &str, limit: Option<Duration>) -> Result<u8, Fail> {
+    let node = change(client, &own(client, name).await?, |spec| {
+        spec.availability = Availability::Drain;
+        Ok(())
+    })
+    .await?;
+    let began = Instant::now();
+    let mut last = usize::MAX;
+    while let Some(limit) = limit {
+        let tasks = client.list(Kind::Task, &[format!("node={}", node.id)]).await?;
+        let left = (tasks.iter())
+            .filter(|o| matches!(o, Object::Task(t) if !t.status.state.is_terminal()))
+            .count();
+        if left == 0 {
+            break;
+        }
+        if left != last {
+            render::progress(&format!("{name}: {left} tasks left"));
+            last = left;
+        }
+        if began.elapsed() > limit {
+            render::progress(&format!(
+                "{name} is drained, but {left} tasks still run there after {limit:?}: see rswarm node ps {name}"
+            ));
+            return Ok(TIMED_OUT);
+        }
+        tokio::time::sleep(LOOK_EVERY).await;
+    }
+    render::line(name);
+    Ok(0)
+}
+
 pub(crate) async fn run(client: &Client, command: Command) -> Result<u8, Fail> {
     match command {
         Command::Ls(args) => {
             let me = own(client, "self").await?;
-            let nodes = client.list(Kind::Node, &args.filter).await?;
+            let nodes = client.nodes(&args.filter).await?;
             let rows: Vec<_> = nodes
                 .iter()
-                .filter_map(|o| if let Object::Node(n) = o { Some(n) } else { None })
-                .map(|n| {
+                .map(|(n, manager)| {
                     let id = n.id.to_string();
                     let mark = if id == me { " *" } else { "" };
                     json!({
                         "ID": id, "Shown": format!("{id}{mark}"), "Self": id == me, "Hostname": n.description.hostname, "Status": inspect::state(n),
-                        "Availability": inspect::availability(n),
-                        "ManagerStatus": if n.spec.role == NodeRole::Manager { "Leader" } else { "" },
-                        "EngineVersion": n.description.engine_version,
+                        "Availability": inspect::availability(n), "ManagerStatus": manager_status(n, manager.as_ref()),
+                        "EngineVersion": n.description.engine_version, "Address": n.description.address,
                     })
                 })
                 .collect();
@@ -103,48 +236,36 @@ pub(crate) async fn run(client: &Client, command: Command) -> Result<u8, Fail> {
         }
         Command::Update {
             availability,
+            role,
             label_add,
             label_rm,
             node,
         } => {
-            let Object::Node(n) = client.get(Kind::Node, &own(client, &node).await?).await? else {
-                return Err(Fail::new("no node"));
-            };
-            let mut new = n.spec.clone();
-            if let Some(a) = availability {
-                new.availability = match a.as_str() {
-                    "active" => Availability::Active,
-                    "pause" => Availability::Pause,
-                    "drain" => Availability::Drain,
-                    other => {
-                        return Err(Fail::new(format!(
-                            "there is no availability {other}: use active, pause or drain"
-                        )));
-                    }
-                };
-            }
-            for label in &label_add {
-                let (k, v) = label.split_once('=').unwrap_or((label, ""));
-                new.labels.insert(k.into(), v.into());
-            }
-            for label in &label_rm {
-                if new.labels.remove(label).is_none() {
-                    return Err(Fail::new(format!("node {node} has no label {label}")));
+            let reference = own(client, &node).await?;
+            let availability = availability.map(|a| swarm::availability(&a)).transpose()?;
+            let role = role.map(|r| role_of(&r)).transpose()?;
+            change(client, &reference, |spec| {
+                spec.availability = availability.unwrap_or(spec.availability);
+                spec.role = role.unwrap_or(spec.role);
+                for label in &label_add {
+                    let (k, v) = label.split_once('=').unwrap_or((label, ""));
+                    spec.labels.insert(k.into(), v.into());
                 }
-            }
-            let spec = Some(Spec {
-                spec: Some(spec::Spec::Node((&new).into())),
-            });
-            client
-                .control()
-                .await?
-                .update(UpdateRequest {
-                    reference: n.id.to_string(),
-                    version: n.meta.version,
-                    spec,
-                })
-                .await?;
+                for label in &label_rm {
+                    if spec.labels.remove(label).is_none() {
+                        return Err(Fail::new(format!("node {node} has no label {label}")));
+                    }
+                }
+                Ok(())
+            })
+            .await?;
             render::line(&node);
+        }
+        Command::Promote { nodes } => set_role(client, &nodes, NodeRole::Manager).await?,
+        Command::Demote { nodes } => set_role(client, &nodes, NodeRole::Worker).await?,
+        Command::Drain { wait, deadline, node } => {
+            let limit = parse_duration(&deadline).map_err(|e| e.to_string())?;
+            return drain(client, &node, wait.then_some(limit)).await;
         }
         Command::Ps { mut list, node } => {
             list.filter.push(format!("node={}", own(client, &node).await?));

@@ -1,39 +1,157 @@
 //! `swarm`, `info`, `version`.
 
+use std::collections::BTreeMap;
+
+use model::object::{Availability, Object};
 use model::units::parse_duration;
-use proto::control::{GetInfoRequest, InitClusterRequest, LeaveClusterRequest};
+use proto::control::{
+    GetInfoRequest, InitClusterRequest, JoinClusterRequest, JoinTokenRequest, LeaveClusterRequest,
+    RotateAuthorityRequest, UnlockKeyRequest, UpdateClusterRequest,
+};
+use proto::identity::digest as issuer_of;
+use proto::types::{self, Kind};
 use serde_json::json;
 
 use crate::client::{Client, Fail};
 use crate::render;
 
-/// Make or leave a cluster.
+/// Make, join, change or leave a cluster.
 #[derive(clap::Subcommand)]
 pub(crate) enum Command {
-    /// Make this node the manager of a new cluster.
-    Init {
-        /// Address under which others reach this node.
-        #[arg(long, default_value = "127.0.0.1")]
-        advertise_addr: String,
+    /// Make this node the first manager of a new cluster.
+    Init(InitArgs),
+    /// Make this node part of a cluster, as what the token says.
+    Join(JoinArgs),
+    /// Show how hosts join, or make the tokens for it anew.
+    #[command(
+        after_help = "Beyond Docker: --expires, --uses and --allow-labels make a further token for an occasion; the standing one stays as it is. --rotate makes every token of the role invalid; nodes that joined stay."
+    )]
+    JoinToken {
+        /// `worker` or `manager`.
+        role: String,
+        /// Show only the token.
+        #[arg(long, short)]
+        quiet: bool,
+        /// Make all tokens of the role invalid, and a new one.
+        #[arg(long)]
+        rotate: bool,
+        /// Make a further token that is valid for so long.
+        #[arg(long, conflicts_with = "rotate")]
+        expires: Option<String>,
+        /// Make a further token for so many hosts.
+        #[arg(long, conflicts_with = "rotate")]
+        uses: Option<u32>,
+        /// Make a further token with which hosts may bring labels.
+        #[arg(long, conflicts_with = "rotate")]
+        allow_labels: bool,
+    },
+    /// Change the cluster's settings.
+    Update {
         /// Finished tasks kept per slot.
         #[arg(long)]
         task_history_limit: Option<i32>,
-        /// Time between two heartbeats.
+        /// Time between two heartbeats of a node.
         #[arg(long)]
         dispatcher_heartbeat: Option<String>,
-        /// Pool for the subnets of networks (repeatable).
+        /// Lifetime of certificates made from now on.
         #[arg(long)]
-        default_addr_pool: Vec<String>,
-        /// Prefix length of such subnets.
-        #[arg(long, default_value_t = 0)]
-        default_addr_pool_mask_length: u32,
+        cert_expiry: Option<String>,
+        /// Whether the keys on managers' disks are locked with an unlock key.
+        #[arg(long, num_args = 0..=1, default_missing_value = "true", require_equals = true)]
+        autolock: Option<bool>,
+    },
+    /// Show the certificate authority, or replace it.
+    Ca {
+        /// Replace it: every node gets a new certificate.
+        #[arg(long)]
+        rotate: bool,
+        /// File with the certificate of the authority to use.
+        #[arg(long, requires = "rotate", requires = "ca_key")]
+        ca_cert: Option<std::path::PathBuf>,
+        /// File with its key.
+        #[arg(long, requires = "ca_cert")]
+        ca_key: Option<std::path::PathBuf>,
+        /// Return at once.
+        #[arg(long, short)]
+        detach: bool,
+        /// Show no progress.
+        #[arg(long, short)]
+        quiet: bool,
+    },
+    /// Show the key that opens locked managers.
+    UnlockKey {
+        /// Show only the key.
+        #[arg(long, short)]
+        quiet: bool,
+        /// Make a new one.
+        #[arg(long)]
+        rotate: bool,
     },
     /// Take this node out of its cluster.
+    #[command(after_help = "Unlike in Docker, a node that leaves is no longer listed by the others.")]
     Leave {
         /// Also when it is a manager; the cluster goes with its last one.
         #[arg(long, short)]
         force: bool,
     },
+}
+
+/// Where a node is, and what it brings.
+#[derive(clap::Args)]
+pub(crate) struct HereArgs {
+    /// Where to listen for other nodes: IP or IP:PORT.
+    #[arg(long, default_value = "0.0.0.0:2377")]
+    listen_addr: String,
+    /// Where others reach this node: IP, NAME or either with :PORT. Found out where it is not given.
+    #[arg(long, default_value = "")]
+    advertise_addr: String,
+    /// `active`, `pause` or `drain`.
+    #[arg(long, default_value = "active")]
+    availability: String,
+    /// Label of the node, KEY=VALUE (repeatable).
+    #[arg(long)]
+    label: Vec<String>,
+}
+
+/// How a cluster is made.
+#[derive(clap::Args)]
+pub(crate) struct InitArgs {
+    #[command(flatten)]
+    here: HereArgs,
+    /// Finished tasks kept per slot.
+    #[arg(long)]
+    task_history_limit: Option<i32>,
+    /// Time between two heartbeats of a node.
+    #[arg(long)]
+    dispatcher_heartbeat: Option<String>,
+    /// Lifetime of certificates.
+    #[arg(long)]
+    cert_expiry: Option<String>,
+    /// Lock the keys on managers' disks with an unlock key.
+    #[arg(long)]
+    autolock: bool,
+    /// Pool for the subnets of networks (repeatable).
+    #[arg(long)]
+    default_addr_pool: Vec<String>,
+    /// Prefix length of such subnets.
+    #[arg(long, default_value_t = 0)]
+    default_addr_pool_mask_length: u32,
+    /// Make this manager, which lost the others for good, the only one, with the state it has.
+    #[arg(long)]
+    force_new_cluster: bool,
+}
+
+/// Which cluster is joined.
+#[derive(clap::Args)]
+pub(crate) struct JoinArgs {
+    /// Token from `rswarm swarm join-token`; it says whether this becomes a worker or a manager.
+    #[arg(long)]
+    token: String,
+    #[command(flatten)]
+    here: HereArgs,
+    /// A manager, HOST:2377; several may be named, the first that answers is asked.
+    #[arg(required = true)]
+    managers: Vec<String>,
 }
 
 /// How it is printed.
@@ -44,43 +162,254 @@ pub(crate) struct InfoArgs {
     format: Option<String>,
 }
 
+fn nanos(text: Option<&str>) -> Result<Option<u64>, Fail> {
+    let Some(text) = text else { return Ok(None) };
+    let duration = parse_duration(text).map_err(|e| e.to_string())?;
+    Ok(Some(u64::try_from(duration.as_nanos()).unwrap_or(u64::MAX)))
+}
+
+pub(crate) fn availability(text: &str) -> Result<Availability, Fail> {
+    match text {
+        "active" => Ok(Availability::Active),
+        "pause" => Ok(Availability::Pause),
+        "drain" => Ok(Availability::Drain),
+        other => Err(Fail::new(format!(
+            "there is no availability {other}: use active, pause or drain"
+        ))),
+    }
+}
+
+fn labels(given: &[String]) -> BTreeMap<String, String> {
+    let pair = |label: &String| {
+        let (k, v) = label.split_once('=').unwrap_or((label, ""));
+        (k.to_owned(), v.to_owned())
+    };
+    given.iter().map(pair).collect()
+}
+
+fn role(text: &str) -> Result<bool, Fail> {
+    match text {
+        "worker" => Ok(false),
+        "manager" => Ok(true),
+        other => Err(Fail::new(format!(
+            "there is no role {other}: use worker or manager"
+        ))),
+    }
+}
+
 pub(crate) async fn run(client: &Client, command: Command) -> Result<u8, Fail> {
     match command {
-        Command::Init {
-            advertise_addr,
+        Command::Init(args) => init(client, args).await?,
+        Command::Join(args) => join(client, args).await?,
+        Command::JoinToken {
+            role: named,
+            quiet,
+            rotate,
+            expires,
+            uses,
+            allow_labels,
+        } => {
+            let request = JoinTokenRequest {
+                manager: role(&named)?,
+                rotate,
+                make: expires.is_some() || uses.is_some() || allow_labels,
+                ttl_ns: nanos(expires.as_deref())?.unwrap_or(0),
+                uses: uses.unwrap_or(0),
+                labels: allow_labels,
+            };
+            let reply = client.control().await?.join_token(request).await?.into_inner();
+            if quiet {
+                render::line(&reply.token);
+            } else {
+                if rotate {
+                    render::line(format!("Successfully rotated {named} join token.\n"));
+                }
+                join_line(&named, &reply.token, &reply.address);
+            }
+        }
+        Command::Update {
             task_history_limit,
             dispatcher_heartbeat,
-            default_addr_pool,
-            default_addr_pool_mask_length,
+            cert_expiry,
+            autolock,
         } => {
-            let heartbeat = dispatcher_heartbeat
-                .map(|t| parse_duration(&t))
-                .transpose()
-                .map_err(|e| e.to_string())?;
-            let request = InitClusterRequest {
-                advertise_addr,
+            let request = UpdateClusterRequest {
+                version: 0,
                 task_history_limit,
-                heartbeat_ns: heartbeat.map_or(0, |d| u64::try_from(d.as_nanos()).unwrap_or(u64::MAX)),
-                address_pools: default_addr_pool,
-                subnet_prefix: default_addr_pool_mask_length,
-                availability: 0,
+                heartbeat_ns: nanos(dispatcher_heartbeat.as_deref())?,
+                certificate_expiry_ns: nanos(cert_expiry.as_deref())?,
+                autolock,
+                rotate_unlock_key: false,
             };
-            let reply = client.control().await?.init_cluster(request).await?.into_inner();
-            render::line(format!(
-                "Swarm initialized: current node ({}) is now a manager.",
-                reply.node_id
-            ));
-        }
-        Command::Leave { force } => {
-            client
+            let reply = client
                 .control()
                 .await?
-                .leave_cluster(LeaveClusterRequest { force })
-                .await?;
+                .update_cluster(request)
+                .await?
+                .into_inner();
+            render::line("Swarm updated.");
+            unlock_line(&reply.unlock_key);
+        }
+        Command::Ca {
+            rotate,
+            ca_cert,
+            ca_key,
+            detach,
+            quiet,
+        } => authority(client, rotate, ca_cert, ca_key, detach, quiet).await?,
+        Command::UnlockKey { quiet, rotate } => {
+            let mut control = client.control().await?;
+            let key = if rotate {
+                let request = UpdateClusterRequest {
+                    rotate_unlock_key: true,
+                    ..UpdateClusterRequest::default()
+                };
+                control.update_cluster(request).await?.into_inner().unlock_key
+            } else {
+                control.unlock_key(UnlockKeyRequest {}).await?.into_inner().key
+            };
+            if key.is_empty() {
+                return Err(Fail::new(
+                    "there is no unlock key: managers are not locked; rswarm swarm update --autolock",
+                ));
+            }
+            if quiet {
+                render::line(&key);
+            } else {
+                unlock_line(&key);
+            }
+        }
+        Command::Leave { force } => {
+            let request = LeaveClusterRequest { force };
+            let reply = client.control().await?.leave_cluster(request).await?.into_inner();
             render::line("Node left the swarm.");
+            if !reply.warning.is_empty() {
+                render::warn(&reply.warning);
+            }
         }
     }
     Ok(0)
+}
+
+async fn init(client: &Client, args: InitArgs) -> Result<(), Fail> {
+    let request = InitClusterRequest {
+        advertise_addr: args.here.advertise_addr,
+        listen_addr: args.here.listen_addr,
+        task_history_limit: args.task_history_limit,
+        heartbeat_ns: nanos(args.dispatcher_heartbeat.as_deref())?.unwrap_or(0),
+        certificate_expiry_ns: nanos(args.cert_expiry.as_deref())?.unwrap_or(0),
+        address_pools: args.default_addr_pool,
+        subnet_prefix: args.default_addr_pool_mask_length,
+        availability: types::Availability::from(availability(&args.here.availability)?).into(),
+        labels: labels(&args.here.label),
+        autolock: args.autolock,
+        force_new: args.force_new_cluster,
+    };
+    let reply = client.control().await?.init_cluster(request).await?.into_inner();
+    render::line(format!(
+        "Swarm initialized: current node ({}) is now a manager.\n",
+        reply.node_id
+    ));
+    join_line("worker", &reply.token, &reply.address);
+    render::line(
+        "\nTo add a manager to this swarm, run 'rswarm swarm join-token manager' and follow the instructions.",
+    );
+    unlock_line(&reply.unlock_key);
+    Ok(())
+}
+
+async fn join(client: &Client, args: JoinArgs) -> Result<(), Fail> {
+    let request = JoinClusterRequest {
+        managers: args.managers,
+        token: args.token,
+        listen_addr: args.here.listen_addr,
+        advertise_addr: args.here.advertise_addr,
+        availability: types::Availability::from(availability(&args.here.availability)?).into(),
+        labels: labels(&args.here.label),
+    };
+    let reply = client.control().await?.join_cluster(request).await?.into_inner();
+    render::line(format!(
+        "This node joined a swarm as a {}.",
+        if reply.manager { "manager" } else { "worker" }
+    ));
+    Ok(())
+}
+
+fn join_line(role: &str, token: &str, address: &str) {
+    render::line(format!(
+        "To add a {role} to this swarm, run the following command:\n\n    rswarm swarm join --token {token} {address}"
+    ));
+}
+
+fn unlock_line(key: &str) {
+    if !key.is_empty() {
+        render::line(format!(
+            "\nTo unlock a swarm manager after it restarts, run the `rswarm swarm unlock` command and provide the following key:\n\n    {key}\n\nRemember to store this key in a password manager, since without it you will not be able to restart the manager."
+        ));
+    }
+}
+
+/// Shows the authority, or replaces it and waits until every node follows the new one.
+async fn authority(
+    client: &Client,
+    rotate: bool,
+    certificate: Option<std::path::PathBuf>,
+    key: Option<std::path::PathBuf>,
+    detach: bool,
+    quiet: bool,
+) -> Result<(), Fail> {
+    let cluster = || async {
+        match client.get(Kind::Cluster, "").await? {
+            Object::Cluster(cluster) => Ok(cluster),
+            _ => Err(Fail::new("the manager answered something else than the cluster")),
+        }
+    };
+    if !rotate {
+        render::text(&cluster().await?.security.authority.certificate);
+        return Ok(());
+    }
+    let read = |path: Option<std::path::PathBuf>| match path {
+        Some(path) => {
+            std::fs::read_to_string(&path).map_err(|e| Fail::new(format!("read {}: {e}", path.display())))
+        }
+        None => Ok(String::new()),
+    };
+    let request = RotateAuthorityRequest {
+        certificate: read(certificate)?,
+        key: read(key)?,
+    };
+    client.control().await?.rotate_authority(request).await?;
+    let mut last = String::new();
+    while !detach {
+        let security = &cluster().await?.security;
+        let Some(next) = &security.next else {
+            if !quiet {
+                render::text(&security.authority.certificate);
+            }
+            break;
+        };
+        let nodes = client.list(Kind::Node, &[]).await?;
+        let issuers: Vec<&str> = (nodes.iter())
+            .filter_map(|o| {
+                if let Object::Node(n) = o {
+                    Some(n.identity.issuer.as_str())
+                } else {
+                    None
+                }
+            })
+            .collect();
+        let issuer = issuers
+            .iter()
+            .filter(|i| **i == issuer_of(&next.authority.certificate))
+            .count();
+        let line = format!("rotated TLS certificates: {issuer}/{} nodes", issuers.len());
+        if !quiet && line != last {
+            render::progress(&line);
+            last = line;
+        }
+        tokio::time::sleep(std::time::Duration::from_millis(200)).await;
+    }
+    Ok(())
 }
 
 pub(crate) async fn info(client: &Client, args: InfoArgs) -> Result<u8, Fail> {
@@ -94,7 +423,7 @@ pub(crate) async fn info(client: &Client, args: InfoArgs) -> Result<u8, Fail> {
         "Name": i.hostname, "ServerVersion": i.engine_version, "RootDir": i.data_dir,
         "Swarm": {
             "LocalNodeState": if i.active { "active" } else { "inactive" }, "NodeID": i.node_id, "NodeAddr": i.node_address,
-            "ControlAvailable": i.active, "Nodes": i.nodes, "Managers": i.managers, "Cluster": {"ID": i.cluster_id},
+            "ControlAvailable": i.manager, "RemoteManagers": i.known_managers.iter().map(|p| json!({"NodeID": p.node_id, "Addr": p.address})).collect::<Vec<_>>(), "Nodes": i.nodes, "Managers": i.managers, "Cluster": {"ID": i.cluster_id},
         },
         "Services": i.services, "Tasks": i.tasks, "RaftIndex": i.index, "RaftTerm": i.raft_term,
     });
@@ -108,6 +437,8 @@ pub(crate) async fn info(client: &Client, args: InfoArgs) -> Result<u8, Fail> {
                 ("Swarm", state.into()),
                 (" NodeID", i.node_id),
                 (" ClusterID", i.cluster_id),
+                (" Is Manager", i.manager.to_string()),
+                (" Node Address", i.node_address),
                 (" Managers", i.managers.to_string()),
                 (" Nodes", i.nodes.to_string()),
                 (" Services", i.services.to_string()),
@@ -117,6 +448,13 @@ pub(crate) async fn info(client: &Client, args: InfoArgs) -> Result<u8, Fail> {
             ] {
                 render::line(format!("{name}: {text}"));
             }
+            if i.active {
+                render::line(" Manager Addresses:");
+                i.known_managers
+                    .iter()
+                    .for_each(|p| render::line(format!("  {}", p.address)));
+            }
+            i.warnings.iter().for_each(|w| render::warn(w));
         }
     }
     Ok(0)

@@ -2,6 +2,7 @@
 
 mod cluster;
 mod file;
+mod join;
 mod network;
 mod node;
 mod service;
@@ -15,9 +16,13 @@ use crate::allocate::EndpointError;
 use crate::state::{FindError, Kind, Scratch, State};
 use crate::txn::Txn;
 
-pub use cluster::{ClusterRequest, init_cluster};
+pub use cluster::{ClusterChanges, ClusterRequest, EXPIRY_DEFAULT, init_cluster, update_cluster};
 pub use file::{
     create_config, create_secret, remove_configs, remove_secrets, update_config_labels, update_secret_labels,
+};
+pub use join::{
+    JoinRequest, TokenRequest, begin_rotation, end_rotation, join, leave, make_token, registered, renewed,
+    rotate_token,
 };
 pub use network::{create_network, remove_networks};
 pub use node::{remove_nodes, update_node};
@@ -60,6 +65,8 @@ pub enum RefusalKind {
     InUse,
     /// It was based on an older version.
     Conflict,
+    /// Who asks may not.
+    Denied,
 }
 
 /// Why a request changes nothing.

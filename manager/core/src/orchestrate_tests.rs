@@ -36,6 +36,7 @@ pub(crate) fn node(id: u128, hostname: &str) -> Node {
             memory: Bytes(8 << 30),
             ..NodeDescription::default()
         },
+        identity: Default::default(),
         status: NodeStatus {
             state: NodeState::Ready,
             message: String::new(),
@@ -135,7 +136,7 @@ impl Sim {
     fn node_spec(&mut self, id: u128, change: impl FnOnce(&mut NodeSpec)) {
         let mut spec = self.state.node(NodeId(id)).expect("there").spec.clone();
         change(&mut spec);
-        let made = admit::update_node(&self.state, &format!("n{id}"), None, spec);
+        let made = admit::update_node(&self.state, &format!("n{id}"), None, spec, &Default::default());
         self.admit(made);
     }
 

@@ -1,16 +1,17 @@
 //! Control rpc: convert, admit, propose, answer with the version.
 
+mod cluster;
 mod filter;
 mod watch;
 
+use std::collections::BTreeSet;
 use std::sync::Arc;
-use std::time::Duration;
 
-use manager_core::admit::{self, ClusterRequest, StackVerdict};
+use manager_core::admit::{self, StackVerdict};
 use manager_core::schedule::explain;
 use manager_core::{Admitted, FindError, Kind, Refusal, RefusalKind, State};
 use model::Timestamp;
-use model::object::{Key, NodeRole, Object};
+use model::object::{Key, Object};
 use proto::control as wire;
 use proto::control::control_server::Control;
 use proto::convert::WireError;
@@ -18,8 +19,11 @@ use proto::types;
 use tonic::{Request, Response, Status};
 
 use crate::dispatcher::Streamed;
+use crate::front::REQUEST;
+use crate::join::JoinError;
 use crate::raft::ProposeError;
-use crate::server::{Cluster, ClusterError, Manager, NOT_IN_CLUSTER};
+use crate::server::{Cluster, ClusterError, Manager, Membership, NOT_A_MANAGER, NOT_IN_CLUSTER};
+use crate::status;
 use crate::writer::{RandomIds, WriteError};
 
 /// The Control service of a manager.
@@ -27,7 +31,7 @@ pub struct Api {
     manager: Manager,
 }
 
-type Reply<T> = Result<Response<T>, Status>;
+pub(crate) type Reply<T> = Result<Response<T>, Status>;
 
 impl Api {
     pub(crate) fn new(manager: Manager) -> Self {
@@ -35,9 +39,12 @@ impl Api {
     }
 
     fn cluster(&self) -> Result<Arc<Cluster>, Status> {
-        self.manager
-            .cluster()
-            .ok_or_else(|| Status::failed_precondition(NOT_IN_CLUSTER))
+        self.manager.cluster().ok_or_else(|| {
+            Status::failed_precondition(match *self.manager.membership().borrow() {
+                Membership::None => NOT_IN_CLUSTER,
+                Membership::Worker | Membership::Manager => NOT_A_MANAGER,
+            })
+        })
     }
 
     /// The state with all that was acknowledged before the call.
@@ -47,13 +54,20 @@ impl Api {
 
     async fn write(
         &self,
+        _request: Option<u128>,
         decide: impl FnMut(&State, Timestamp, &mut RandomIds) -> Result<Admitted, Refusal> + Send + 'static,
     ) -> Result<(Admitted, u64), Status> {
-        self.cluster()?.writer.write(decide).await.map_err(writing)
+        let cluster = self.cluster()?;
+        cluster.writer.write(decide).await.map_err(|e| match e {
+            WriteError::Log(ProposeError::NotLeader { .. }) => {
+                status::not_leader(e.to_string(), cluster.writer.log.leader())
+            }
+            e => writing(e),
+        })
     }
 }
 
-fn writing(error: WriteError) -> Status {
+pub(crate) fn writing(error: WriteError) -> Status {
     match error {
         WriteError::Refused(refusal) => refused(&refusal),
         WriteError::Log(error) => proposing(error),
@@ -68,6 +82,7 @@ fn refused(refusal: &Refusal) -> Status {
         RefusalKind::Invalid => Status::invalid_argument(text),
         RefusalKind::InUse => Status::failed_precondition(text),
         RefusalKind::Conflict => Status::aborted(text),
+        RefusalKind::Denied => Status::unauthenticated(text),
     }
 }
 
@@ -76,9 +91,10 @@ fn proposing(error: ProposeError) -> Status {
     match error {
         ProposeError::Stale(_) => Status::aborted(text),
         ProposeError::TooLarge { .. } => Status::invalid_argument(text),
-        ProposeError::NotLeader { .. } | ProposeError::Unknown | ProposeError::Stopped { .. } => {
-            Status::unavailable(text)
+        ProposeError::NotLeader { .. } | ProposeError::Unknown => {
+            status::may_retry(Status::unavailable(text))
         }
+        ProposeError::NoQuorum { .. } | ProposeError::Stopped { .. } => Status::unavailable(text),
     }
 }
 
@@ -92,16 +108,32 @@ fn finding(error: &FindError) -> Status {
 fn changing(error: ClusterError) -> Status {
     match error {
         ClusterError::Write(error) => writing(error),
-        ClusterError::Active | ClusterError::Inactive | ClusterError::LastManager => {
-            Status::failed_precondition(error.to_string())
-        }
-        ClusterError::Open(_) | ClusterError::Wipe { .. } => {
+        ClusterError::Active
+        | ClusterError::Inactive
+        | ClusterError::LastManager
+        | ClusterError::Manager(_) => Status::failed_precondition(error.to_string()),
+        ClusterError::Address(_) => Status::invalid_argument(error.to_string()),
+        ClusterError::Ca(error) => error.into(),
+        ClusterError::Join(error) => match error {
+            JoinError::Token(_) | JoinError::Nowhere => Status::invalid_argument(error.to_string()),
+            JoinError::Foreign { .. } => Status::failed_precondition(error.to_string()),
+            JoinError::Remote(_) => Status::unavailable(error.to_string()),
+            JoinError::Refused(_) => Status::unauthenticated(error.to_string()),
+            JoinError::Pending { .. } => Status::internal(error.to_string()),
+        },
+        ClusterError::Open(_) | ClusterError::Wipe { .. } | ClusterError::Identity(_) => {
             let cause = std::error::Error::source(&error)
                 .map(|s| format!(": {s}"))
                 .unwrap_or_default();
             Status::internal(format!("{error}{cause}"))
         }
     }
+}
+
+/// What identifies a request over all tries, if it came with it.
+fn request_id<T>(request: &Request<T>) -> Option<u128> {
+    let text = request.metadata().get(REQUEST)?.to_str().ok()?;
+    u128::from_str_radix(text, 16).ok().filter(|id| *id != 0)
 }
 
 fn kind_of(number: i32) -> Result<types::Kind, Status> {
@@ -130,6 +162,7 @@ pub(crate) fn shown(object: &Object) -> types::Object {
     {
         spec.data.clear();
     }
+    cluster::hide_keys(&mut wire);
     wire
 }
 
@@ -200,81 +233,71 @@ fn spec_of(spec: Option<wire::Spec>) -> Result<Spec, Status> {
     })
 }
 
-fn cluster_request(request: &wire::InitClusterRequest) -> Result<ClusterRequest, Status> {
-    let pool = |text: &String| {
-        text.parse()
-            .map_err(|e| Status::invalid_argument(format!("the address pool \"{text}\" cannot be read: {e}")))
-    };
-    Ok(ClusterRequest {
-        task_history_limit: request.task_history_limit,
-        heartbeat: Duration::from_nanos(request.heartbeat_ns),
-        address_pools: request.address_pools.iter().map(pool).collect::<Result<_, _>>()?,
-        subnet_prefix: u8::try_from(request.subnet_prefix)
-            .map_err(|_| Status::invalid_argument("the length of a subnet's prefix is at most 128"))?,
-        availability: request.availability().into(),
-    })
-}
-
 #[tonic::async_trait]
 impl Control for Api {
     type WatchStream = Streamed<wire::WatchEvent>;
+    type BackupStream = Streamed<wire::BackupPiece>;
 
     async fn get_info(&self, _request: Request<wire::GetInfoRequest>) -> Reply<wire::Info> {
-        let config = self.manager.config();
-        let mut info = wire::Info {
-            node_id: config.node_id.to_string(),
-            engine_version: env!("CARGO_PKG_VERSION").into(),
-            hostname: config.hostname.clone(),
-            data_dir: config.data_dir.display().to_string(),
-            ..wire::Info::default()
-        };
-        let Some(cluster) = self.manager.cluster() else {
-            return Ok(Response::new(info));
-        };
-        let role = *cluster.writer.log.role().borrow();
-        let state = cluster.writer.log.read();
-        let count = |n: usize| u32::try_from(n).unwrap_or(u32::MAX);
-        info.active = true;
-        info.cluster_id = state.cluster().map(|c| c.id.to_string()).unwrap_or_default();
-        info.leader = role.leader;
-        info.raft_term = role.term;
-        info.nodes = count(state.nodes().count());
-        info.managers = count(state.nodes().filter(|n| n.spec.role == NodeRole::Manager).count());
-        info.services = count(state.services().count());
-        info.tasks = count(state.tasks().count());
-        info.index = state.index();
-        info.node_address = state
-            .node(config.node_id)
-            .map(|n| n.description.address.clone())
-            .unwrap_or_default();
-        Ok(Response::new(info))
+        Ok(Response::new(self.info()))
     }
 
     async fn init_cluster(
         &self,
         request: Request<wire::InitClusterRequest>,
     ) -> Reply<wire::InitClusterReply> {
-        let request = request.into_inner();
-        let id = self
-            .manager
-            .init(&cluster_request(&request)?, &request.advertise_addr)
-            .await
-            .map_err(changing)?;
-        Ok(Response::new(wire::InitClusterReply {
-            node_id: self.manager.node_id().to_string(),
-            cluster_id: id.to_string(),
-        }))
+        self.init(request).await
+    }
+
+    async fn join_cluster(
+        &self,
+        request: Request<wire::JoinClusterRequest>,
+    ) -> Reply<wire::JoinClusterReply> {
+        self.join(request).await
+    }
+
+    async fn unlock(&self, _request: Request<wire::UnlockRequest>) -> Reply<wire::UnlockReply> {
+        Err(Status::failed_precondition("this manager is not locked"))
+    }
+
+    async fn update_cluster(
+        &self,
+        request: Request<wire::UpdateClusterRequest>,
+    ) -> Reply<wire::UpdateClusterReply> {
+        self.change_cluster(request).await
+    }
+
+    async fn join_token(&self, request: Request<wire::JoinTokenRequest>) -> Reply<wire::JoinTokenReply> {
+        self.token(request).await
+    }
+
+    async fn unlock_key(&self, _request: Request<wire::UnlockKeyRequest>) -> Reply<wire::UnlockKeyReply> {
+        self.key().await
+    }
+
+    async fn rotate_authority(
+        &self,
+        request: Request<wire::RotateAuthorityRequest>,
+    ) -> Reply<wire::RotateAuthorityReply> {
+        self.rotate(request).await
+    }
+
+    async fn backup(&self, _request: Request<wire::BackupRequest>) -> Reply<Self::BackupStream> {
+        Err(Status::unimplemented("backups are not made yet"))
     }
 
     async fn leave_cluster(
         &self,
         request: Request<wire::LeaveClusterRequest>,
     ) -> Reply<wire::LeaveClusterReply> {
-        self.manager
+        let warning = self
+            .manager
             .leave(request.get_ref().force)
             .await
             .map_err(changing)?;
-        Ok(Response::new(wire::LeaveClusterReply {}))
+        Ok(Response::new(wire::LeaveClusterReply {
+            warning: warning.unwrap_or_default(),
+        }))
     }
 
     async fn list(&self, request: Request<wire::ListRequest>) -> Reply<wire::ListReply> {
@@ -282,8 +305,12 @@ impl Control for Api {
         let state = self.read().await?;
         let objects = filter::list(&state, kind_of(request.kind)?, &request.filters)
             .map_err(|e| Status::invalid_argument(e.to_string()))?;
+        let mut objects: Vec<types::Object> = objects.iter().map(shown).collect();
+        if request.kind() == types::Kind::Node {
+            self.with_managers(&mut objects).await;
+        }
         Ok(Response::new(wire::ListReply {
-            objects: objects.iter().map(shown).collect(),
+            objects,
             index: state.index(),
         }))
     }
@@ -300,10 +327,16 @@ impl Control for Api {
         let object = state
             .object(key)
             .ok_or_else(|| Status::not_found(NOT_IN_CLUSTER))?;
-        Ok(Response::new(shown(&object)))
+        let mut objects = [shown(&object)];
+        if matches!(object, Object::Node(_)) {
+            self.with_managers(&mut objects).await;
+        }
+        let [object] = objects;
+        Ok(Response::new(object))
     }
 
     async fn create(&self, request: Request<wire::CreateRequest>) -> Reply<wire::CreateReply> {
+        let id = request_id(&request);
         let spec = spec_of(request.into_inner().spec)?;
         if matches!(spec, Spec::Node(_)) {
             return Err(Status::invalid_argument(
@@ -311,7 +344,7 @@ impl Control for Api {
             ));
         }
         let written = self
-            .write(move |state, now, ids| match &spec {
+            .write(id, move |state, now, ids| match &spec {
                 Spec::Service(spec) => admit::create_service(state, (**spec).clone(), now, ids),
                 Spec::Network(spec) => admit::create_network(state, spec.clone(), now, ids),
                 Spec::Secret(spec) => admit::create_secret(state, spec.clone(), now, ids),
@@ -323,8 +356,13 @@ impl Control for Api {
     }
 
     async fn update(&self, request: Request<wire::UpdateRequest>) -> Reply<wire::UpdateReply> {
+        let id = request_id(&request);
         let request = request.into_inner();
         let spec = spec_of(request.spec)?;
+        let reached = match &spec {
+            Spec::Node(_) => self.manager.reached().await,
+            Spec::Service(_) | Spec::Network(_) | Spec::Secret(_) | Spec::Config(_) => BTreeSet::new(),
+        };
         let (reference, version) = (request.reference, expected(request.version));
         if matches!(spec, Spec::Network(_)) {
             return Err(Status::invalid_argument(
@@ -332,13 +370,13 @@ impl Control for Api {
             ));
         }
         let written = self
-            .write(move |state, now, _| match &spec {
+            .write(id, move |state, now, _| match &spec {
                 Spec::Service(spec) => {
                     admit::update_service(state, &reference, version, (**spec).clone(), now)
                 }
                 Spec::Secret(spec) => admit::update_secret_labels(state, &reference, version, spec),
                 Spec::Config(spec) => admit::update_config_labels(state, &reference, version, spec),
-                Spec::Node(spec) => admit::update_node(state, &reference, version, spec.clone()),
+                Spec::Node(spec) => admit::update_node(state, &reference, version, spec.clone(), &reached),
                 Spec::Network(_) => Ok(Admitted::default()),
             })
             .await?;
@@ -346,6 +384,7 @@ impl Control for Api {
     }
 
     async fn remove(&self, request: Request<wire::RemoveRequest>) -> Reply<wire::RemoveReply> {
+        let id = request_id(&request);
         let request = request.into_inner();
         let kind = match named(kind_of(request.kind)?) {
             Some(Kind::Task) | None => {
@@ -357,7 +396,7 @@ impl Control for Api {
         };
         let (refs, force) = (request.references, request.force);
         let (admitted, _) = self
-            .write(move |state, _, _| match kind {
+            .write(id, move |state, _, _| match kind {
                 Kind::Node => admit::remove_nodes(state, &refs, force),
                 Kind::Service => admit::remove_services(state, &refs),
                 Kind::Network => admit::remove_networks(state, &refs),
@@ -372,6 +411,7 @@ impl Control for Api {
     }
 
     async fn scale_services(&self, request: Request<wire::ScaleServicesRequest>) -> Reply<wire::UpdateReply> {
+        let id = request_id(&request);
         let scales: Vec<(String, u32)> = request
             .into_inner()
             .scales
@@ -379,7 +419,7 @@ impl Control for Api {
             .map(|s| (s.reference, s.replicas))
             .collect();
         Ok(updated(
-            self.write(move |state, _, _| admit::scale_services(state, &scales))
+            self.write(id, move |state, _, _| admit::scale_services(state, &scales))
                 .await?,
         ))
     }
@@ -388,10 +428,13 @@ impl Control for Api {
         &self,
         request: Request<wire::RollbackServiceRequest>,
     ) -> Reply<wire::UpdateReply> {
+        let id = request_id(&request);
         let request = request.into_inner();
         let version = expected(request.version);
         let written = self
-            .write(move |state, now, _| admit::rollback_service(state, &request.reference, version, now))
+            .write(id, move |state, now, _| {
+                admit::rollback_service(state, &request.reference, version, now)
+            })
             .await?;
         Ok(updated(written))
     }
@@ -400,6 +443,7 @@ impl Control for Api {
         &self,
         request: Request<wire::DeployStackRequest>,
     ) -> Reply<wire::DeployStackReply> {
+        let id = request_id(&request);
         let request = request.into_inner();
         let stack: model::spec::StackSpec = request
             .stack
@@ -408,7 +452,9 @@ impl Control for Api {
             .map_err(|e: WireError| Status::from(e))?;
         let prune = request.prune;
         let written = self
-            .write(move |state, now, ids| admit::deploy_stack(state, stack.clone(), prune, now, ids))
+            .write(id, move |state, now, ids| {
+                admit::deploy_stack(state, stack.clone(), prune, now, ids)
+            })
             .await?;
         Ok(deployed(written))
     }
@@ -417,9 +463,10 @@ impl Control for Api {
         &self,
         request: Request<wire::RemoveStacksRequest>,
     ) -> Reply<wire::DeployStackReply> {
+        let id = request_id(&request);
         let namespaces = request.into_inner().namespaces;
         Ok(deployed(
-            self.write(move |state, _, _| admit::remove_stacks(state, &namespaces))
+            self.write(id, move |state, _, _| admit::remove_stacks(state, &namespaces))
                 .await?,
         ))
     }

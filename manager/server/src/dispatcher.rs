@@ -4,27 +4,32 @@ mod frames;
 mod health;
 mod reports;
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
-use manager_core::{Action, State, Txn, assignments};
+use manager_core::{Action, State, admit, assignments};
 use model::assignment::AssignmentSet;
 use model::ids::IdSource;
-use model::object::{NodeDescription, NodeState, NodeStatus};
+use model::object::{NodeDescription, NodeRole, NodeState, NodeStatus};
 use model::{NodeId, TaskId, Timestamp};
-use proto::dispatch as wire;
+use proto::{dispatch as wire, types};
 use tokio::sync::{Notify, mpsc};
 use tokio::task::JoinSet;
 use tokio_stream::wrappers::ReceiverStream;
 use tonic::Status;
 
-use crate::raft::{Event, Log};
+use crate::raft::{Event, Log, ProposeError};
 use crate::writer::RandomIds;
+use crate::{ca, status};
 use reports::Reports;
 
 /// Frames that wait for a slow agent; then only its own stream waits.
 const FRAMES_QUEUED: usize = 4;
+/// Messages that wait for a slow agent beside its frames.
+const NEWS_QUEUED: usize = 4;
+/// Times a manager's number is written again because its node changed meanwhile.
+const REGISTER_TRIES: usize = 8;
 /// Wait for agents to take their last message.
 const DISMISS_LIMIT: Duration = Duration::from_secs(5);
 /// Characters kept of the texts in a report.
@@ -40,6 +45,26 @@ pub(crate) struct Dispatcher {
     health_changed: Notify,
     streams: Mutex<JoinSet<()>>,
     began: Instant,
+    news: Mutex<Arc<News>>,
+}
+
+/// What every node is told beside its tasks.
+#[derive(Debug, Default, PartialEq, Eq)]
+struct News {
+    managers: Vec<types::Peer>,
+    authorities: String,
+    issuer: String,
+    heartbeat: Duration,
+    /// Nodes of the members of the log.
+    members: BTreeSet<NodeId>,
+}
+
+/// What one node was told.
+#[derive(Debug, Clone, PartialEq, Eq)]
+struct Told {
+    news: Arc<News>,
+    manager: bool,
+    renew: bool,
 }
 
 /// A node that is heard of, or is waited for since this leader began.
@@ -50,8 +75,9 @@ struct Session {
     seen: Timestamp,
     /// Told when its assignments may have changed, and when the session ends.
     wake: Arc<Notify>,
-    /// Keeps the session stream open.
-    _open: Option<mpsc::Sender<Result<wire::SessionMessage, Status>>>,
+    /// Keeps the session stream open, and takes what the node is told.
+    open: Option<mpsc::Sender<Result<wire::SessionMessage, Status>>>,
+    told: Option<Told>,
     /// Set when the node leaves: it is told to have nothing.
     leaving: bool,
 }
@@ -70,6 +96,7 @@ impl Dispatcher {
             health_changed: Notify::new(),
             streams: Mutex::default(),
             began: Instant::now(),
+            news: Mutex::default(),
         });
         tasks.spawn(route(dispatcher.clone(), dispatcher.log.subscribe()));
         tasks.spawn(health::watch(dispatcher.clone()));
@@ -94,21 +121,30 @@ impl Dispatcher {
         Ok(state.cluster().ok_or_else(no_cluster)?.heartbeat)
     }
 
+    /// Only the leader hears nodes.
+    fn leads(&self) -> Result<(), Status> {
+        if self.log.role().borrow().leader {
+            return Ok(());
+        }
+        Err(status::not_leader(
+            "this manager does not lead the cluster",
+            self.log.leader(),
+        ))
+    }
+
     /// Registers a node: a new session, which ends an older one of the same node.
     pub(crate) async fn session(
         &self,
         node: NodeId,
         mut description: NodeDescription,
+        raft_id: u64,
     ) -> Result<Streamed<wire::SessionMessage>, Status> {
+        self.leads()?;
         let heartbeat = self.heartbeat()?;
         let state = self.log.read();
-        let known = state.node(node).ok_or_else(|| {
-            Status::failed_precondition(format!(
-                "node {node} is not part of this cluster; run rswarm swarm init"
-            ))
-        })?;
+        let known = state.node(node).ok_or_else(|| removed(node))?;
         if description.address.is_empty() {
-            // Given when the cluster was made.
+            // Given when it joined.
             description.address.clone_from(&known.description.address);
         }
         let ready = NodeStatus {
@@ -116,12 +152,15 @@ impl Dispatcher {
             message: String::new(),
         };
         let id = format!("{:032x}", RandomIds.next_id());
-        let (open, stream) = mpsc::channel(1);
+        let (open, stream) = mpsc::channel(NEWS_QUEUED);
+        let news = self.current_news();
+        let told = self.told(&state, node, &news);
         let first = wire::SessionMessage {
             session: id.clone(),
-            heartbeat_ns: nanos(heartbeat),
+            ..message(&told, self.log.now())
         };
-        // The channel is new and has room for one.
+        debug_assert_eq!(news.heartbeat, heartbeat);
+        // The channel is new and has room.
         let _ = open.try_send(Ok(first));
         {
             let mut nodes = self.nodes();
@@ -129,7 +168,8 @@ impl Dispatcher {
                 id,
                 seen: self.uptime(),
                 wake: Arc::new(Notify::new()),
-                _open: Some(open),
+                open: Some(open),
+                told: Some(told),
                 leaving: false,
             };
             if let Some(old) = nodes.insert(node, session) {
@@ -143,20 +183,83 @@ impl Dispatcher {
                 description: Some(description),
                 status: ready,
             };
-            let txn = Txn {
-                expect: Vec::new(),
-                actions: vec![action],
-            };
-            self.log
-                .propose(txn)
-                .await
-                .map_err(|e| Status::unavailable(e.to_string()))?;
+            // Of many nodes at once this is one entry.
+            self.reports.commit(vec![action]).await?;
+        }
+        if raft_id != 0 && known.identity.raft_id != Some(raft_id) {
+            self.register(node, raft_id).await?;
         }
         Ok(ReceiverStream::new(stream))
     }
 
+    /// Remembers the number of a manager that has made itself a log.
+    async fn register(&self, node: NodeId, raft_id: u64) -> Result<(), Status> {
+        for _ in 0..REGISTER_TRIES {
+            let admitted = admit::registered(&self.log.read(), node, raft_id)
+                .map_err(|e| Status::permission_denied(e.to_string()))?;
+            match self.log.propose(admitted.txn).await {
+                Ok(_) => return Ok(()),
+                Err(ProposeError::Stale(_)) => {}
+                Err(error) => return Err(Status::unavailable(error.to_string())),
+            }
+        }
+        Err(Status::unavailable("the node changes all the time: try again"))
+    }
+
+    fn current_news(&self) -> Arc<News> {
+        let state = self.log.read();
+        let security = state.cluster().map(|c| &c.security);
+        let managers = (state.nodes())
+            .filter(|n| n.spec.role == NodeRole::Manager)
+            .map(|n| types::Peer {
+                node_id: n.id.to_string(),
+                address: n.description.address.clone(),
+            });
+        let fresh = News {
+            managers: managers.collect(),
+            authorities: security.map(ca::authorities).unwrap_or_default(),
+            issuer: security.map(ca::current_issuer).unwrap_or_default(),
+            heartbeat: state.cluster().map(|c| c.heartbeat).unwrap_or_default(),
+            members: self.log.members().into_iter().map(|(_, node, ..)| node).collect(),
+        };
+        let mut known = self.news.lock().unwrap_or_else(PoisonError::into_inner);
+        if **known != fresh {
+            *known = Arc::new(fresh);
+        }
+        known.clone()
+    }
+
+    fn told(&self, state: &State, node: NodeId, news: &Arc<News>) -> Told {
+        let known = state.node(node);
+        let manager = known.is_some_and(|n| n.spec.role == NodeRole::Manager);
+        Told {
+            // Whoever is to go from the log keeps its own until the others do without it.
+            manager: manager || news.members.contains(&node),
+            renew: known.is_some_and(|n| !n.identity.issuer.is_empty() && n.identity.issuer != news.issuer),
+            news: news.clone(),
+        }
+    }
+
+    /// Tells every node what has changed of what all are told. One that is slow to take it is told later.
+    pub(crate) fn tell_news(&self) {
+        let news = self.current_news();
+        let (state, now) = (self.log.read(), self.log.now());
+        for (node, session) in self.nodes().iter_mut() {
+            let told = self.told(&state, *node, &news);
+            if session.told.as_ref() == Some(&told) {
+                continue;
+            }
+            if let Some(open) = &session.open
+                && open.try_send(Ok(message(&told, now))).is_ok()
+            {
+                session.told = Some(told);
+            }
+        }
+    }
+
     /// Keeps a session alive.
     pub(crate) fn beat(&self, node: NodeId, session: &str) -> Result<Duration, Status> {
+        self.leads()?;
         let heartbeat = self.heartbeat()?;
         let down = self
             .log
@@ -173,6 +276,7 @@ impl Dispatcher {
     }
 
     fn check(&self, node: NodeId, session: &str) -> Result<Arc<Notify>, Status> {
+        self.leads()?;
         let nodes = self.nodes();
         let found = nodes
             .get(&node)
@@ -276,6 +380,24 @@ impl Dispatcher {
             session.wake.notify_one();
         }
     }
+}
+
+fn message(told: &Told, now: Timestamp) -> wire::SessionMessage {
+    wire::SessionMessage {
+        session: String::new(),
+        heartbeat_ns: nanos(told.news.heartbeat),
+        managers: told.news.managers.clone(),
+        manager: told.manager,
+        authorities: told.news.authorities.clone(),
+        now_ms: now.0,
+        renew: told.renew,
+    }
+}
+
+fn removed(node: NodeId) -> Status {
+    Status::permission_denied(format!(
+        "E_NODE_REMOVED: node {node} is not part of this cluster any more"
+    ))
 }
 
 /// Whether a report may change the state; most repeated ones do not, and need no sync.

@@ -22,7 +22,7 @@ pub(crate) async fn run(writer: Arc<Writer>) {
             _ => return,
         };
         // What an earlier leader had committed must be seen before anything is decided.
-        if writer.log.read_latest().await.is_err() {
+        if writer.log.confirm().await.is_err() {
             if role.changed().await.is_err() {
                 return;
             }

@@ -1,6 +1,10 @@
 //! What a manager does: API, Raft, leader loop, dispatcher.
 #![forbid(unsafe_code)]
 
+// A caller is known, and its call comes to the manager that can carry it out.
+mod front;
+mod status;
+
 // A request is admitted and becomes an entry of the replicated log.
 mod api;
 mod writer;
@@ -8,17 +12,30 @@ mod writer;
 // The log makes it durable and applies it to the state.
 pub mod raft;
 
-// The leader decides what follows from it.
+// The leader decides what follows from it, and who takes part in the log.
 mod leader;
+mod members;
 
 // Agents are told, and report back.
 mod dispatcher;
 mod rpc;
 
+// Hosts become nodes, and stay them.
+mod ca;
+mod init;
+mod join;
+mod rpc_ca;
+mod strangers;
+
 // Wiring.
 mod server;
 
 pub use api::Api;
+pub use ca::{CaError, TokenError};
+pub use front::{Gate, Gated, NODE, REQUEST, Side};
+pub use join::JoinError;
 pub use rpc::DispatcherRpc;
-pub use server::{ClusterError, Manager, ManagerConfig};
+pub use rpc_ca::CaRpc;
+pub use server::{ClusterError, Manager, ManagerConfig, Membership};
+pub use status::leader_of;
 pub use writer::{RandomIds, WriteError};

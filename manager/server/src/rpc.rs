@@ -7,10 +7,15 @@ use tonic::{Request, Response, Status};
 
 use std::sync::Arc;
 
+use manager_core::{State, admit};
 use model::NodeId;
+use proto::authz::Caller;
 
+use crate::api::writing;
 use crate::dispatcher::Streamed;
 use crate::server::{Cluster, Manager, NOT_IN_CLUSTER};
+use crate::status;
+use crate::writer::RandomIds;
 
 /// The Dispatcher service of a manager.
 pub struct DispatcherRpc {
@@ -29,9 +34,14 @@ impl DispatcherRpc {
     }
 }
 
-fn node(text: &str) -> Result<NodeId, Status> {
-    text.parse()
-        .map_err(|e: model::IdError| Status::invalid_argument(format!("the node's id: {e}")))
+/// The node that calls, as its certificate says.
+fn node<T>(request: &Request<T>) -> Result<NodeId, Status> {
+    match request.extensions().get::<Caller>() {
+        Some(Caller::Node(node)) => Ok(*node),
+        Some(Caller::Anyone | Caller::Operator) | None => {
+            Err(Status::unauthenticated("this needs the certificate of a node"))
+        }
+    }
 }
 
 #[tonic::async_trait]
@@ -43,13 +53,14 @@ impl Dispatcher for DispatcherRpc {
         &self,
         request: Request<wire::SessionRequest>,
     ) -> Result<Response<Self::SessionStream>, Status> {
+        let node = node(&request)?;
         let request = request.into_inner();
         let description = request.description.unwrap_or_default().into();
         let cluster = self.cluster()?;
         Ok(Response::new(
             cluster
                 .dispatcher
-                .session(node(&request.node_id)?, description)
+                .session(node, description, request.raft_id)
                 .await?,
         ))
     }
@@ -58,11 +69,9 @@ impl Dispatcher for DispatcherRpc {
         &self,
         request: Request<wire::HeartbeatRequest>,
     ) -> Result<Response<wire::HeartbeatReply>, Status> {
+        let node = node(&request)?;
         let request = request.get_ref();
-        let period = self
-            .cluster()?
-            .dispatcher
-            .beat(node(&request.node_id)?, &request.session)?;
+        let period = self.cluster()?.dispatcher.beat(node, &request.session)?;
         let heartbeat_ns = u64::try_from(period.as_nanos()).unwrap_or(u64::MAX);
         Ok(Response::new(wire::HeartbeatReply { heartbeat_ns }))
     }
@@ -71,18 +80,35 @@ impl Dispatcher for DispatcherRpc {
         &self,
         request: Request<wire::AssignmentsRequest>,
     ) -> Result<Response<Self::AssignmentsStream>, Status> {
+        let node = node(&request)?;
         let request = request.into_inner();
-        let stream = self
-            .cluster()?
-            .dispatcher
-            .assignments(node(&request.node_id)?, request.session)?;
+        let stream = self.cluster()?.dispatcher.assignments(node, request.session)?;
         Ok(Response::new(stream))
+    }
+
+    async fn leave(
+        &self,
+        request: Request<wire::LeaveRequest>,
+    ) -> Result<Response<wire::LeaveReply>, Status> {
+        let node = node(&request)?;
+        let cluster = self.cluster()?;
+        if !cluster.writer.log.role().borrow().leader {
+            return Err(status::not_leader(
+                "this manager does not lead the cluster",
+                cluster.writer.log.leader(),
+            ));
+        }
+        let decide = move |state: &State, _, _: &mut RandomIds| admit::leave(state, node);
+        cluster.writer.write(decide).await.map_err(writing)?;
+        tracing::info!(%node, "a node left the cluster");
+        Ok(Response::new(wire::LeaveReply {}))
     }
 
     async fn update_task_status(
         &self,
         request: Request<wire::UpdateTaskStatusRequest>,
     ) -> Result<Response<wire::UpdateTaskStatusReply>, Status> {
+        let node = node(&request)?;
         let request = request.into_inner();
         let update = |u: wire::TaskUpdate| {
             let task = u
@@ -100,10 +126,7 @@ impl Dispatcher for DispatcherRpc {
             .map(update)
             .collect::<Result<Vec<_>, Status>>()?;
         let cluster = self.cluster()?;
-        cluster
-            .dispatcher
-            .report(node(&request.node_id)?, &request.session, updates)
-            .await?;
+        cluster.dispatcher.report(node, &request.session, updates).await?;
         Ok(Response::new(wire::UpdateTaskStatusReply {}))
     }
 }

@@ -1,47 +1,67 @@
-//! Wiring: one manager of a node, with or without a cluster.
+//! Wiring: what this node is in a cluster, and the manager it runs where it is one.
 
+use std::collections::BTreeSet;
+use std::net::TcpListener;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use arc_swap::ArcSwapOption;
-use manager_core::admit::{self, ClusterRequest};
-use manager_core::{Action, State};
-use model::ids::IdSource;
-use model::object::Object;
+use manager_core::State;
+use model::object::{NodeIdentity, NodeRole};
 use model::{ClusterId, NodeId};
+use proto::ca::ca_server::CaServer;
 use proto::control::control_server::ControlServer;
 use proto::dispatch::dispatcher_server::DispatcherServer;
+use proto::identity::{IdentityError, Keychain, Papers, Place};
+use proto::raft::raft_server::RaftServer;
 use tokio::sync::{Mutex, watch};
 use tokio::task::JoinSet;
 
 use crate::api::Api;
+use crate::ca::{self, CaError};
 use crate::dispatcher::Dispatcher;
-use crate::leader;
-use crate::raft::{Log, OpenError};
+use crate::join::{self, JoinError};
+use crate::raft::network::{Links, MESSAGE_MAX};
+use crate::raft::{Log, LogError, OpenError, RaftRpc};
 use crate::rpc::DispatcherRpc;
+use crate::rpc_ca::CaRpc;
 use crate::writer::{RandomIds, WriteError, Writer};
+use crate::{leader, members};
 
 /// What every call says while there is no cluster.
-pub(crate) const NOT_IN_CLUSTER: &str = "This node is not part of a cluster; run rswarm swarm init";
+pub(crate) const NOT_IN_CLUSTER: &str =
+    "This node is not part of a cluster; run rswarm swarm init, or rswarm swarm join";
+/// What calls about the cluster say on a worker.
+pub(crate) const NOT_A_MANAGER: &str = "This node is not a cluster manager: worker nodes cannot show or change the cluster's state. Run this on a manager, or promote this node there with rswarm node promote";
 /// Largest request: a stack with its secrets and configs.
-const REQUEST_MAX: usize = 32 * 1024 * 1024;
+pub(crate) const REQUEST_MAX: usize = 32 * 1024 * 1024;
 
-/// What a manager is told by the daemon.
+/// What a node is told by the daemon.
 #[derive(Debug, Clone)]
 pub struct ManagerConfig {
-    /// Its files are in `raft/` of this folder.
+    /// Its files are in `raft/` and `identity/` of this folder.
     pub data_dir: PathBuf,
-    /// The node it runs on; the same over restarts.
-    pub node_id: NodeId,
     /// Name of the host.
     pub hostname: String,
 }
 
-/// Why a cluster was not made or left.
+/// What a node is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum Membership {
+    /// Part of no cluster.
+    #[default]
+    None,
+    /// Part of one, without a log.
+    Worker,
+    /// Part of one, with a log.
+    Manager,
+}
+
+/// Why a cluster was not made, joined or left.
 #[derive(Debug, thiserror::Error)]
 pub enum ClusterError {
     /// There is one.
-    #[error("this node is already part of a cluster: leave it first with rswarm swarm leave --force")]
+    #[error("this node is already part of a cluster: leave it first with rswarm swarm leave")]
     Active,
     /// There is none.
     #[error("{NOT_IN_CLUSTER}")]
@@ -52,12 +72,30 @@ pub enum ClusterError {
          repeat with --force if that is wanted"
     )]
     LastManager,
+    /// A manager does not leave by accident.
+    #[error(
+        "this node is a manager of {0}: demote it first with rswarm node demote, or repeat with --force, which demotes it \
+         where that is possible"
+    )]
+    Manager(usize),
+    /// An address cannot be used.
+    #[error("{0}")]
+    Address(String),
     /// The request cannot be carried out, or could not be written.
     #[error(transparent)]
     Write(#[from] WriteError),
     /// The log did not start.
     #[error(transparent)]
     Open(#[from] OpenError),
+    /// Certificates.
+    #[error(transparent)]
+    Ca(#[from] CaError),
+    /// The node's own files.
+    #[error(transparent)]
+    Identity(#[from] IdentityError),
+    /// Another cluster did not take it.
+    #[error(transparent)]
+    Join(#[from] JoinError),
     /// The folder of the cluster cannot be removed.
     #[error("cannot remove {path}")]
     Wipe {
@@ -69,22 +107,28 @@ pub enum ClusterError {
     },
 }
 
-/// One manager. Clones are the same manager.
+/// One node's part in a cluster. Clones are the same.
 #[derive(Clone)]
 pub struct Manager {
-    shared: Arc<Shared>,
+    pub(crate) shared: Arc<Shared>,
 }
 
-struct Shared {
-    config: ManagerConfig,
+pub(crate) struct Shared {
+    pub(crate) config: ManagerConfig,
+    pub(crate) keychain: Keychain,
+    pub(crate) links: Links,
     cluster: ArcSwapOption<Cluster>,
-    /// Held while a cluster is made or left.
-    change: Mutex<()>,
-    active: watch::Sender<bool>,
+    /// Held while a cluster is made, joined or left.
+    pub(crate) change: Mutex<()>,
+    pub(crate) membership: watch::Sender<Membership>,
+    /// This manager's number; 0: it has no log.
+    raft_id: watch::Sender<u64>,
+    /// Where other nodes connect, until the daemon takes it.
+    listener: std::sync::Mutex<Option<TcpListener>>,
     stopped: watch::Sender<bool>,
 }
 
-/// The cluster this node is part of.
+/// The cluster this node is a manager of.
 pub(crate) struct Cluster {
     pub(crate) writer: Arc<Writer>,
     pub(crate) dispatcher: Arc<Dispatcher>,
@@ -92,50 +136,99 @@ pub(crate) struct Cluster {
 }
 
 impl Manager {
-    /// Starts a manager: where its folder has a cluster, this returns once that cluster can be used.
+    /// Starts. Where the folder has a log that no other manager shares, this returns once it can be used.
     ///
     /// # Errors
-    /// [`ClusterError`] when the log is damaged, in use or cannot be read.
+    /// [`ClusterError`] when the log is damaged, in use or cannot be read, or the port is taken.
     pub async fn open(config: ManagerConfig) -> Result<Self, ClusterError> {
-        let dir = config.data_dir.join("raft");
-        let shared = Shared {
-            config,
-            cluster: ArcSwapOption::empty(),
-            change: Mutex::new(()),
-            active: watch::Sender::new(false),
-            stopped: watch::Sender::new(false),
-        };
+        let keychain = Keychain::new(&config.data_dir.join("identity"));
         let manager = Self {
-            shared: Arc::new(shared),
+            shared: Arc::new(Shared {
+                links: Links::new(keychain.clone()),
+                keychain,
+                config,
+                cluster: ArcSwapOption::empty(),
+                change: Mutex::new(()),
+                membership: watch::Sender::default(),
+                raft_id: watch::Sender::new(0),
+                listener: std::sync::Mutex::new(None),
+                stopped: watch::Sender::new(false),
+            }),
         };
-        if Log::exists(&dir) {
-            let log = Arc::new(Log::open(&dir).await?);
-            if log.read().cluster().is_some() {
-                manager.start(log);
-                return Ok(manager);
-            }
+        let dir = manager.dir();
+        let Some((key, papers)) = manager.keychain().stored()? else {
             // Its making was interrupted before it was acknowledged.
-            log.close().await;
+            wipe(&dir)?;
+            return Ok(manager);
+        };
+        manager.keychain().use_papers(Papers { key, ..papers })?;
+        let place = manager.keychain().place();
+        manager.listen(bind(&place.listen)?);
+        if Log::exists(&dir) {
+            match Log::open(&dir, manager.shared.links.clone()).await {
+                Ok(log) => manager.start(Arc::new(log)),
+                Err(error) => set_aside(&dir, &place, manager.node_id(), error)?,
+            }
         }
-        wipe(&dir)?;
+        if manager.cluster().is_none() {
+            manager.shared.membership.send_replace(Membership::Worker);
+        }
         Ok(manager)
     }
 
-    /// The services of this manager, to be added to the daemon's server.
+    /// The services of operators and other nodes, to be added to the daemon's servers.
     pub fn services(&self) -> (ControlServer<Api>, DispatcherServer<DispatcherRpc>) {
         let control = ControlServer::new(Api::new(self.clone())).max_decoding_message_size(REQUEST_MAX);
         let dispatcher = DispatcherServer::new(DispatcherRpc::new(self.clone()));
         (control, dispatcher.max_decoding_message_size(REQUEST_MAX))
     }
 
-    /// Whether this node is part of a cluster, now and when it changes.
-    pub fn active(&self) -> watch::Receiver<bool> {
-        self.shared.active.subscribe()
+    /// The services only other nodes call.
+    pub fn port_services(&self) -> (CaServer<CaRpc>, RaftServer<RaftRpc>) {
+        let ca = CaServer::new(CaRpc::new(self.clone()));
+        let raft = RaftServer::new(RaftRpc::new(self.clone()))
+            .max_decoding_message_size(MESSAGE_MAX)
+            .max_encoding_message_size(MESSAGE_MAX);
+        (ca, raft)
     }
 
-    /// The node it runs on.
+    /// What this node is, now and when it changes.
+    pub fn membership(&self) -> watch::Receiver<Membership> {
+        self.shared.membership.subscribe()
+    }
+
+    /// This manager's number, now and when it changes; 0 while it has no log.
+    pub fn raft_id(&self) -> watch::Receiver<u64> {
+        self.shared.raft_id.subscribe()
+    }
+
+    /// Who this node is to others.
+    pub fn keychain(&self) -> &Keychain {
+        &self.shared.keychain
+    }
+
+    /// Where other nodes connect; given once after each time this node became part of a cluster.
+    pub fn take_listener(&self) -> Option<TcpListener> {
+        let mut listener = self
+            .shared
+            .listener
+            .lock()
+            .unwrap_or_else(std::sync::PoisonError::into_inner);
+        listener.take()
+    }
+
+    pub(crate) fn listen(&self, listener: TcpListener) {
+        let mut place = self
+            .shared
+            .listener
+            .lock()
+            .unwrap_or_else(std::sync::PoisonError::into_inner);
+        *place = Some(listener);
+    }
+
+    /// The node it runs on; the zero id while it is part of no cluster.
     pub fn node_id(&self) -> NodeId {
-        self.shared.config.node_id
+        self.keychain().node().unwrap_or(NodeId::NIL)
     }
 
     /// Returns when the manager cannot go on: the daemon ends then, and starts again.
@@ -152,78 +245,103 @@ impl Manager {
         }
     }
 
+    /// Becomes what the cluster says this node is to be: a manager makes itself a log, which the others fill; who is a
+    /// manager no more forgets its log.
+    ///
+    /// # Errors
+    /// [`ClusterError`] when a log cannot be made or removed; it will be said again.
+    pub async fn follow(&self, role: NodeRole) -> Result<(), ClusterError> {
+        let _change = self.shared.change.lock().await;
+        match (role, self.cluster()) {
+            (NodeRole::Manager, None) if self.keychain().identity().is_some() => {
+                let dir = self.dir();
+                wipe(&dir)?;
+                let log = Log::blank(&dir, raft_id(), self.shared.links.clone()).await?;
+                tracing::info!(raft_id = log.raft_id(), "this node becomes a manager");
+                self.start(Arc::new(log));
+            }
+            (NodeRole::Worker, Some(cluster)) => {
+                tracing::info!("this node is a manager no more");
+                self.shared.cluster.store(None);
+                self.shared.raft_id.send_replace(0);
+                cluster.stop().await;
+                wipe(&self.dir())?;
+                self.shared.membership.send_replace(Membership::Worker);
+            }
+            (NodeRole::Manager | NodeRole::Worker, _) => {}
+        }
+        Ok(())
+    }
+
     pub(crate) fn cluster(&self) -> Option<Arc<Cluster>> {
         self.shared.cluster.load_full()
+    }
+
+    /// The state as this node knows it, where it is a manager that knows one.
+    pub(crate) fn known(&self) -> Option<Arc<State>> {
+        let state = self.cluster()?.writer.log.read();
+        state.cluster().is_some().then_some(state)
     }
 
     pub(crate) fn config(&self) -> &ManagerConfig {
         &self.shared.config
     }
 
-    /// Makes a cluster with this node as its first manager.
-    pub(crate) async fn init(
-        &self,
-        request: &ClusterRequest,
-        address: &str,
-    ) -> Result<ClusterId, ClusterError> {
+    /// Joins the cluster of others.
+    pub(crate) async fn join(&self, request: join::Request) -> Result<(ClusterId, NodeRole), ClusterError> {
         let _change = self.shared.change.lock().await;
-        if self.cluster().is_some() {
+        if self.keychain().identity().is_some() {
             return Err(ClusterError::Active);
         }
-        let node = self.node_id();
-        // A request that is refused must leave no folder behind.
-        let (request, address, hostname) = (
-            request.clone(),
-            address.to_owned(),
-            self.shared.config.hostname.clone(),
-        );
-        let decide = move |state: &State, now, ids: &mut RandomIds| {
-            let mut admitted = admit::init_cluster(state, &request, node, now, ids)?;
-            for action in &mut admitted.txn.actions {
-                if let Action::Put(Object::Node(first)) = action {
-                    let first = Arc::make_mut(first);
-                    first.description.address.clone_from(&address);
-                    first.description.hostname.clone_from(&hostname);
-                }
-            }
-            Ok(admitted)
-        };
-        decide(&State::new(), model::Timestamp::default(), &mut RandomIds).map_err(WriteError::Refused)?;
-        let dir = self.dir();
-        wipe(&dir)?;
-        // Ids of managers are never used twice; 63 bits are random enough for that.
-        let raft_id = u64::try_from(RandomIds.next_id() & u128::from(u64::MAX >> 1)).unwrap_or(1);
-        let log = Arc::new(Log::bootstrap(&dir, raft_id).await?);
-        Writer::new(log.clone()).write(decide).await?;
-        let id = log.read().cluster().map(|c| c.id).ok_or(ClusterError::Inactive)?;
-        self.start(log);
-        Ok(id)
+        let listener = bind(&request.listen)?;
+        let joined = join::join(&self.shared.config, self.keychain(), &request, &listener).await?;
+        self.listen(listener);
+        self.shared.membership.send_replace(Membership::Worker);
+        Ok(joined)
     }
 
-    /// Leaves the cluster: every node is told to stop its tasks, then the state is removed.
-    pub(crate) async fn leave(&self, force: bool) -> Result<(), ClusterError> {
+    /// Leaves the cluster. The last manager takes it with it: every node is told to stop its tasks.
+    pub(crate) async fn leave(&self, force: bool) -> Result<Option<String>, ClusterError> {
         let _change = self.shared.change.lock().await;
-        let cluster = self.cluster().ok_or(ClusterError::Inactive)?;
-        if !force {
-            return Err(ClusterError::LastManager);
+        if self.keychain().identity().is_none() {
+            return Err(ClusterError::Inactive);
         }
-        self.shared.cluster.store(None);
-        cluster.dispatcher.dismiss().await;
-        cluster.stop().await;
-        wipe(&self.dir())?;
-        self.shared.active.send_replace(false);
-        Ok(())
+        let mut warning = None;
+        if let Some(cluster) = self.cluster() {
+            let state = cluster.writer.log.read();
+            let managers = state.nodes().filter(|n| n.spec.role == NodeRole::Manager).count();
+            match (force, managers) {
+                (false, 0 | 1) => return Err(ClusterError::LastManager),
+                (false, more) => return Err(ClusterError::Manager(more)),
+                (true, 0 | 1) => cluster.dispatcher.dismiss().await,
+                (true, _) => warning = join::withdraw(self).await.err(),
+            }
+            self.shared.cluster.store(None);
+            self.shared.raft_id.send_replace(0);
+            cluster.stop().await;
+        }
+        // Of the last manager's cluster nothing is left to be told.
+        if self.dir().exists() {
+            wipe(&self.dir())?;
+        } else {
+            warning = join::say_goodbye(self).await.err();
+        }
+        self.keychain().forget()?;
+        drop(self.take_listener());
+        self.shared.membership.send_replace(Membership::None);
+        Ok(warning)
     }
 
-    fn dir(&self) -> PathBuf {
+    pub(crate) fn dir(&self) -> PathBuf {
         self.shared.config.data_dir.join("raft")
     }
 
-    fn start(&self, log: Arc<Log>) {
+    pub(crate) fn start(&self, log: Arc<Log>) {
         let writer = Arc::new(Writer::new(log.clone()));
         let mut tasks = JoinSet::new();
         let dispatcher = Dispatcher::new(log.clone(), &mut tasks);
         tasks.spawn(leader::run(writer.clone()));
+        tasks.spawn(members::run(writer.clone(), dispatcher.clone()));
         let stopped = self.shared.stopped.clone();
         let mut role = log.role();
         tasks.spawn(async move {
@@ -231,13 +349,23 @@ impl Manager {
             let _ = role.wait_for(|r| r.stopped).await;
             stopped.send_replace(true);
         });
+        let raft_id = log.raft_id();
         let cluster = Cluster {
             writer,
             dispatcher,
             tasks: std::sync::Mutex::new(tasks),
         };
         self.shared.cluster.store(Some(Arc::new(cluster)));
-        self.shared.active.send_replace(true);
+        self.shared.raft_id.send_replace(raft_id);
+        self.shared.membership.send_replace(Membership::Manager);
+    }
+
+    /// Which of the managers answer.
+    pub(crate) async fn reached(&self) -> BTreeSet<NodeId> {
+        match self.cluster() {
+            Some(cluster) => cluster.writer.log.reached().await,
+            None => BTreeSet::new(),
+        }
     }
 }
 
@@ -255,8 +383,65 @@ impl Cluster {
     }
 }
 
+/// A new number of a manager: never used twice, and 63 bits are random enough for that.
+pub(crate) fn raft_id() -> u64 {
+    use model::ids::IdSource;
+    u64::try_from(RandomIds.next_id() & u128::from(u64::MAX >> 1))
+        .unwrap_or(1)
+        .max(1)
+}
+
+/// Certificates of a node for the state.
+pub(crate) fn identity_of(issued: &ca::Issued, raft_id: Option<u64>) -> NodeIdentity {
+    NodeIdentity {
+        key: issued.key.clone(),
+        issuer: issued.issuer.clone(),
+        expires_at: issued.expires_at,
+        raft_id,
+    }
+}
+
+/// Listens at an address.
+pub(crate) fn bind(address: &str) -> Result<TcpListener, ClusterError> {
+    let refused = |e: std::io::Error| {
+        ClusterError::Address(format!(
+            "cannot listen at {address}: {e}; choose another with --listen-addr IP:PORT"
+        ))
+    };
+    let listener = TcpListener::bind(address).map_err(refused)?;
+    listener.set_nonblocking(true).map_err(refused)?;
+    Ok(listener)
+}
+
+/// A damaged log is put aside where other managers have the state: this one asks them for it, under a new number. A
+/// manager that is alone stops.
+fn set_aside(dir: &Path, place: &Place, own: NodeId, error: OpenError) -> Result<(), ClusterError> {
+    let damaged = matches!(
+        error,
+        OpenError::Log(LogError::Corrupt { .. }) | OpenError::Lost { .. }
+    );
+    if !damaged || !place.managers.iter().any(|(node, _)| *node != own) {
+        return Err(error.into());
+    }
+    let aside = dir.with_extension("damaged");
+    tracing::error!(
+        "{error}. It is kept in {}; this manager takes the state from the others, under a new number",
+        aside.display()
+    );
+    let moved = std::fs::remove_dir_all(&aside).or_else(|e| match e.kind() {
+        std::io::ErrorKind::NotFound => Ok(()),
+        _ => Err(e),
+    });
+    moved
+        .and_then(|()| std::fs::rename(dir, &aside))
+        .map_err(|source| ClusterError::Wipe {
+            path: dir.to_owned(),
+            source,
+        })
+}
+
 /// Removes what is left of a cluster; first what says that there is one.
-fn wipe(dir: &Path) -> Result<(), ClusterError> {
+pub(crate) fn wipe(dir: &Path) -> Result<(), ClusterError> {
     let gone = |result: std::io::Result<()>| match result {
         Err(e) if e.kind() != std::io::ErrorKind::NotFound => Err(ClusterError::Wipe {
             path: dir.to_path_buf(),

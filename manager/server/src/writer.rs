@@ -27,15 +27,21 @@ const QUEUE_MAX: usize = 1024;
 #[derive(Debug, Default)]
 pub struct RandomIds;
 
+/// Random bytes of the kernel.
+pub(crate) fn random<const N: usize>() -> [u8; N] {
+    let mut bytes = [0u8; N];
+    let mut filled = 0;
+    while filled < N {
+        // It fails only when a signal interrupts it; then it is asked again.
+        filled +=
+            rustix::rand::getrandom(&mut bytes[filled..], rustix::rand::GetRandomFlags::empty()).unwrap_or(0);
+    }
+    bytes
+}
+
 impl IdSource for RandomIds {
     fn next_id(&mut self) -> u128 {
-        let mut bytes = [0u8; 16];
-        let mut filled = 0;
-        while filled < bytes.len() {
-            // It fails only when a signal interrupts it; then it is asked again.
-            filled += rustix::rand::getrandom(&mut bytes[filled..], rustix::rand::GetRandomFlags::empty())
-                .unwrap_or(0);
-        }
+        let bytes = random::<16>();
         // Zero stands for no object.
         u128::from_le_bytes(bytes).max(1)
     }

@@ -10,15 +10,21 @@ use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
 use manager_server::{Manager, ManagerConfig};
-use model::NodeId;
+use proto::authz::Caller;
 use proto::control::control_client::ControlClient;
 use proto::dispatch::dispatcher_client::DispatcherClient;
 use proto::{control, dispatch, types};
 use tonic::Code;
 use tonic::transport::{Channel, Server};
 
-const NODE: NodeId = NodeId(77);
 const LIMIT: Duration = Duration::from_secs(20);
+
+fn request() -> control::InitClusterRequest {
+    control::InitClusterRequest {
+        listen_addr: "127.0.0.1:0".into(),
+        ..control::InitClusterRequest::default()
+    }
+}
 
 struct Daemon {
     manager: Manager,
@@ -30,7 +36,6 @@ impl Daemon {
     async fn start(dir: &Path) -> Self {
         let config = ManagerConfig {
             data_dir: dir.to_path_buf(),
-            node_id: NODE,
             hostname: "host".into(),
         };
         let manager = Manager::open(config).await.unwrap();
@@ -38,9 +43,18 @@ impl Daemon {
         let _ = std::fs::remove_file(&socket);
         let listener = tokio::net::UnixListener::bind(&socket).unwrap();
         let (control, dispatcher) = manager.services();
+        let node = manager.clone();
         let server = tokio::spawn(async move {
             let incoming = tokio_stream::wrappers::UnixListenerStream::new(listener);
-            let router = Server::builder().add_service(control).add_service(dispatcher);
+            // As the gate would have it: one who calls here is this node.
+            let own = tonic::service::InterceptorLayer::new(move |mut request: tonic::Request<()>| {
+                request.extensions_mut().insert(Caller::Node(node.node_id()));
+                Ok(request)
+            });
+            let router = Server::builder()
+                .layer(own)
+                .add_service(control)
+                .add_service(dispatcher);
             router.serve_with_incoming(incoming).await.unwrap();
         });
         let channel = proto::channel::connect(&socket).await.unwrap();
@@ -56,10 +70,7 @@ impl Daemon {
     }
 
     async fn init(&self) {
-        self.control()
-            .init_cluster(control::InitClusterRequest::default())
-            .await
-            .unwrap();
+        self.control().init_cluster(request()).await.unwrap();
     }
 
     async fn stop(self) {
@@ -90,15 +101,12 @@ impl Agent {
             ..types::NodeDescription::default()
         };
         let request = dispatch::SessionRequest {
-            node_id: NODE.to_string(),
             description: Some(description),
+            raft_id: 0,
         };
         let mut session = client.session(request).await.unwrap().into_inner();
         let id = session.message().await.unwrap().unwrap().session;
-        let request = dispatch::AssignmentsRequest {
-            node_id: NODE.to_string(),
-            session: id.clone(),
-        };
+        let request = dispatch::AssignmentsRequest { session: id.clone() };
         let mut stream = client.assignments(request).await.unwrap().into_inner();
         let seen = Arc::new(Mutex::new(Vec::new()));
         let (fail, mut failing) = tokio::sync::mpsc::unbounded_channel::<String>();
@@ -114,7 +122,6 @@ impl Agent {
                     Some(task) = failing.recv() => vec![update(task, 704)],
                 };
                 let request = dispatch::UpdateTaskStatusRequest {
-                    node_id: NODE.to_string(),
                     session: id.clone(),
                     updates,
                 };
@@ -262,10 +269,7 @@ async fn a_service_is_made_scaled_healed_and_is_there_after_a_restart() {
     );
 
     daemon.init().await;
-    let again = control
-        .init_cluster(control::InitClusterRequest::default())
-        .await
-        .unwrap_err();
+    let again = control.init_cluster(request()).await.unwrap_err();
     assert_eq!(again.code(), Code::FailedPrecondition);
     let agent = Agent::start(daemon.channel.clone()).await;
     control.create(service("web", 0)).await.unwrap();
@@ -396,6 +400,7 @@ async fn a_silent_node_is_down_and_is_ready_again_when_it_registers() {
     let daemon = Daemon::start(dir.path()).await;
     let heartbeat_ns = 100_000_000;
     let request = control::InitClusterRequest {
+        listen_addr: "127.0.0.1:0".into(),
         heartbeat_ns,
         ..Default::default()
     };
@@ -423,7 +428,7 @@ async fn a_silent_node_is_down_and_is_ready_again_when_it_registers() {
     let _again = Agent::start(daemon.channel.clone()).await;
     let request = control::GetRequest {
         kind: types::Kind::Node.into(),
-        reference: NODE.to_string(),
+        reference: daemon.manager.node_id().to_string(),
     };
     let node = control.get(request).await.unwrap().into_inner();
     let Some(types::object::Object::Node(node)) = node.object else {

@@ -43,6 +43,119 @@ impl From<&m::Cluster> for w::Cluster {
             heartbeat_ns: nanos(c.heartbeat),
             address_pools: c.address_pools.iter().map(ToString::to_string).collect(),
             subnet_prefix: c.subnet_prefix.into(),
+            security: Some((&c.security).into()),
+        }
+    }
+}
+
+impl From<&m::Authority> for w::Authority {
+    fn from(a: &m::Authority) -> Self {
+        Self {
+            certificate: a.certificate.clone(),
+            key: a.key.clone(),
+        }
+    }
+}
+
+impl From<w::Authority> for m::Authority {
+    fn from(a: w::Authority) -> Self {
+        Self {
+            certificate: a.certificate,
+            key: a.key,
+        }
+    }
+}
+
+impl From<&m::Security> for w::Security {
+    fn from(s: &m::Security) -> Self {
+        let next = s.next.as_ref();
+        Self {
+            authority: Some((&s.authority).into()),
+            next: next.map(|n| (&n.authority).into()),
+            next_cross_signed: next.map(|n| n.cross_signed.clone()).unwrap_or_default(),
+            next_since_ms: next.map_or(0, |n| n.since.0),
+            certificate_expiry_ns: nanos(s.certificate_expiry),
+            token_key: s.token_key.clone(),
+            tokens: wire(&s.tokens),
+            last_token: s.last_token,
+            unlock_key: s.unlock_key.clone(),
+            epoch: s.epoch,
+            autolock: !s.unlock_key.is_empty(),
+        }
+    }
+}
+
+impl From<w::Security> for m::Security {
+    fn from(s: w::Security) -> Self {
+        Self {
+            authority: s.authority.unwrap_or_default().into(),
+            next: s.next.map(|next| m::NextAuthority {
+                authority: next.into(),
+                cross_signed: s.next_cross_signed,
+                since: Timestamp(s.next_since_ms),
+            }),
+            certificate_expiry: Duration::from_nanos(s.certificate_expiry_ns),
+            token_key: s.token_key,
+            tokens: s.tokens.into_iter().map(Into::into).collect(),
+            last_token: s.last_token,
+            unlock_key: s.unlock_key,
+            epoch: s.epoch,
+        }
+    }
+}
+
+fn role(manager: bool) -> m::NodeRole {
+    if manager {
+        m::NodeRole::Manager
+    } else {
+        m::NodeRole::Worker
+    }
+}
+
+impl From<&m::JoinToken> for w::JoinToken {
+    fn from(t: &m::JoinToken) -> Self {
+        Self {
+            serial: t.serial,
+            manager: t.role == m::NodeRole::Manager,
+            standing: t.standing,
+            expires_at_ms: t.expires_at.map(|at| at.0),
+            uses_left: t.uses_left,
+            labels: t.labels,
+        }
+    }
+}
+
+impl From<w::JoinToken> for m::JoinToken {
+    fn from(t: w::JoinToken) -> Self {
+        Self {
+            serial: t.serial,
+            role: role(t.manager),
+            standing: t.standing,
+            expires_at: t.expires_at_ms.map(Timestamp),
+            uses_left: t.uses_left,
+            labels: t.labels,
+        }
+    }
+}
+
+impl From<&m::NodeIdentity> for w::NodeIdentity {
+    fn from(i: &m::NodeIdentity) -> Self {
+        Self {
+            key: i.key.clone(),
+            issuer: i.issuer.clone(),
+            expires_at_ms: i.expires_at.0,
+            raft_id: i.raft_id,
+        }
+    }
+}
+
+impl From<w::NodeIdentity> for m::NodeIdentity {
+    fn from(i: w::NodeIdentity) -> Self {
+        Self {
+            key: i.key,
+            issuer: i.issuer,
+            expires_at: Timestamp(i.expires_at_ms),
+            raft_id: i.raft_id,
         }
     }
 }
@@ -57,6 +170,7 @@ impl TryFrom<w::Cluster> for m::Cluster {
             heartbeat: Duration::from_nanos(c.heartbeat_ns),
             address_pools: nets(&c.address_pools, "address_pools")?,
             subnet_prefix: small(c.subnet_prefix, "subnet_prefix")?,
+            security: c.security.unwrap_or_default().into(),
         })
     }
 }
@@ -69,6 +183,8 @@ impl From<&m::Node> for w::Node {
             spec: Some((&n.spec).into()),
             description: Some((&n.description).into()),
             status: Some((&n.status).into()),
+            identity: Some((&n.identity).into()),
+            manager: None,
         }
     }
 }
@@ -82,6 +198,7 @@ impl TryFrom<w::Node> for m::Node {
             spec: n.spec.unwrap_or_default().into(),
             description: n.description.unwrap_or_default().into(),
             status: n.status.unwrap_or_default().into(),
+            identity: n.identity.unwrap_or_default().into(),
         })
     }
 }
@@ -101,11 +218,7 @@ impl From<w::NodeSpec> for m::NodeSpec {
         Self {
             availability: s.availability().into(),
             labels: s.labels,
-            role: if s.manager {
-                m::NodeRole::Manager
-            } else {
-                m::NodeRole::Worker
-            },
+            role: role(s.manager),
         }
     }
 }

@@ -1,12 +1,15 @@
-//! The first transaction of a cluster.
+//! The cluster itself: its first transaction, and its settings.
 
 use std::sync::Arc;
 use std::time::Duration;
 
 use ipnet::IpNet;
 use model::ids::IdSource;
-use model::object::{Availability, Cluster, Key, Meta, Network, Node, NodeRole, NodeSpec, Object};
-use model::spec::NetworkSpec;
+use model::object::{
+    Availability, Cluster, Key, Meta, Network, Node, NodeDescription, NodeIdentity, NodeRole, NodeSpec,
+    Object, Security,
+};
+use model::spec::{Labels, NetworkSpec};
 use model::{ClusterId, NetworkId, NodeId, Timestamp};
 
 use super::{Admitted, Refusal, RefusalKind};
@@ -25,8 +28,10 @@ const HEARTBEAT_DEFAULT: Duration = Duration::from_millis(1500);
 const HEARTBEAT_BOUNDS: (Duration, Duration) = (Duration::from_millis(100), Duration::from_secs(60));
 
 /// What a new cluster is made with.
-#[derive(Debug, Clone, PartialEq, Eq, Default)]
+#[derive(Debug, Clone, PartialEq, Eq)]
 pub struct ClusterRequest {
+    /// Its id; the zero id: one is made.
+    pub id: ClusterId,
     /// Finished tasks kept per slot; absent: 5.
     pub task_history_limit: Option<i32>,
     /// Time between two heartbeats; zero: 1.5 s.
@@ -37,6 +42,121 @@ pub struct ClusterRequest {
     pub subnet_prefix: u8,
     /// Whether the first node takes tasks.
     pub availability: Availability,
+    /// Authority and keys, freshly made.
+    pub security: Security,
+    /// Who the first node is.
+    pub identity: NodeIdentity,
+    /// Its name and address.
+    pub description: NodeDescription,
+    /// Its labels.
+    pub labels: Labels,
+}
+
+impl Default for ClusterRequest {
+    fn default() -> Self {
+        Self {
+            id: ClusterId::NIL,
+            task_history_limit: None,
+            heartbeat: Duration::ZERO,
+            address_pools: Vec::new(),
+            subnet_prefix: 0,
+            availability: Availability::default(),
+            security: Security::default(),
+            identity: NodeIdentity::default(),
+            description: NodeDescription::default(),
+            labels: Labels::default(),
+        }
+    }
+}
+
+/// Changes of the cluster's settings; absent: as before.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub struct ClusterChanges {
+    /// Finished tasks kept per slot.
+    pub task_history_limit: Option<i32>,
+    /// Time between two heartbeats.
+    pub heartbeat: Option<Duration>,
+    /// Lifetime of certificates made from now on.
+    pub certificate_expiry: Option<Duration>,
+    /// Key to lock managers with from now on; empty: they are not locked.
+    pub unlock_key: Option<Vec<u8>>,
+}
+
+/// Shortest and longest lifetime of a certificate (Docker's minimum; ten years).
+const EXPIRY_BOUNDS: (Duration, Duration) =
+    (Duration::from_secs(3600), Duration::from_secs(3650 * 24 * 3600));
+/// Lifetime of a certificate (Docker's: 90 days).
+pub const EXPIRY_DEFAULT: Duration = Duration::from_secs(90 * 24 * 3600);
+
+fn check_heartbeat(heartbeat: Duration) -> Result<(), Refusal> {
+    if heartbeat < HEARTBEAT_BOUNDS.0 || heartbeat > HEARTBEAT_BOUNDS.1 {
+        return Err(Refusal::invalid(
+            "the dispatcher heartbeat must be between 100ms and 1m",
+        ));
+    }
+    Ok(())
+}
+
+fn check_expiry(expiry: Duration) -> Result<(), Refusal> {
+    if expiry < EXPIRY_BOUNDS.0 || expiry > EXPIRY_BOUNDS.1 {
+        return Err(Refusal::invalid(
+            "the lifetime of certificates must be between 1h and 3650 days",
+        ));
+    }
+    Ok(())
+}
+
+/// Changes the cluster's settings.
+///
+/// # Errors
+/// [`Refusal`] when there is no cluster, it changed meanwhile, or a value is out of range.
+pub fn update_cluster(
+    state: &State,
+    expected: Option<u64>,
+    changes: &ClusterChanges,
+) -> Result<Admitted, Refusal> {
+    edit_cluster(state, expected, |cluster| {
+        if let Some(limit) = changes.task_history_limit {
+            cluster.task_history_limit = limit;
+        }
+        if let Some(heartbeat) = changes.heartbeat {
+            check_heartbeat(heartbeat)?;
+            cluster.heartbeat = heartbeat;
+        }
+        if let Some(expiry) = changes.certificate_expiry {
+            check_expiry(expiry)?;
+            cluster.security.certificate_expiry = expiry;
+        }
+        if let Some(key) = &changes.unlock_key {
+            cluster.security.unlock_key.clone_from(key);
+        }
+        Ok(())
+    })
+}
+
+/// Changes the one cluster object.
+pub(super) fn edit_cluster(
+    state: &State,
+    expected: Option<u64>,
+    edit: impl FnOnce(&mut Cluster) -> Result<(), Refusal>,
+) -> Result<Admitted, Refusal> {
+    let Some(known) = state.cluster() else {
+        return Err(Refusal::new(RefusalKind::NotFound, "there is no cluster"));
+    };
+    if let Some(expected) = expected.filter(|e| *e != known.meta.version) {
+        return Err(Refusal::new(
+            RefusalKind::Conflict,
+            format!(
+                "update out of sequence: the cluster has version {}, the request was based on {expected}; look again and repeat",
+                known.meta.version
+            ),
+        ));
+    }
+    let mut cluster = (**known).clone();
+    edit(&mut cluster)?;
+    let mut scratch = Scratch::new(state);
+    scratch.put(Object::Cluster(Arc::new(cluster)));
+    Ok(Admitted::new(scratch, vec![Key::Cluster]))
 }
 
 /// Makes the cluster, its first node and the network of published ports.
@@ -61,11 +181,13 @@ pub fn init_cluster(
     } else {
         request.heartbeat
     };
-    if heartbeat < HEARTBEAT_BOUNDS.0 || heartbeat > HEARTBEAT_BOUNDS.1 {
-        return Err(Refusal::invalid(
-            "the dispatcher heartbeat must be between 100ms and 1m",
-        ));
+    check_heartbeat(heartbeat)?;
+    let mut security = request.security.clone();
+    if security.certificate_expiry.is_zero() {
+        security.certificate_expiry = EXPIRY_DEFAULT;
     }
+    check_expiry(security.certificate_expiry)?;
+    super::validate::labels("node", &request.description.hostname, &request.labels)?;
     let mut pools = request.address_pools.clone();
     if pools.is_empty() {
         pools.extend(POOL_DEFAULT.parse::<IpNet>());
@@ -86,12 +208,17 @@ pub fn init_cluster(
         updated_at: now,
     };
     let cluster = Cluster {
-        id: ClusterId::new(ids),
+        id: if request.id == ClusterId::NIL {
+            ClusterId::new(ids)
+        } else {
+            request.id
+        },
         meta,
         task_history_limit: request.task_history_limit.unwrap_or(HISTORY_DEFAULT),
         heartbeat,
         address_pools: pools,
         subnet_prefix: prefix,
+        security,
     };
     let mut scratch = Scratch::new(state);
     let subnet = allocate::free_subnet(&scratch, &cluster)
@@ -103,10 +230,11 @@ pub fn init_cluster(
         spec: NodeSpec {
             role: NodeRole::Manager,
             availability: request.availability,
-            ..NodeSpec::default()
+            labels: request.labels.clone(),
         },
-        description: Default::default(),
+        description: request.description.clone(),
         status: Default::default(),
+        identity: request.identity.clone(),
     })));
     let ingress = NetworkSpec {
         name: "ingress".into(),

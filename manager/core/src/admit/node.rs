@@ -1,22 +1,26 @@
 //! Nodes.
 
+use std::collections::BTreeSet;
 use std::sync::Arc;
 
+use model::NodeId;
 use model::object::{Key, Node, NodeRole, NodeSpec, NodeState, Object};
-use model::task_state::{DesiredState, TaskState};
 
 use super::{Admitted, Refusal, RefusalKind, check_version, validate};
+use crate::members;
 use crate::state::{Kind, Scratch, State};
 
-/// Changes labels and availability of a node.
+/// Changes labels, availability and role of a node. `reached` says which managers answer at the moment.
 ///
 /// # Errors
-/// [`Refusal`] when it is missing, changed meanwhile, or its role would change.
+/// [`Refusal`] when it is missing, changed meanwhile, or its role may not change: the last manager stays one, and so
+/// does one without which the others would have no quorum.
 pub fn update_node(
     state: &State,
     reference: &str,
     expected: Option<u64>,
     spec: NodeSpec,
+    reached: &BTreeSet<NodeId>,
 ) -> Result<Admitted, Refusal> {
     let key = state.find(Kind::Node, reference)?;
     let Some(Object::Node(node)) = state.object(key) else {
@@ -32,17 +36,73 @@ pub fn update_node(
         node.meta.version,
     )?;
     validate::labels("node", reference, &spec.labels)?;
+    let mut warnings = Vec::new();
     if spec.role != node.spec.role {
-        return Err(Refusal::invalid(format!(
-            "the role of node {reference} cannot change yet: this version runs one manager per cluster"
-        )));
+        match spec.role {
+            NodeRole::Worker => may_demote(state, &node, reference, reached)?,
+            NodeRole::Manager => may_promote(state, reference)?,
+        }
+        let managers = managers(state).count();
+        let managers = match spec.role {
+            NodeRole::Worker => managers - 1,
+            NodeRole::Manager => managers + 1,
+        };
+        warnings.extend(members::advice(managers));
     }
     let mut scratch = Scratch::new(state);
     scratch.put(Object::Node(Arc::new(Node {
         spec,
         ..(*node).clone()
     })));
-    Ok(Admitted::new(scratch, vec![key]))
+    Ok(Admitted {
+        warnings,
+        ..Admitted::new(scratch, vec![key])
+    })
+}
+
+fn managers(state: &State) -> impl Iterator<Item = &Arc<Node>> {
+    state.nodes().filter(|n| n.spec.role == NodeRole::Manager)
+}
+
+fn may_promote(state: &State, reference: &str) -> Result<(), Refusal> {
+    if managers(state).count() >= members::MANAGERS_MAX {
+        return Err(Refusal::invalid(format!(
+            "node {reference} is not promoted: a cluster has at most {} managers, as each of them takes part in every write",
+            members::MANAGERS_MAX
+        )));
+    }
+    Ok(())
+}
+
+fn may_demote(
+    state: &State,
+    node: &Node,
+    reference: &str,
+    reached: &BTreeSet<NodeId>,
+) -> Result<(), Refusal> {
+    let others: Vec<NodeId> = managers(state)
+        .map(|n| n.id)
+        .filter(|id| *id != node.id)
+        .collect();
+    if others.is_empty() {
+        return Err(Refusal::new(
+            RefusalKind::InUse,
+            format!("node {reference} is the last manager: promote another one first"),
+        ));
+    }
+    let answer = others.iter().filter(|id| reached.contains(id)).count();
+    if answer < members::quorum(others.len()) {
+        return Err(Refusal::new(
+            RefusalKind::InUse,
+            format!(
+                "node {reference} is not demoted: of the {} other managers {answer} can be reached, and without a \
+                 quorum of {} the cluster would stand still; bring them back first",
+                others.len(),
+                members::quorum(others.len())
+            ),
+        ));
+    }
+    Ok(())
 }
 
 /// Removes nodes, all or none; tasks they still had are Orphaned.
@@ -72,16 +132,7 @@ pub fn remove_nodes(state: &State, references: &[String], force: bool) -> Result
                 ),
             ));
         }
-        let tasks: Vec<_> = scratch.tasks_of_node(id).map(|t| t.id).collect();
-        for task in tasks {
-            scratch.edit_task(task, |t| {
-                if !t.status.state.is_terminal() {
-                    t.status.state = TaskState::Orphaned;
-                    t.status.error = "its node was removed".into();
-                }
-                t.desired = t.desired.max(DesiredState::Shutdown);
-            });
-        }
+        super::join::orphan(&mut scratch, id, "its node was removed");
         scratch.delete(key);
         keys.push(key);
     }

@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use model::Timestamp;
-use model::object::{Key, Meta, Node, NodeSpec, Object, Task, TaskStatus};
+use model::object::{Key, Meta, Object, Task, TaskStatus};
 use model::task_state::TaskState;
 
 use super::State;
@@ -77,32 +77,20 @@ impl State {
                 description,
                 status,
             } => {
-                let old = self.nodes.get(node).cloned();
-                let mut new = match &old {
-                    Some(n) => (**n).clone(),
-                    None => Node {
-                        id: *node,
-                        meta: Meta {
-                            version: 0,
-                            created_at: entry.now,
-                            updated_at: entry.now,
-                        },
-                        spec: NodeSpec::default(),
-                        description: Default::default(),
-                        status: Default::default(),
-                    },
-                };
+                // A node that was removed meanwhile does not come back by being heard of.
+                let old = self.nodes.get(node).cloned()?;
+                let mut new = (*old).clone();
                 if let Some(d) = description {
                     new.description = d.clone();
                 }
                 new.status = status.clone();
-                if old.as_deref() == Some(&new) {
+                if *old == new {
                     return None;
                 }
                 new.meta.version = entry.index;
                 new.meta.updated_at = entry.now;
                 self.put(Object::Node(Arc::new(new)));
-                Some((Key::Node(*node), old.map(Object::Node)))
+                Some((Key::Node(*node), Some(Object::Node(old))))
             }
         }
     }

@@ -13,7 +13,7 @@ use super::{Dispatcher, Session};
 /// Wait before a node is declared down again after the log refused it.
 const RETRY: Duration = Duration::from_secs(1);
 
-/// Runs until the log stops.
+/// Runs until the log stops. Only a leader hears nodes: another one begins without sessions.
 pub(super) async fn watch(dispatcher: Arc<Dispatcher>) {
     let mut role = dispatcher.log.role();
     while role
@@ -21,12 +21,16 @@ pub(super) async fn watch(dispatcher: Arc<Dispatcher>) {
         .await
         .is_ok_and(|r| r.leader)
     {
-        dispatcher.expect_all();
-        let next = dispatcher.declare().await;
-        tokio::select! {
-            () = dispatcher.health_changed.notified() => {}
-            () = sleep(next) => {}
+        while role.borrow().leader {
+            dispatcher.expect_all();
+            let next = dispatcher.declare().await;
+            tokio::select! {
+                () = dispatcher.health_changed.notified() => {}
+                () = sleep(next) => {}
+                changed = role.changed() => if changed.is_err() { return },
+            }
         }
+        dispatcher.close();
     }
 }
 
@@ -47,7 +51,8 @@ impl Dispatcher {
                 id: String::new(),
                 seen: self.uptime(),
                 wake: Arc::new(Notify::new()),
-                _open: None,
+                open: None,
+                told: None,
                 leaving: false,
             });
         }

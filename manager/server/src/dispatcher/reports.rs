@@ -7,6 +7,7 @@ use tokio::sync::{mpsc, oneshot};
 use tonic::Status;
 
 use crate::raft::{Log, ProposeError};
+use crate::status;
 
 /// Reports in one entry; it stays below 1 MiB but for unusual texts.
 const REPORT_BATCH_MAX: usize = 2048;
@@ -57,7 +58,7 @@ async fn write(log: Arc<Log>, mut calls: mpsc::Receiver<Call>) {
         let answer = match &result {
             Ok(_) => Ok(()),
             Err(error @ ProposeError::TooLarge { .. }) => Err(Status::invalid_argument(error.to_string())),
-            Err(error) => Err(Status::unavailable(error.to_string())),
+            Err(error) => Err(status::may_retry(Status::unavailable(error.to_string()))),
         };
         for done in waiting {
             // The agent hung up; it will ask again.

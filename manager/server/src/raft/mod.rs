@@ -4,28 +4,34 @@
 
 mod codec;
 mod log;
-mod network;
+mod members;
+pub(crate) mod network;
 mod record;
 mod segment;
+mod serve;
 mod state_machine;
+mod wire;
 
+use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use manager_core::{Changes, Stale, State, Txn};
-use model::Timestamp;
+use model::{NodeId, Timestamp};
 use openraft::async_runtime::WatchReceiver;
-use openraft::errors::{ClientWriteError, LinearizableReadError, RaftError};
-use openraft::raft::ReadPolicy;
+use openraft::errors::{ClientWriteError, RaftError};
 use openraft::{BasicNode, Config, Raft, ServerState, SnapshotPolicy};
 use tokio::sync::{broadcast, watch};
 
 use log::LogStore;
+use members::Count;
+use network::Links;
 use state_machine::{Outcome, Published, StateMachine};
 
 pub use segment::{LogError, TornTail};
+pub use serve::RaftRpc;
 pub use state_machine::Event;
 
 openraft::declare_raft_types!(
@@ -50,6 +56,10 @@ const TXN_MAX: usize = 31 * 1024 * 1024;
 const SNAPSHOT_EVERY: u64 = 10_000;
 /// Entries kept behind a snapshot for managers that are a little late.
 const KEPT_ENTRIES: u64 = 1_000;
+/// Behind the number in the identity of a manager that joins others.
+const JOINS: &str = " joins";
+/// While a proposal is not decided, whether it can be is looked at so often.
+const QUORUM_LOOK: Duration = Duration::from_millis(250);
 /// Within this a manager on its own must lead; it needs two syncs.
 const ELECTION_LIMIT: Duration = Duration::from_secs(30);
 
@@ -110,6 +120,20 @@ pub enum ProposeError {
         /// Who does, if known.
         leader: Option<u64>,
     },
+    /// Too few managers answer for anything to be decided. Running tasks go on.
+    #[error(
+        "E_NO_QUORUM: {answered} of {voters} managers answer, which is no quorum: nothing can be changed or read \
+         reliably until more are back; running tasks go on. Not answering: {silent}. If they are lost for good: \
+         rswarm swarm init --force-new-cluster"
+    )]
+    NoQuorum {
+        /// How many answer, this one included.
+        answered: usize,
+        /// How many there are.
+        voters: usize,
+        /// Addresses of the others.
+        silent: String,
+    },
     /// It may or may not take effect.
     #[error(
         "this manager stopped leading before the change was certain; look whether it took effect before trying again"
@@ -145,6 +169,8 @@ pub struct Role {
     pub leader: bool,
     /// In which term.
     pub term: u64,
+    /// Who leads, if that is known.
+    pub leader_id: Option<u64>,
     /// Whether the protocol stopped for good.
     pub stopped: bool,
 }
@@ -157,6 +183,10 @@ pub struct Log {
     role: watch::Receiver<Role>,
     clock: AtomicU64,
     torn: Option<TornTail>,
+    id: u64,
+    dir: PathBuf,
+    links: Links,
+    count: tokio::sync::Mutex<Count>,
 }
 
 /// Changes from one moment on.
@@ -177,22 +207,47 @@ impl Log {
     ///
     /// # Errors
     /// [`OpenError`]; trying again is safe.
-    pub async fn bootstrap(dir: &Path, raft_id: u64) -> Result<Self, OpenError> {
-        // The log first: a folder with an identity and without a log is taken for a lost log.
-        drop(LogStore::open(dir, log::exit_on_fatal())?);
-        segment::replace_file(&dir.join("identity"), format!("{raft_id}\n").as_bytes())?;
-        Self::open(dir).await
+    pub(crate) async fn bootstrap(
+        dir: &Path,
+        raft_id: u64,
+        links: Links,
+        node: NodeId,
+        address: &str,
+    ) -> Result<Self, OpenError> {
+        let log = Self::make(dir, raft_id, links, false).await?;
+        let members = BTreeMap::from([(raft_id, network::member(node, address))]);
+        log.raft.initialize(members).await.map_err(raft_error)?;
+        log.lead_alone().await?;
+        Ok(log)
     }
 
-    /// Opens the log in `dir`; returns once this manager leads or follows and has applied what it knew.
+    /// Makes the empty log of a manager that joins others; they fill it.
+    ///
+    /// # Errors
+    /// [`OpenError`]; trying again is safe.
+    pub(crate) async fn blank(dir: &Path, raft_id: u64, links: Links) -> Result<Self, OpenError> {
+        Self::make(dir, raft_id, links, true).await
+    }
+
+    async fn make(dir: &Path, raft_id: u64, links: Links, joins: bool) -> Result<Self, OpenError> {
+        // The log first: a folder with an identity and without a log is taken for a lost log.
+        drop(LogStore::open(dir, log::exit_on_fatal())?);
+        let text = format!("{raft_id}{}\n", if joins { JOINS } else { "" });
+        segment::replace_file(&dir.join("identity"), text.as_bytes())?;
+        Self::start(dir, raft_id, links).await
+    }
+
+    /// Opens the log in `dir`. A manager that is the only one leads when this returns; others are waited for later.
     ///
     /// # Errors
     /// [`OpenError`], when the folder is damaged or in use.
-    pub async fn open(dir: &Path) -> Result<Self, OpenError> {
+    pub(crate) async fn open(dir: &Path, links: Links) -> Result<Self, OpenError> {
         let identity = dir.join("identity");
         let text = std::fs::read_to_string(&identity).map_err(segment::io_error("read", &identity))?;
+        let joins = text.trim_end().ends_with(JOINS);
         let id: u64 = text
-            .trim()
+            .trim_end()
+            .trim_end_matches(JOINS)
             .parse()
             .map_err(|_| OpenError::Identity { path: identity })?;
         if segment::list(dir)?.is_empty() {
@@ -200,60 +255,63 @@ impl Log {
                 path: dir.to_path_buf(),
             });
         }
+        let log = Self::start(dir, id, links).await?;
+        if log.raft.is_initialized().await.map_err(raft_error)? {
+            // Asked of the core, as the metrics may not be filled in yet.
+            let voters = log.raft.with_raft_state(|state| {
+                let effective = state.membership_state.effective();
+                effective.membership().voter_ids().collect::<Vec<u64>>()
+            });
+            if voters.await.map_err(raft_error)? == [id] {
+                log.lead_alone().await?;
+            }
+        } else if !joins {
+            // The making of a cluster was cut off: the caller sees an empty state, and makes it anew.
+            tracing::warn!("the raft log was made and never used");
+        }
+        Ok(log)
+    }
+
+    async fn start(dir: &Path, id: u64, links: Links) -> Result<Self, OpenError> {
         let (store, torn) = LogStore::open(dir, log::exit_on_fatal())?;
         if let Some(torn) = &torn {
             tracing::warn!(path = %torn.path.display(), offset = torn.offset, "removed a write that a crash cut off");
         }
         let (machine, published) = StateMachine::open(dir)?;
-        let raft = Raft::new(id, Arc::new(config()?), network::Peers, store.clone(), machine)
+        links.follow(published.clone());
+        let peers = network::Peers { links: links.clone() };
+        let raft = Raft::new(id, Arc::new(config()?), peers, store.clone(), machine)
             .await
             .map_err(raft_error)?;
         let role = watch_role(&raft);
-        let log = Self {
+        Ok(Self {
             raft,
             store,
             published,
             role,
             clock: AtomicU64::new(0),
             torn,
-        };
-        log.begin(id).await?;
-        Ok(log)
+            id,
+            dir: dir.to_owned(),
+            links,
+            count: tokio::sync::Mutex::default(),
+        })
     }
 
-    async fn begin(&self, id: u64) -> Result<(), OpenError> {
-        let alone = if self.raft.is_initialized().await.map_err(raft_error)? {
-            // Asked of the core, as the metrics may not be filled in yet.
-            let voters = self.raft.with_raft_state(|state| {
-                state
-                    .membership_state
-                    .effective()
-                    .membership()
-                    .voter_ids()
-                    .collect::<Vec<u64>>()
-            });
-            let alone = voters.await.map_err(raft_error)? == [id];
-            if alone && !self.role.borrow().leader {
-                // Nobody else can lead, so there is nothing to wait for.
-                self.raft.trigger().elect(false).await.map_err(raft_error)?;
-            }
-            alone
-        } else {
-            let members = std::collections::BTreeMap::from([(id, BasicNode::default())]);
-            self.raft.initialize(members).await.map_err(raft_error)?;
-            true
-        };
-        if alone {
-            let mut role = self.role.clone();
-            let leads = role.wait_for(|r| r.leader || r.stopped);
-            tokio::time::timeout(ELECTION_LIMIT, leads)
-                .await
-                .map_err(|_| OpenError::Raft {
-                    why: "this manager did not become leader within 30 s".into(),
-                })?
-                .map_err(raft_error)?;
-            self.read_latest().await.map_err(raft_error)?;
+    /// Becomes leader at once: nobody else can lead, so there is nothing to wait for.
+    async fn lead_alone(&self) -> Result<(), OpenError> {
+        if !self.role.borrow().leader {
+            self.raft.trigger().elect(false).await.map_err(raft_error)?;
         }
+        let mut role = self.role.clone();
+        let leads = role.wait_for(|r| r.leader || r.stopped);
+        tokio::time::timeout(ELECTION_LIMIT, leads)
+            .await
+            .map_err(|_| OpenError::Raft {
+                why: "this manager did not become leader within 30 s".into(),
+            })?
+            .map_err(raft_error)?;
+        self.confirm().await.map_err(raft_error)?;
         Ok(())
     }
 
@@ -271,7 +329,21 @@ impl Log {
         if bytes.len() > TXN_MAX {
             return Err(ProposeError::TooLarge { bytes: bytes.len() });
         }
-        let written = self.raft.client_write(Proposal(codec::share(bytes))).await;
+        if self.quorum_is_late() && self.role.borrow().leader {
+            // Certain to change nothing, which a proposal that nobody hears is not.
+            return Err(match self.lacks_quorum().await {
+                Some(none) => none,
+                None => ProposeError::NotLeader { leader: None },
+            });
+        }
+        let mut written = std::pin::pin!(self.raft.client_write(Proposal(codec::share(bytes))));
+        let written = loop {
+            match tokio::time::timeout(QUORUM_LOOK, &mut written).await {
+                Ok(written) => break written,
+                Err(_) if self.quorum_is_late() => return Err(ProposeError::Unknown),
+                Err(_) => {}
+            }
+        };
         let response = written.map_err(|e| match e {
             RaftError::APIError(ClientWriteError::ForwardToLeader(to)) => {
                 ProposeError::NotLeader { leader: to.leader_id }
@@ -297,28 +369,6 @@ impl Log {
     /// The state as this manager knows it.
     pub fn read(&self) -> Arc<State> {
         self.published.state.load_full()
-    }
-
-    /// The state with everything that was acknowledged before the call.
-    ///
-    /// # Errors
-    /// [`ProposeError::NotLeader`] or [`ProposeError::Stopped`].
-    pub async fn read_latest(&self) -> Result<Arc<State>, ProposeError> {
-        self.raft
-            .ensure_linearizable(ReadPolicy::ReadIndex)
-            .await
-            .map_err(|e| match e {
-                RaftError::APIError(LinearizableReadError::ForwardToLeader(to)) => {
-                    ProposeError::NotLeader { leader: to.leader_id }
-                }
-                RaftError::APIError(LinearizableReadError::QuorumNotEnough(_)) => {
-                    ProposeError::NotLeader { leader: None }
-                }
-                RaftError::Fatal(fatal) => ProposeError::Stopped {
-                    why: fatal.to_string(),
-                },
-            })?;
-        Ok(self.read())
     }
 
     /// The state and every change after it.
@@ -423,6 +473,7 @@ fn watch_role(raft: &Raft<TypeConfig, StateMachine>) -> watch::Receiver<Role> {
     let read = |m: &openraft::RaftMetrics<TypeConfig>| Role {
         leader: m.state == ServerState::Leader && m.running_state.is_ok(),
         term: m.current_term,
+        leader_id: m.current_leader,
         stopped: m.running_state.is_err(),
     };
     let (send, receive) = watch::channel(read(&metrics.borrow_watched()));
@@ -450,6 +501,10 @@ mod tests {
     use model::object::{Config, Meta, Object};
     use model::spec::ConfigSpec;
 
+    fn links() -> Links {
+        Links::new(proto::identity::Keychain::new(Path::new("/nonexistent")))
+    }
+
     fn config(id: u128, data: usize) -> Txn {
         let spec = ConfigSpec {
             name: format!("c{id}"),
@@ -470,7 +525,9 @@ mod tests {
     #[tokio::test(flavor = "multi_thread")]
     async fn a_restart_reads_the_snapshot_and_the_entries_behind_it() {
         let dir = tempfile::tempdir().unwrap();
-        let log = Log::bootstrap(dir.path(), 5).await.unwrap();
+        let log = Log::bootstrap(dir.path(), 5, links(), NodeId(1), "")
+            .await
+            .unwrap();
         let mut subscription = log.subscribe();
         for id in 1..=20 {
             let applied = log.propose(config(id, 100)).await.unwrap();
@@ -492,7 +549,7 @@ mod tests {
         drop(log);
         assert!(dir.path().join("snapshot").exists());
 
-        let log = Log::open(dir.path()).await.unwrap();
+        let log = Log::open(dir.path(), links()).await.unwrap();
         assert_eq!(log.read().objects().collect::<Vec<_>>(), before);
         assert_eq!(before.len(), 21);
         log.close().await;
@@ -505,7 +562,7 @@ mod tests {
         bytes[middle] ^= 1;
         std::fs::write(&path, bytes).unwrap();
         assert!(matches!(
-            Log::open(dir.path()).await,
+            Log::open(dir.path(), links()).await,
             Err(OpenError::Log(LogError::Corrupt { .. }))
         ));
     }
@@ -513,7 +570,9 @@ mod tests {
     #[tokio::test(flavor = "multi_thread")]
     async fn a_stale_or_too_large_transaction_changes_nothing_and_a_lost_log_is_refused() {
         let dir = tempfile::tempdir().unwrap();
-        let log = Log::bootstrap(dir.path(), 5).await.unwrap();
+        let log = Log::bootstrap(dir.path(), 5, links(), NodeId(1), "")
+            .await
+            .unwrap();
         log.propose(config(1, 10)).await.unwrap();
         let stale = Txn {
             expect: vec![(model::object::Key::Config(ConfigId(1)), 999)],
@@ -524,7 +583,8 @@ mod tests {
             log.propose(config(2, TXN_MAX)).await,
             Err(ProposeError::TooLarge { .. })
         ));
-        assert_eq!(log.read_latest().await.unwrap().configs().count(), 1);
+        log.confirm().await.unwrap();
+        assert_eq!(log.read().configs().count(), 1);
         log.close().await;
         assert!(matches!(
             log.propose(config(3, 1)).await,
@@ -534,6 +594,9 @@ mod tests {
         for number in segment::list(dir.path()).unwrap() {
             std::fs::remove_file(segment::segment_path(dir.path(), number)).unwrap();
         }
-        assert!(matches!(Log::open(dir.path()).await, Err(OpenError::Lost { .. })));
+        assert!(matches!(
+            Log::open(dir.path(), links()).await,
+            Err(OpenError::Lost { .. })
+        ));
     }
 }

@@ -1,43 +1,199 @@
-//! How this manager reaches the others: not at all yet, as a cluster has one manager.
+//! How this manager reaches the others: one connection each, over mutual TLS, to the node that a member is.
 
+use std::collections::BTreeMap;
 use std::future::Future;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
 
-use openraft::errors::{RPCError, ReplicationClosed, StreamingError, Unreachable};
+use arc_swap::ArcSwapOption;
+use futures::{Stream, StreamExt};
+use model::NodeId;
+use openraft::base::{BoxFuture, BoxStream};
+use openraft::errors::{NetworkError, RPCError, ReplicationClosed, StreamingError, Unreachable};
 use openraft::network::RPCOption;
 use openraft::raft::{
-    AppendEntriesRequest, AppendEntriesResponse, SnapshotResponse, VoteRequest, VoteResponse,
+    AppendEntriesRequest, AppendEntriesResponse, SnapshotResponse, TransferLeaderRequest,
+    TransferLeaderResponse, VoteRequest, VoteResponse,
 };
 use openraft::{BasicNode, OptionalSend, RaftNetworkFactory, RaftNetworkV2};
+use proto::channel::{self, Expect};
+use proto::identity::Keychain;
+use proto::raft as w;
+use proto::raft::raft_client::RaftClient;
+use tonic::transport::Channel;
+use tonic::{Code, Status};
 
-use super::state_machine::SnapshotFile;
+use super::state_machine::{Published, SnapshotFile};
+use super::wire::{self, StreamReply, Target};
 use super::{Snapshot, TypeConfig, Vote};
 
-/// Makes connections to other managers.
-pub(super) struct Peers;
+/// Largest message between managers: an entry of the largest transaction, and what surrounds it.
+pub(crate) const MESSAGE_MAX: usize = 40 * 1024 * 1024;
+/// A peer that owes an answer and says nothing for this long is given up; its disk may need a while.
+const ANSWER_LIMIT: Duration = Duration::from_secs(10);
+/// A peer that does not take the next piece of a snapshot within this is given up. The whole has no deadline.
+const PIECE_LIMIT: Duration = Duration::from_secs(20);
+/// Pieces of a snapshot under way.
+const PIECES_QUEUED: usize = 4;
+/// Whether a manager is there, and what it knows, is asked for this long.
+const STATUS_LIMIT: Duration = Duration::from_millis(1000);
 
-/// A manager that cannot be reached.
-pub(super) struct Peer {
-    target: u64,
-    address: String,
+/// A member's node and the address it joined with, as the membership has it.
+pub(super) fn member(node: NodeId, address: &str) -> BasicNode {
+    BasicNode {
+        addr: format!("{node}@{address}"),
+    }
 }
 
-impl Peer {
-    fn unreachable(&self) -> Unreachable<TypeConfig> {
-        Unreachable::from_string(format!(
-            "manager {} at \"{}\" cannot be reached: this version runs one manager a cluster",
-            self.target, self.address
-        ))
+/// The other way.
+pub(super) fn parse_member(member: &BasicNode) -> Option<(NodeId, String)> {
+    let (node, address) = member.addr.split_once('@')?;
+    Some((node.parse().ok()?, address.to_owned()))
+}
+
+/// Connections to other nodes, kept and shared.
+#[derive(Clone)]
+pub(crate) struct Links {
+    inner: Arc<LinksInner>,
+}
+
+struct LinksInner {
+    keychain: Keychain,
+    channels: Mutex<BTreeMap<(NodeId, String), Channel>>,
+    published: ArcSwapOption<Published>,
+}
+
+/// Most connections kept; beyond that they are made anew.
+const LINKS_MAX: usize = 256;
+
+impl Links {
+    pub(crate) fn new(keychain: Keychain) -> Self {
+        Self {
+            inner: Arc::new(LinksInner {
+                keychain,
+                channels: Mutex::default(),
+                published: ArcSwapOption::empty(),
+            }),
+        }
     }
+
+    pub(crate) fn keychain(&self) -> &Keychain {
+        &self.inner.keychain
+    }
+
+    /// Looks addresses up in a state from now on.
+    pub(super) fn follow(&self, published: Arc<Published>) {
+        self.inner.published.store(Some(published));
+    }
+
+    /// Where a node is: as the state has it, or as was said otherwise.
+    pub(crate) fn address(&self, node: NodeId, otherwise: &str) -> String {
+        let known = self.inner.published.load();
+        let known = known.as_ref().and_then(|p| {
+            let state = p.state.load();
+            let address = state.node(node)?.description.address.clone();
+            Some(address)
+        });
+        known
+            .filter(|a| !a.is_empty())
+            .unwrap_or_else(|| otherwise.to_owned())
+    }
+
+    /// A connection to a node.
+    pub(crate) fn to(&self, node: NodeId, address: &str) -> Channel {
+        let mut channels = self.inner.channels.lock().unwrap_or_else(PoisonError::into_inner);
+        if channels.len() >= LINKS_MAX {
+            channels.clear();
+        }
+        let key = (node, address.to_owned());
+        let make = || channel::node(&self.inner.keychain, address, Expect::Node(node));
+        channels.entry(key).or_insert_with(make).clone()
+    }
+
+    /// A client of another manager.
+    pub(super) fn raft(&self, node: NodeId, address: &str) -> RaftClient<Channel> {
+        RaftClient::new(self.to(node, address))
+            .max_decoding_message_size(MESSAGE_MAX)
+            .max_encoding_message_size(MESSAGE_MAX)
+    }
+
+    /// What another manager knows; none when it does not answer in time.
+    pub(super) async fn status(&self, node: NodeId, address: &str, barrier: bool) -> Option<w::StatusReply> {
+        let mut client = self.raft(node, address);
+        let asked = client.status(w::StatusRequest { barrier });
+        match tokio::time::timeout(STATUS_LIMIT, asked).await {
+            Ok(Ok(reply)) => Some(reply.into_inner()),
+            Ok(Err(_)) | Err(_) => None,
+        }
+    }
+}
+
+/// Makes connections to other managers.
+pub(super) struct Peers {
+    pub(super) links: Links,
+}
+
+/// Another manager.
+pub(super) struct Peer {
+    links: Links,
+    target: Target,
+    node: Option<(NodeId, String)>,
 }
 
 impl RaftNetworkFactory<TypeConfig> for Peers {
     type Network = Peer;
 
     async fn new_client(&mut self, target: u64, node: &BasicNode) -> Peer {
+        let identity = self.links.keychain().identity();
+        let cluster = identity
+            .map(|i| i.subject.cluster.to_string())
+            .unwrap_or_default();
         Peer {
-            target,
-            address: node.addr.clone(),
+            links: self.links.clone(),
+            target: Target {
+                raft_id: target,
+                cluster,
+            },
+            node: parse_member(node),
         }
+    }
+}
+
+impl Peer {
+    fn client(&self) -> Result<RaftClient<Channel>, RPCError<TypeConfig>> {
+        let (node, address) = self.node.as_ref().ok_or_else(|| {
+            let why = format!("manager {} has no address", self.target.raft_id);
+            RPCError::Unreachable(Unreachable::from_string(why))
+        })?;
+        Ok(self.links.raft(*node, &self.links.address(*node, address)))
+    }
+}
+
+fn failed(status: &Status) -> RPCError<TypeConfig> {
+    let text = format!("{:?}: {}", status.code(), status.message());
+    match status.code() {
+        // Asked again at once.
+        Code::Cancelled | Code::Aborted | Code::ResourceExhausted => {
+            RPCError::Network(NetworkError::from_string(text))
+        }
+        _ => RPCError::Unreachable(Unreachable::from_string(text)),
+    }
+}
+
+fn late(what: &str) -> RPCError<TypeConfig> {
+    RPCError::Unreachable(Unreachable::from_string(format!("no answer to {what} in time")))
+}
+
+async fn within<T>(
+    limit: Duration,
+    what: &str,
+    call: impl Future<Output = Result<tonic::Response<T>, Status>>,
+) -> Result<T, RPCError<TypeConfig>> {
+    match tokio::time::timeout(limit, call).await {
+        Ok(Ok(reply)) => Ok(reply.into_inner()),
+        Ok(Err(status)) => Err(failed(&status)),
+        Err(_) => Err(late(what)),
     }
 }
 
@@ -46,36 +202,166 @@ impl RaftNetworkV2<TypeConfig> for Peer {
 
     async fn append_entries(
         &mut self,
-        _rpc: AppendEntriesRequest<TypeConfig>,
-        _option: RPCOption,
+        rpc: AppendEntriesRequest<TypeConfig>,
+        option: RPCOption,
     ) -> Result<AppendEntriesResponse<TypeConfig>, RPCError<TypeConfig>> {
-        Err(RPCError::Unreachable(self.unreachable()))
+        let message = wire::append_out(&self.target, rpc);
+        let mut client = self.client()?;
+        let reply = within(option.hard_ttl(), "entries", client.append_once(message)).await?;
+        wire::append_reply_in(reply).map_err(|e| failed(&e))
+    }
+
+    fn stream_append<'s, S>(
+        &'s mut self,
+        input: S,
+        _option: RPCOption,
+    ) -> BoxFuture<'s, Result<BoxStream<'s, Result<StreamReply, RPCError<TypeConfig>>>, RPCError<TypeConfig>>>
+    where
+        S: Stream<Item = AppendEntriesRequest<TypeConfig>> + OptionalSend + Unpin + 'static,
+    {
+        Box::pin(async move {
+            let target = self.target.clone();
+            let owed = Arc::new(AtomicU64::new(0));
+            let sent = owed.clone();
+            let messages = input.map(move |rpc| {
+                sent.fetch_add(1, Ordering::Relaxed);
+                wire::append_out(&target, rpc)
+            });
+            let mut client = self.client()?;
+            let replies = within(ANSWER_LIMIT, "a stream of entries", client.append(messages)).await?;
+            let stream = futures::stream::unfold(Some(replies), move |replies| {
+                let owed = owed.clone();
+                async move {
+                    let mut replies = replies?;
+                    let item = next_reply(&mut replies, &owed).await?;
+                    let go_on = matches!(item, Ok(Ok(_)));
+                    Some((item, go_on.then_some(replies)))
+                }
+            });
+            Ok(Box::pin(stream) as BoxStream<'s, _>)
+        })
     }
 
     async fn vote(
         &mut self,
-        _rpc: VoteRequest<TypeConfig>,
-        _option: RPCOption,
+        rpc: VoteRequest<TypeConfig>,
+        option: RPCOption,
     ) -> Result<VoteResponse<TypeConfig>, RPCError<TypeConfig>> {
-        Err(RPCError::Unreachable(self.unreachable()))
+        let message = wire::ballot_out(&self.target, &rpc);
+        let reply = within(option.hard_ttl(), "a vote", self.client()?.vote(message)).await?;
+        wire::ballot_reply_in(reply).map_err(|e| failed(&e))
     }
 
     // Without this, openraft takes a peer that cannot be asked for one that agrees.
     async fn pre_vote(
         &mut self,
-        _rpc: VoteRequest<TypeConfig>,
-        _option: RPCOption,
+        rpc: VoteRequest<TypeConfig>,
+        option: RPCOption,
     ) -> Result<VoteResponse<TypeConfig>, RPCError<TypeConfig>> {
-        Err(RPCError::Unreachable(self.unreachable()))
+        let message = wire::ballot_out(&self.target, &rpc);
+        let reply = within(option.hard_ttl(), "a vote", self.client()?.pre_vote(message)).await?;
+        wire::ballot_reply_in(reply).map_err(|e| failed(&e))
     }
 
     async fn full_snapshot(
         &mut self,
-        _vote: Vote,
-        _snapshot: Snapshot,
-        _cancel: impl Future<Output = ReplicationClosed> + OptionalSend + 'static,
+        vote: Vote,
+        snapshot: Snapshot,
+        cancel: impl Future<Output = ReplicationClosed> + OptionalSend + 'static,
         _option: RPCOption,
     ) -> Result<SnapshotResponse<TypeConfig>, StreamingError<TypeConfig>> {
-        Err(StreamingError::Unreachable(self.unreachable()))
+        let broken = |why: String| StreamingError::Unreachable(Unreachable::from_string(why));
+        let mut client = self.client().map_err(|e| broken(e.to_string()))?;
+        let (send, pieces) = tokio::sync::mpsc::channel(PIECES_QUEUED);
+        let head = wire::head_out(&self.target, &vote, &snapshot.meta);
+        let reading = tokio::spawn(send_pieces(head, snapshot.snapshot, send));
+        let call = client.snapshot(tokio_stream::wrappers::ReceiverStream::new(pieces));
+        let reply = tokio::select! {
+            closed = cancel => {
+                reading.abort();
+                return Err(StreamingError::Closed(closed));
+            }
+            reply = call => reply,
+        };
+        match reply {
+            Ok(reply) => {
+                let vote = wire::vote_in(reply.into_inner().vote).map_err(|e| broken(e.to_string()))?;
+                Ok(SnapshotResponse::new(vote))
+            }
+            Err(status) => {
+                reading.abort();
+                Err(broken(format!("{:?}: {}", status.code(), status.message())))
+            }
+        }
+    }
+
+    async fn transfer_leader(
+        &mut self,
+        request: TransferLeaderRequest<TypeConfig>,
+        option: RPCOption,
+    ) -> Result<TransferLeaderResponse<TypeConfig>, RPCError<TypeConfig>> {
+        let message = wire::transfer_out(&self.target, &request);
+        let reply = within(option.hard_ttl(), "a transfer", self.client()?.transfer(message)).await?;
+        if reply.accepted {
+            return Ok(Ok(()));
+        }
+        // It will be asked again with what stands then.
+        Ok(Err(openraft::raft::TransferLeaderError::LogNotFlushed {
+            expected: request.last_log_id().copied(),
+            actual: None,
+        }))
+    }
+}
+
+/// The next answer of a stream of entries; none when the peer ended it.
+async fn next_reply(
+    replies: &mut tonic::Streaming<w::AppendReply>,
+    owed: &AtomicU64,
+) -> Option<Result<StreamReply, RPCError<TypeConfig>>> {
+    loop {
+        match tokio::time::timeout(ANSWER_LIMIT, replies.message()).await {
+            Ok(Ok(Some(reply))) => {
+                owed.fetch_sub(1, Ordering::Relaxed);
+                return Some(wire::stream_reply_in(reply).map_err(|e| failed(&e)));
+            }
+            Ok(Ok(None)) => return None,
+            Ok(Err(status)) => return Some(Err(failed(&status))),
+            // Nothing was asked: nothing is late.
+            Err(_) if owed.load(Ordering::Relaxed) == 0 => {}
+            Err(_) => return Some(Err(late("entries"))),
+        }
+    }
+}
+
+async fn send_pieces(
+    head: w::SnapshotHead,
+    mut file: SnapshotFile,
+    send: tokio::sync::mpsc::Sender<w::SnapshotPiece>,
+) {
+    let mut piece = w::SnapshotPiece {
+        head: Some(head),
+        data: Vec::new(),
+    };
+    loop {
+        // A peer that takes nothing for so long ends the stream by our dropping it.
+        match tokio::time::timeout(PIECE_LIMIT, send.send(piece)).await {
+            Ok(Ok(())) => {}
+            Ok(Err(_)) | Err(_) => return,
+        }
+        let read = tokio::task::spawn_blocking(move || {
+            let piece = file.next_piece();
+            (file, piece)
+        });
+        let Ok((back, next)) = read.await else { return };
+        file = back;
+        match next {
+            Ok(Some(data)) => piece = w::SnapshotPiece { head: None, data },
+            Ok(None) => return,
+            Err(error) => {
+                // The peer sees a snapshot that is cut short, and refuses it.
+                tracing::error!(%error, "read the snapshot that is being sent");
+                return;
+            }
+        }
     }
 }

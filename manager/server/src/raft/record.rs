@@ -214,7 +214,7 @@ impl From<&Membership> for MembershipRecord {
 }
 
 impl MembershipRecord {
-    fn into_membership(self) -> Result<Membership, String> {
+    pub(super) fn into_membership(self) -> Result<Membership, String> {
         let configs = self
             .configs
             .into_iter()

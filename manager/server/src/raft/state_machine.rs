@@ -1,7 +1,7 @@
 //! openraft's state machine over [`State`]: applies entries in order and publishes each result.
 
 use std::fs::File;
-use std::io;
+use std::io::{self, Read};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
@@ -46,8 +46,63 @@ pub(super) struct Published {
     pub(super) events: broadcast::Sender<Event>,
 }
 
+/// Bytes of a snapshot that are sent at once.
+const PIECE_BYTES: usize = 256 * 1024;
+
 /// A snapshot on disk, open for reading.
-pub(super) type SnapshotFile = File;
+pub(super) struct SnapshotFile {
+    file: File,
+    path: PathBuf,
+}
+
+impl SnapshotFile {
+    /// The next bytes to send to another manager; none at the end.
+    pub(super) fn next_piece(&mut self) -> io::Result<Option<Vec<u8>>> {
+        let mut piece = Vec::with_capacity(PIECE_BYTES);
+        (&mut self.file)
+            .take(PIECE_BYTES as u64)
+            .read_to_end(&mut piece)?;
+        Ok(Some(piece).filter(|p| !p.is_empty()))
+    }
+
+    /// Reads all of it, and checks it.
+    pub(super) fn check(&mut self) -> Result<(SnapshotHeader, State), LogError> {
+        codec::read_snapshot(&self.path, &mut self.file)
+    }
+}
+
+/// A snapshot that comes from another manager.
+pub(super) struct SnapshotWriter {
+    file: File,
+    path: PathBuf,
+}
+
+impl SnapshotWriter {
+    pub(super) fn create(dir: &Path) -> Result<Self, LogError> {
+        let path = dir.join("snapshot.received");
+        let file = File::options()
+            .read(true)
+            .write(true)
+            .create(true)
+            .truncate(true)
+            .open(&path);
+        let file = file.map_err(super::segment::io_error("receive a snapshot into", &path))?;
+        Ok(Self { file, path })
+    }
+
+    pub(super) fn write(&mut self, bytes: &[u8]) -> Result<(), LogError> {
+        io::Write::write_all(&mut self.file, bytes)
+            .map_err(super::segment::io_error("receive a snapshot into", &self.path))
+    }
+
+    pub(super) fn finish(mut self) -> Result<SnapshotFile, LogError> {
+        io::Seek::rewind(&mut self.file).map_err(super::segment::io_error("read", &self.path))?;
+        Ok(SnapshotFile {
+            file: self.file,
+            path: self.path,
+        })
+    }
+}
 
 pub(super) struct StateMachine {
     path: PathBuf,
@@ -149,11 +204,15 @@ impl RaftStateMachine<TypeConfig> for StateMachine {
         }
     }
 
-    async fn install_snapshot(&mut self, meta: &SnapshotMeta, mut snapshot: File) -> Result<(), io::Error> {
+    async fn install_snapshot(
+        &mut self,
+        meta: &SnapshotMeta,
+        mut snapshot: SnapshotFile,
+    ) -> Result<(), io::Error> {
         let path = self.path.clone();
         let (header, state) = tokio::task::spawn_blocking(move || {
-            let read = codec::read_snapshot(&path, &mut snapshot)?;
-            codec::store_snapshot(&path, &mut snapshot)?;
+            let read = snapshot.check()?;
+            codec::store_snapshot(&path, &mut snapshot.file)?;
             Ok::<_, LogError>(read)
         })
         .await
@@ -178,8 +237,8 @@ impl RaftStateMachine<TypeConfig> for StateMachine {
             Err(e) => return Err(e),
         };
         let path = self.path.clone();
-        let (header, file) = tokio::task::spawn_blocking(move || {
-            codec::read_snapshot(&path, &mut file).map(|(header, _)| (header, file))
+        let (header, mut file, path) = tokio::task::spawn_blocking(move || {
+            codec::read_snapshot(&path, &mut file).map(|(header, _)| (header, file, path))
         })
         .await
         .map_err(io::Error::other)?
@@ -188,7 +247,9 @@ impl RaftStateMachine<TypeConfig> for StateMachine {
             last_log_id: header.last.map(Into::into),
             last_membership: header.stored_membership().map_err(io::Error::other)?,
         };
-        Ok(Some(Snapshot { meta, snapshot: file }))
+        io::Seek::rewind(&mut file)?;
+        let snapshot = SnapshotFile { file, path };
+        Ok(Some(Snapshot { meta, snapshot }))
     }
 }
 
@@ -214,7 +275,8 @@ impl RaftSnapshotBuilder<TypeConfig> for Builder {
         let (path, state) = (self.path.clone(), self.state.clone());
         let snapshot = tokio::task::spawn_blocking(move || {
             codec::write_snapshot(&path, &header, &state).map_err(io::Error::other)?;
-            File::open(&path)
+            let file = File::open(&path)?;
+            Ok::<_, io::Error>(SnapshotFile { file, path })
         })
         .await
         .map_err(io::Error::other)??;

@@ -1,0 +1,194 @@
+//! The Ca service: certificates for hosts that join and for nodes that stay.
+
+use std::sync::Arc;
+
+use manager_core::admit::{self, JoinRequest};
+use model::NodeId;
+use model::object::{Cluster as ClusterObject, NodeRole};
+use proto::authz::Caller;
+use proto::ca as w;
+use proto::ca::ca_server::Ca;
+use proto::listener::Remote;
+use proto::types;
+use tonic::{Request, Response, Status};
+
+use crate::api::{Reply, writing};
+use crate::ca::{self, CaError};
+use crate::init::{self, now};
+use crate::server::{Cluster, Manager, identity_of};
+use crate::status;
+use crate::strangers::Strangers;
+
+/// The Ca service of a manager.
+pub struct CaRpc {
+    manager: Manager,
+    strangers: Strangers,
+}
+
+impl CaRpc {
+    pub(crate) fn new(manager: Manager) -> Self {
+        Self {
+            manager,
+            strangers: Strangers::default(),
+        }
+    }
+
+    /// The cluster, where this manager leads it.
+    fn leading(&self) -> Result<Arc<Cluster>, Status> {
+        let cluster = self.manager.cluster();
+        let cluster = cluster.ok_or_else(|| Status::unavailable("this node is not a manager"))?;
+        if cluster.writer.log.role().borrow().leader {
+            return Ok(cluster);
+        }
+        let leader = cluster.writer.log.leader();
+        Err(status::not_leader(
+            "this manager does not lead the cluster",
+            leader,
+        ))
+    }
+}
+
+impl From<CaError> for Status {
+    fn from(error: CaError) -> Self {
+        match error {
+            CaError::Request(_) | CaError::Signature => Self::invalid_argument(error.to_string()),
+            CaError::Authority(_) => Self::internal(error.to_string()),
+        }
+    }
+}
+
+fn cluster_of(cluster: &Cluster) -> Result<Arc<ClusterObject>, Status> {
+    let state = cluster.writer.log.read();
+    let object = state.cluster().cloned();
+    object.ok_or_else(|| Status::unavailable("this manager does not know the cluster yet"))
+}
+
+/// Everyone who leads or follows, for nodes to remember.
+pub(crate) fn managers(cluster: &Cluster) -> Vec<types::Peer> {
+    let state = cluster.writer.log.read();
+    (state.nodes())
+        .filter(|n| n.spec.role == NodeRole::Manager)
+        .map(|n| types::Peer {
+            node_id: n.id.to_string(),
+            address: n.description.address.clone(),
+        })
+        .collect()
+}
+
+fn reply(
+    cluster: &Cluster,
+    object: &ClusterObject,
+    certificates: String,
+    node: NodeId,
+) -> Result<w::IssueReply, Status> {
+    let state = cluster.writer.log.read();
+    let node = state
+        .node(node)
+        .ok_or_else(|| Status::internal("the node is gone again"))?;
+    Ok(w::IssueReply {
+        certificates,
+        authorities: ca::authorities(&object.security),
+        cluster_id: object.id.to_string(),
+        manager: node.spec.role == NodeRole::Manager,
+        managers: managers(cluster),
+        address: node.description.address.clone(),
+    })
+}
+
+#[tonic::async_trait]
+impl Ca for CaRpc {
+    async fn get_authority(&self, _request: Request<w::GetAuthorityRequest>) -> Reply<w::GetAuthorityReply> {
+        let cluster = self.manager.cluster();
+        let cluster = cluster.ok_or_else(|| Status::unavailable("this node is not a manager"))?;
+        let security = &cluster_of(&cluster)?.security;
+        let authority = security
+            .next
+            .as_ref()
+            .map_or(&security.authority, |n| &n.authority);
+        Ok(Response::new(w::GetAuthorityReply {
+            certificate: authority.certificate.clone(),
+        }))
+    }
+
+    async fn issue(&self, request: Request<w::IssueRequest>) -> Reply<w::IssueReply> {
+        let from = request.extensions().get::<Remote>().map(|r| r.address);
+        let cluster = self.leading()?;
+        let object = cluster_of(&cluster)?;
+        if let Some(from) = from {
+            self.strangers.may_try(from.ip())?;
+        }
+        let request = request.into_inner();
+        let Some(serial) = ca::serial_of(&object.security, &request.token) else {
+            if let Some(from) = from {
+                self.strangers.failed(from.ip());
+            }
+            return Err(Status::unauthenticated(
+                "E_TOKEN_INVALID: the join token is not valid: it may have been rotated; ask a manager with \
+                 `rswarm swarm join-token`",
+            ));
+        };
+        let wrong = |e: model::IdError| Status::invalid_argument(format!("the node's id: {e}"));
+        let node: NodeId = request.node_id.parse().map_err(wrong)?;
+        let token = object.security.tokens.iter().find(|t| t.serial == serial);
+        let role = token.map_or(NodeRole::Worker, |t| t.role);
+        let address = match (request.address.strip_prefix(':'), from) {
+            (Some(port), Some(from)) => format!("{}:{port}", bracketed(from.ip())),
+            _ => request.address.clone(),
+        };
+        init::with_port(&address, init::PORT).map_err(|e| Status::invalid_argument(e.to_string()))?;
+        let issued = ca::sign(&object.security, &request.csr, node, role, object.id, now())?;
+        let join = JoinRequest {
+            serial,
+            node,
+            identity: identity_of(&issued, None),
+            hostname: request.hostname.clone(),
+            address,
+            labels: init::labels(&request.labels),
+            availability: request.availability().into(),
+        };
+        let decide = move |state: &manager_core::State, now, _: &mut crate::writer::RandomIds| {
+            admit::join(state, &join, now)
+        };
+        cluster.writer.write(decide).await.map_err(writing)?;
+        tracing::info!(%node, hostname = %request.hostname, ?role, "a host joined the cluster");
+        Ok(Response::new(reply(
+            &cluster,
+            &object,
+            issued.certificates,
+            node,
+        )?))
+    }
+
+    async fn renew(&self, request: Request<w::RenewRequest>) -> Reply<w::IssueReply> {
+        let Some(Caller::Node(node)) = request.extensions().get::<Caller>().copied() else {
+            return Err(Status::unauthenticated("this needs the certificate of a node"));
+        };
+        let cluster = self.leading()?;
+        let object = cluster_of(&cluster)?;
+        let state = cluster.writer.log.read();
+        let known = state
+            .node(node)
+            .ok_or_else(|| Status::permission_denied("E_NODE_REMOVED"))?;
+        let role = known.spec.role;
+        let csr = request.into_inner().csr;
+        let issued = ca::sign(&object.security, &csr, node, role, object.id, now())?;
+        let identity = identity_of(&issued, None);
+        let decide = move |state: &manager_core::State, _, _: &mut crate::writer::RandomIds| {
+            admit::renewed(state, node, &identity)
+        };
+        cluster.writer.write(decide).await.map_err(writing)?;
+        Ok(Response::new(reply(
+            &cluster,
+            &object,
+            issued.certificates,
+            node,
+        )?))
+    }
+}
+
+fn bracketed(ip: std::net::IpAddr) -> String {
+    match ip {
+        std::net::IpAddr::V4(ip) => ip.to_string(),
+        std::net::IpAddr::V6(ip) => format!("[{ip}]"),
+    }
+}
