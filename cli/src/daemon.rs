@@ -40,7 +40,7 @@ pub(crate) struct Args {
     #[arg(long, default_value = "rswarm")]
     pub(crate) dataplane: String,
     /// What is logged: error, warn, info, debug, or a filter of tracing.
-    #[arg(long, default_value = "info,openraft=warn", env = "RSWARM_LOG")]
+    #[arg(long, default_value = "info,openraft=error", env = "RSWARM_LOG")]
     pub(crate) log: String,
 }
 

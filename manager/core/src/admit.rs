@@ -83,6 +83,14 @@ impl Refusal {
         self.kind
     }
 
+    /// Of a request that has the id of another one.
+    pub fn reused() -> Self {
+        Self::new(
+            RefusalKind::AlreadyExists,
+            "E_REQID_REUSE: another request with the same id was carried out already: choose a new id for each request",
+        )
+    }
+
     fn new(kind: RefusalKind, message: impl Into<String>) -> Self {
         Self {
             kind,

@@ -31,4 +31,4 @@ mod orchestrate_tests;
 pub use admit::{Admitted, Refusal, RefusalKind};
 pub use plan::{Dirty, Plan, plan};
 pub use state::{FindError, Kind, State};
-pub use txn::{Action, Change, Changes, Entry, Stale, Txn};
+pub use txn::{Action, Answer, Change, Changes, Entry, RequestId, Stale, Txn};

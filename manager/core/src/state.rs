@@ -12,6 +12,8 @@ use model::object::{Cluster, Config, Key, Network, Node, Object, Secret, Service
 use model::spec::{Protocol, PublishMode};
 use model::{Bytes, ConfigId, NanoCpus, NetworkId, NodeId, SecretId, ServiceId, TaskId};
 
+use crate::txn::Answer;
+
 pub use find::{FindError, Kind};
 pub(crate) use scratch::Scratch;
 
@@ -35,7 +37,13 @@ pub struct State {
     // With the holder: within one entry the next holder may be written before the last one lets go.
     addresses: OrdMap<(NetworkId, IpAddr), u128>,
     ports: OrdMap<(Protocol, u16), ServiceId>,
+    /// Requests that were carried out, with the entry that did it; the oldest are forgotten.
+    answers: OrdMap<u128, (u64, Arc<Answer>)>,
+    answered: OrdSet<(u64, u128)>,
 }
+
+/// Requests whose answers are remembered: far more than can be under way during an election.
+pub const ANSWERS_MAX: usize = 4096;
 
 /// What the unfinished tasks of a node take of it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
@@ -64,6 +72,36 @@ impl State {
             state.put(object);
         }
         state
+    }
+
+    /// The same, with the answers of the last requests.
+    pub fn with_answers(mut self, answers: impl IntoIterator<Item = (u64, Arc<Answer>)>) -> Self {
+        for (index, answer) in answers {
+            self.remember(index, answer);
+        }
+        self
+    }
+
+    /// Answers of the last requests, oldest first, each with the entry that carried it out.
+    pub fn answers(&self) -> impl Iterator<Item = (u64, Arc<Answer>)> + '_ {
+        (self.answered.iter()).filter_map(|(_, id)| self.answers.get(id).cloned())
+    }
+
+    /// What a request was answered, if it was carried out already.
+    pub fn answer(&self, id: u128) -> Option<&(u64, Arc<Answer>)> {
+        self.answers.get(&id)
+    }
+
+    fn remember(&mut self, index: u64, answer: Arc<Answer>) {
+        let id = answer.request.id;
+        self.answered.insert((index, id));
+        self.answers.insert(id, (index, answer));
+        if self.answered.len() > ANSWERS_MAX
+            && let Some(oldest) = self.answered.get_min().copied()
+        {
+            self.answered.remove(&oldest);
+            self.answers.remove(&oldest.1);
+        }
     }
 
     /// Index of the last applied entry.

@@ -1,7 +1,11 @@
 //! Transactions: actions with the versions they were planned on; a stale one is refused and planned again.
 
+use std::sync::Arc;
+
 use model::object::{Key, NodeDescription, NodeStatus, Object, TaskStatus};
 use model::{NodeId, TaskId, Timestamp};
+
+use crate::admit::StackChange;
 
 /// One change of the state.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -29,6 +33,31 @@ pub enum Action {
         /// What the manager sees of it.
         status: NodeStatus,
     },
+    /// Remembers what a request was answered, so that the same request, sent again because its answer was lost, is
+    /// answered and not carried out once more. An entry with an answer that is known already changes nothing.
+    Answer(Arc<Answer>),
+}
+
+/// What a request was answered.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Answer {
+    /// The request.
+    pub request: RequestId,
+    /// The objects it is about.
+    pub keys: Vec<Key>,
+    /// What the user should know.
+    pub warnings: Vec<String>,
+    /// Of a stack: what happened to each object.
+    pub changes: Vec<StackChange>,
+}
+
+/// Identifies a request over all its tries.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub struct RequestId {
+    /// Chosen at random by who sent it first.
+    pub id: u128,
+    /// Digest of what it asks for: another request with the same id is a mistake.
+    pub digest: u64,
 }
 
 /// Actions that take effect together or not at all.

@@ -9,7 +9,7 @@ use std::sync::Arc;
 
 use manager_core::admit::{self, StackVerdict};
 use manager_core::schedule::explain;
-use manager_core::{Admitted, FindError, Kind, Refusal, RefusalKind, State};
+use manager_core::{Admitted, FindError, Kind, Refusal, RefusalKind, RequestId, State};
 use model::Timestamp;
 use model::object::{Key, Object};
 use proto::control as wire;
@@ -54,16 +54,20 @@ impl Api {
 
     async fn write(
         &self,
-        _request: Option<u128>,
+        request: Option<RequestId>,
         decide: impl FnMut(&State, Timestamp, &mut RandomIds) -> Result<Admitted, Refusal> + Send + 'static,
     ) -> Result<(Admitted, u64), Status> {
         let cluster = self.cluster()?;
-        cluster.writer.write(decide).await.map_err(|e| match e {
-            WriteError::Log(ProposeError::NotLeader { .. }) => {
-                status::not_leader(e.to_string(), cluster.writer.log.leader())
-            }
-            e => writing(e),
-        })
+        cluster
+            .writer
+            .write_once(request, decide)
+            .await
+            .map_err(|e| match e {
+                WriteError::Log(ProposeError::NotLeader { .. }) => {
+                    status::not_leader(e.to_string(), cluster.writer.log.leader())
+                }
+                e => writing(e),
+            })
     }
 }
 
@@ -131,9 +135,14 @@ fn changing(error: ClusterError) -> Status {
 }
 
 /// What identifies a request over all tries, if it came with it.
-fn request_id<T>(request: &Request<T>) -> Option<u128> {
+fn request_id<T>(request: &Request<T>) -> Option<RequestId> {
     let text = request.metadata().get(REQUEST)?.to_str().ok()?;
-    u128::from_str_radix(text, 16).ok().filter(|id| *id != 0)
+    let (id, digest) = text.split_once('-')?;
+    let id = u128::from_str_radix(id, 16).ok().filter(|id| *id != 0)?;
+    Some(RequestId {
+        id,
+        digest: u64::from_str_radix(digest, 16).ok()?,
+    })
 }
 
 fn kind_of(number: i32) -> Result<types::Kind, Status> {

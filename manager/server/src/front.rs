@@ -199,7 +199,8 @@ impl Gate {
         let body =
             body.map_err(|_| Status::out_of_range(format!("the request has more than {REQUEST_MAX} bytes")))?;
         let body = body.to_bytes();
-        parts.headers.entry(REQUEST).or_insert_with(new_request);
+        let id = identify(parts.headers.get(REQUEST), parts.uri.path(), &body)?;
+        parts.headers.insert(REQUEST, id);
         let began = Instant::now();
         loop {
             let Some(cluster) = self.manager.cluster() else {
@@ -282,10 +283,31 @@ fn refusal(path: &str, standing: Standing) -> Status {
     Status::permission_denied(format!("{path} may not be called by {who}"))
 }
 
-fn new_request() -> http::HeaderValue {
+/// The id of a request, the client's own or a new one, with the digest of what it asks for.
+fn identify(
+    given: Option<&http::HeaderValue>,
+    path: &str,
+    body: &Bytes,
+) -> Result<http::HeaderValue, Status> {
     use model::ids::IdSource;
-    let id = format!("{:032x}", crate::writer::RandomIds.next_id());
-    http::HeaderValue::from_str(&id).unwrap_or_else(|_| http::HeaderValue::from_static("0"))
+    let id = match given {
+        None => crate::writer::RandomIds.next_id(),
+        Some(text) => (text.to_str().ok())
+            .and_then(|text| u128::from_str_radix(text, 16).ok())
+            .filter(|id| *id != 0)
+            .ok_or_else(|| Status::invalid_argument("the id of a request has 1 to 32 hexadecimal digits"))?,
+    };
+    let mut context = ring::digest::Context::new(&ring::digest::SHA256);
+    context.update(path.as_bytes());
+    context.update(body);
+    let digest = context.finish();
+    let digest = digest
+        .as_ref()
+        .iter()
+        .take(8)
+        .fold(0u64, |all, byte| (all << 8) | u64::from(*byte));
+    http::HeaderValue::from_str(&format!("{id:032x}-{digest:016x}"))
+        .map_err(|e| Status::internal(e.to_string()))
 }
 
 fn rebuild(parts: &http::request::Parts, body: &Bytes) -> Request {

@@ -7,7 +7,7 @@
 use std::collections::BTreeSet;
 use std::sync::Arc;
 
-use manager_core::{Admitted, Entry, Refusal, State, Txn};
+use manager_core::{Action, Admitted, Answer, Entry, Refusal, RequestId, State, Txn};
 use model::Timestamp;
 use model::ids::IdSource;
 use model::object::Key;
@@ -63,6 +63,7 @@ type Decision = Result<(Admitted, u64), WriteError>;
 
 /// A request that waits to be decided.
 struct Waiting {
+    request: Option<RequestId>,
     decide: Decide,
     answer: oneshot::Sender<Decision>,
 }
@@ -96,11 +97,21 @@ impl Writer {
         &self,
         decide: impl FnMut(&State, Timestamp, &mut RandomIds) -> Result<Admitted, Refusal> + Send + 'static,
     ) -> Decision {
+        self.write_once(None, decide).await
+    }
+
+    /// The same for a request that may come again: it is carried out once, and answered as before after that.
+    pub(crate) async fn write_once(
+        &self,
+        request: Option<RequestId>,
+        decide: impl FnMut(&State, Timestamp, &mut RandomIds) -> Result<Admitted, Refusal> + Send + 'static,
+    ) -> Decision {
         let stopped = || ProposeError::Stopped {
             why: "it is leaving the cluster or shutting down".into(),
         };
         let (answer, wait) = oneshot::channel();
         let waiting = Waiting {
+            request,
             decide: Box::new(decide),
             answer,
         };
@@ -111,8 +122,21 @@ impl Writer {
 
 async fn run(log: Arc<Log>, turn: Arc<Mutex<()>>, mut requests: mpsc::Receiver<Waiting>) {
     let mut batch = Vec::new();
+    let mut term = None;
     while requests.recv_many(&mut batch, BATCH_MAX).await > 0 {
         let _turn = turn.lock().await;
+        // What earlier leaders committed must be seen before the first decision: it may have carried these out.
+        let role = *log.role().borrow();
+        if role.leader && term != Some(role.term) && log.confirm().await.is_ok() {
+            term = Some(role.term);
+        }
+        if !role.leader || term != Some(role.term) {
+            let none = ProposeError::NotLeader { leader: None };
+            for waiting in batch.drain(..) {
+                let _ = waiting.answer.send(Err(none.clone().into()));
+            }
+            continue;
+        }
         // Those that came while the leader loop had its turn go along.
         while batch.len() < BATCH_MAX
             && let Ok(more) = requests.try_recv()
@@ -146,9 +170,13 @@ async fn commit(log: &Log, batch: &mut Vec<Waiting>) -> bool {
             Err(ProposeError::TooLarge { .. }) if batch.len() > 1 => return false,
             written => {
                 for (waiting, decision) in batch.drain(..).zip(decisions) {
-                    let answer = decision
-                        .map_err(WriteError::from)
-                        .and_then(|admitted| Ok((admitted, written.clone()?)));
+                    let answer = match decision {
+                        Decided::Now(admitted) => {
+                            written.clone().map(|index| (admitted, index)).map_err(Into::into)
+                        }
+                        Decided::Before(admitted, index) => Ok((admitted, index)),
+                        Decided::Refused(refusal) => Err(refusal.into()),
+                    };
                     // The caller hung up; what it asked for is done all the same.
                     let _ = waiting.answer.send(answer);
                 }
@@ -158,39 +186,74 @@ async fn commit(log: &Log, batch: &mut Vec<Waiting>) -> bool {
     }
 }
 
+/// What became of one request of a batch.
+enum Decided {
+    /// It is carried out with the batch.
+    Now(Admitted),
+    /// It was carried out already, by this entry.
+    Before(Admitted, u64),
+    /// It is not carried out.
+    Refused(Refusal),
+}
+
 /// The decisions of a batch, and the one transaction that carries them out.
-fn decide_all(state: &State, now: Timestamp, batch: &mut [Waiting]) -> (Txn, Vec<Result<Admitted, Refusal>>) {
+fn decide_all(state: &State, now: Timestamp, batch: &mut [Waiting]) -> (Txn, Vec<Decided>) {
     let mut ahead = state.clone();
     let mut all = Txn::default();
     let mut touched = BTreeSet::new();
     let mut decisions = Vec::with_capacity(batch.len());
     for waiting in batch {
-        let mut decision = (waiting.decide)(&ahead, now, &mut RandomIds);
-        if let Ok(admitted) = &mut decision
-            && !admitted.txn.is_empty()
-        {
-            let txn = std::mem::take(&mut admitted.txn);
+        if let Some(known) = waiting.request.and_then(|r| Some((r, ahead.answer(r.id)?))) {
+            decisions.push(repeated(known));
+            continue;
+        }
+        let mut admitted = match (waiting.decide)(&ahead, now, &mut RandomIds) {
+            Ok(admitted) => admitted,
+            Err(refusal) => {
+                decisions.push(Decided::Refused(refusal));
+                continue;
+            }
+        };
+        if !admitted.txn.is_empty() {
+            let mut txn = std::mem::take(&mut admitted.txn);
+            txn.actions
+                .extend(waiting.request.map(|request| answer(request, &admitted)));
             let entry = Entry {
                 index: ahead.index() + 1,
                 now,
                 txn,
             };
-            match ahead.apply(&entry) {
-                Ok(changes) => {
-                    // What the batch itself changed before has a version that is not known yet, and needs no check.
-                    let unseen = |(key, _): &&(Key, u64)| !touched.contains(key);
-                    all.expect.extend(entry.txn.expect.iter().filter(unseen));
-                    all.actions.extend(entry.txn.actions);
-                    touched.extend(changes.items.iter().map(|change| change.key));
-                }
-                // It was decided on this very state, so this cannot be; the log would refuse it in the same way.
-                Err(_) => {
-                    all.expect.extend(entry.txn.expect);
-                    all.actions.extend(entry.txn.actions);
-                }
-            }
+            // It was decided on this very state, so it cannot be stale; the log would refuse it in the same way.
+            let changes = ahead.apply(&entry).unwrap_or_default();
+            // What the batch itself changed before has a version that is not known yet, and needs no check.
+            let unseen = |(key, _): &&(Key, u64)| !touched.contains(key);
+            all.expect.extend(entry.txn.expect.iter().filter(unseen));
+            all.actions.extend(entry.txn.actions);
+            touched.extend(changes.items.iter().map(|change| change.key));
         }
-        decisions.push(decision);
+        decisions.push(Decided::Now(admitted));
     }
     (all, decisions)
+}
+
+fn answer(request: RequestId, admitted: &Admitted) -> Action {
+    Action::Answer(Arc::new(Answer {
+        request,
+        keys: admitted.keys.clone(),
+        warnings: admitted.warnings.clone(),
+        changes: admitted.changes.clone(),
+    }))
+}
+
+fn repeated((request, (index, answer)): (RequestId, &(u64, Arc<Answer>))) -> Decided {
+    if answer.request.digest != request.digest {
+        return Decided::Refused(Refusal::reused());
+    }
+    let admitted = Admitted {
+        txn: Txn::default(),
+        keys: answer.keys.clone(),
+        warnings: answer.warnings.clone(),
+        changes: answer.changes.clone(),
+    };
+    Decided::Before(admitted, *index)
 }

@@ -27,6 +27,17 @@ impl State {
                 });
             }
         }
+        for action in &entry.txn.actions {
+            if let Action::Answer(answer) = action
+                && let Some((found, _)) = self.answer(answer.request.id)
+            {
+                return Err(Stale {
+                    key: Key::Cluster,
+                    expected: 0,
+                    found: *found,
+                });
+            }
+        }
         let mut before: BTreeMap<Key, Option<Object>> = BTreeMap::new();
         for action in &entry.txn.actions {
             if let Some((key, was)) = self.act(action, entry) {
@@ -65,6 +76,10 @@ impl State {
                 let was = self.object(*key)?;
                 self.delete(*key);
                 Some((*key, Some(was)))
+            }
+            Action::Answer(answer) => {
+                self.remember(entry.index, answer.clone());
+                None
             }
             Action::TaskStatus { node, task, status } => {
                 let old = self.tasks.get(task).filter(|t| t.node == Some(*node)).cloned()?;

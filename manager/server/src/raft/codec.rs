@@ -10,6 +10,7 @@ use model::Timestamp;
 use prost::Message;
 use proto::types;
 
+use super::answer::AnswerRecord;
 use super::record::SnapshotHeader;
 use super::segment::{LogError, io_error, sync_dir};
 
@@ -37,7 +38,7 @@ struct ExpectRecord {
 
 #[derive(Clone, PartialEq, Message)]
 struct ActionRecord {
-    #[prost(oneof = "ActionKind", tags = "1, 2, 3, 4")]
+    #[prost(oneof = "ActionKind", tags = "1, 2, 3, 4, 5")]
     kind: Option<ActionKind>,
 }
 
@@ -55,6 +56,8 @@ enum ActionKind {
     TaskStatus(TaskStatusRecord),
     #[prost(message, tag = "4")]
     NodeSeen(NodeSeenRecord),
+    #[prost(message, tag = "5")]
+    Answer(AnswerRecord),
 }
 
 #[derive(Clone, PartialEq, Message)]
@@ -92,6 +95,7 @@ pub(super) fn encode_txn(now: Timestamp, txn: &Txn) -> Vec<u8> {
                 task: task.to_string(),
                 status: Some(status.into()),
             }),
+            Action::Answer(answer) => ActionKind::Answer(AnswerRecord::new(0, answer)),
             Action::NodeSeen {
                 node,
                 description,
@@ -151,6 +155,7 @@ fn decode_action(record: ActionRecord) -> Result<Action, String> {
                     .try_into()
                     .map_err(wire)?,
             },
+            ActionKind::Answer(r) => Action::Answer(Arc::new(r.into_answer()?.1)),
             ActionKind::NodeSeen(r) => Action::NodeSeen {
                 node: r.node.parse().map_err(|e: model::IdError| e.to_string())?,
                 description: r.description.map(Into::into),

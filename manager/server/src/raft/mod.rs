@@ -2,6 +2,7 @@
 //!
 //! Types of openraft stay inside this folder.
 
+mod answer;
 mod codec;
 mod log;
 mod members;
@@ -454,8 +455,9 @@ fn config() -> Result<Config, OpenError> {
     Config {
         cluster_name: "rswarm".into(),
         heartbeat_interval: 250,
-        election_timeout_min: 1_500,
-        election_timeout_max: 3_000,
+        // A lost leader is missed after its lease, which is the longer one, and replaced within the shorter one.
+        election_timeout_min: 800,
+        election_timeout_max: 1_300,
         // It is the deadline of a whole snapshot.
         install_snapshot_timeout: 60_000,
         snapshot_policy: SnapshotPolicy::LogsSinceLast(SNAPSHOT_EVERY),
