@@ -76,9 +76,10 @@ fn proposing(error: ProposeError) -> Status {
     match error {
         ProposeError::Stale(_) => Status::aborted(text),
         ProposeError::TooLarge { .. } => Status::invalid_argument(text),
-        ProposeError::NotLeader { .. } | ProposeError::Unknown | ProposeError::Stopped { .. } => {
-            Status::unavailable(text)
-        }
+        ProposeError::NotLeader { .. }
+        | ProposeError::Unknown
+        | ProposeError::DiskFull { .. }
+        | ProposeError::Stopped { .. } => Status::unavailable(text),
     }
 }
 
@@ -95,7 +96,8 @@ fn changing(error: ClusterError) -> Status {
         ClusterError::Active | ClusterError::Inactive | ClusterError::LastManager => {
             Status::failed_precondition(error.to_string())
         }
-        ClusterError::Open(_) | ClusterError::Wipe { .. } => {
+        ClusterError::Locked { .. } => Status::failed_precondition(error.to_string()),
+        ClusterError::Open(_) | ClusterError::Keys(_) | ClusterError::Wipe { .. } => {
             let cause = std::error::Error::source(&error)
                 .map(|s| format!(": {s}"))
                 .unwrap_or_default();

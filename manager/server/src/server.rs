@@ -17,7 +17,7 @@ use tokio::task::JoinSet;
 use crate::api::Api;
 use crate::dispatcher::Dispatcher;
 use crate::leader;
-use crate::raft::{Log, OpenError};
+use crate::raft::{KeyError, KeyRing, Log, OpenError, Opened};
 use crate::rpc::DispatcherRpc;
 use crate::writer::{RandomIds, WriteError, Writer};
 
@@ -58,6 +58,17 @@ pub enum ClusterError {
     /// The log did not start.
     #[error(transparent)]
     Open(#[from] OpenError),
+    /// Its data keys.
+    #[error(transparent)]
+    Keys(#[from] KeyError),
+    /// The data keys are sealed with an unlock key.
+    #[error(
+        "this manager is locked: its raft log in {path} can only be read with the unlock key of the cluster"
+    )]
+    Locked {
+        /// The folder.
+        path: PathBuf,
+    },
     /// The folder of the cluster cannot be removed.
     #[error("cannot remove {path}")]
     Wipe {
@@ -109,7 +120,7 @@ impl Manager {
             shared: Arc::new(shared),
         };
         if Log::exists(&dir) {
-            let log = Arc::new(Log::open(&dir).await?);
+            let log = Arc::new(Log::open(&dir, unlocked(&dir)?).await?);
             if log.read().cluster().is_some() {
                 manager.start(log);
                 return Ok(manager);
@@ -193,7 +204,7 @@ impl Manager {
         wipe(&dir)?;
         // Ids of managers are never used twice; 63 bits are random enough for that.
         let raft_id = u64::try_from(RandomIds.next_id() & u128::from(u64::MAX >> 1)).unwrap_or(1);
-        let log = Arc::new(Log::bootstrap(&dir, raft_id).await?);
+        let log = Arc::new(Log::bootstrap(&dir, raft_id, KeyRing::create(&dir, None)?).await?);
         Writer::new(log.clone()).write(decide).await?;
         let id = log.read().cluster().map(|c| c.id).ok_or(ClusterError::Inactive)?;
         self.start(log);
@@ -252,6 +263,15 @@ impl Cluster {
         tasks.shutdown().await;
         self.dispatcher.close();
         self.writer.log.close().await;
+    }
+}
+
+fn unlocked(dir: &Path) -> Result<KeyRing, ClusterError> {
+    match KeyRing::open(dir)? {
+        Opened::Ready(ring) => Ok(ring),
+        Opened::Locked(_) => Err(ClusterError::Locked {
+            path: dir.to_path_buf(),
+        }),
     }
 }
 

@@ -3,11 +3,23 @@
 //! Types of openraft stay inside this folder.
 
 mod codec;
+mod crash;
+mod disk;
+mod error;
+mod identity;
+mod keys;
 mod log;
+mod log_writer;
+mod mark;
+mod memory;
 mod network;
 mod record;
+mod replace;
+mod seal;
 mod segment;
+mod snapshot;
 mod state_machine;
+pub(crate) mod unlock_key;
 
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -25,8 +37,12 @@ use tokio::sync::{broadcast, watch};
 use log::LogStore;
 use state_machine::{Outcome, Published, StateMachine};
 
-pub use segment::{LogError, TornTail};
+pub use disk::DiskState;
+pub use error::LogError;
+pub use keys::{KeyError, KeyRing, LockedRing, Opened};
+pub use segment::TornTail;
 pub use state_machine::Event;
+pub use unlock_key::{UnlockKey, UnlockKeyError};
 
 openraft::declare_raft_types!(
     pub(crate) TypeConfig:
@@ -42,7 +58,7 @@ type Entry = openraft::type_config::alias::EntryOf<TypeConfig>;
 type Membership = openraft::Membership<u64, BasicNode>;
 type StoredMembership = openraft::StoredMembership<Clid, u64, BasicNode>;
 type SnapshotMeta = openraft::SnapshotMeta<Clid, u64, BasicNode>;
-type Snapshot = openraft::Snapshot<Clid, u64, BasicNode, state_machine::SnapshotFile>;
+type Snapshot = openraft::Snapshot<Clid, u64, BasicNode, snapshot::SnapshotFile>;
 
 /// Largest transaction: a stack with all its secrets and configs fits, and a frame of the log holds two.
 const TXN_MAX: usize = 31 * 1024 * 1024;
@@ -84,12 +100,6 @@ pub enum OpenError {
         /// The folder.
         path: PathBuf,
     },
-    /// The file with the manager's number cannot be read.
-    #[error("{path} does not hold the number of this manager")]
-    Identity {
-        /// The file.
-        path: PathBuf,
-    },
     /// openraft refused.
     #[error("the raft protocol did not start: {why}")]
     Raft {
@@ -120,6 +130,15 @@ pub enum ProposeError {
     TooLarge {
         /// Its size.
         bytes: usize,
+    },
+    /// The disk of the log is full.
+    #[error(
+        "E_DISK_FULL: the disk of this manager's raft log is full, and {}; free space there and it goes on by itself",
+        if *pending { "the change waits: it may still take effect, so look before trying again" } else { "nothing was changed" }
+    )]
+    DiskFull {
+        /// Whether it was on its way already when the disk became full.
+        pending: bool,
     },
     /// The log stopped for good.
     #[error("this manager stopped: {why}")]
@@ -168,43 +187,39 @@ pub struct Subscription {
 }
 
 impl Log {
-    /// Whether `dir` holds the log of a manager.
+    /// Whether `dir` holds the log of a manager, whole or not.
     pub fn exists(dir: &Path) -> bool {
-        dir.join("identity").exists()
+        identity::path_in(dir).exists() || mark::Mark::proves_writes(dir)
     }
 
     /// Makes the log of the first manager of a new cluster. `raft_id` is random: ids are never used twice.
     ///
     /// # Errors
     /// [`OpenError`]; trying again is safe.
-    pub async fn bootstrap(dir: &Path, raft_id: u64) -> Result<Self, OpenError> {
+    pub async fn bootstrap(dir: &Path, raft_id: u64, keys: KeyRing) -> Result<Self, OpenError> {
         // The log first: a folder with an identity and without a log is taken for a lost log.
-        drop(LogStore::open(dir, log::exit_on_fatal())?);
-        segment::replace_file(&dir.join("identity"), format!("{raft_id}\n").as_bytes())?;
-        Self::open(dir).await
+        drop(LogStore::open(dir, &keys, log::exit_on_fatal())?);
+        identity::write(dir, raft_id)?;
+        Self::open(dir, keys).await
     }
 
     /// Opens the log in `dir`; returns once this manager leads or follows and has applied what it knew.
     ///
     /// # Errors
     /// [`OpenError`], when the folder is damaged or in use.
-    pub async fn open(dir: &Path) -> Result<Self, OpenError> {
-        let identity = dir.join("identity");
-        let text = std::fs::read_to_string(&identity).map_err(segment::io_error("read", &identity))?;
-        let id: u64 = text
-            .trim()
-            .parse()
-            .map_err(|_| OpenError::Identity { path: identity })?;
+    pub async fn open(dir: &Path, keys: KeyRing) -> Result<Self, OpenError> {
+        let id = identity::read(dir)?;
         if segment::list(dir)?.is_empty() {
             return Err(OpenError::Lost {
                 path: dir.to_path_buf(),
             });
         }
-        let (store, torn) = LogStore::open(dir, log::exit_on_fatal())?;
+        let (store, torn) = LogStore::open(dir, &keys, log::exit_on_fatal())?;
         if let Some(torn) = &torn {
             tracing::warn!(path = %torn.path.display(), offset = torn.offset, "removed a write that a crash cut off");
         }
-        let (machine, published) = StateMachine::open(dir)?;
+        let (machine, published) = StateMachine::open(dir, &keys)?;
+        machine.reaches(store.purged())?;
         let raft = Raft::new(id, Arc::new(config()?), network::Peers, store.clone(), machine)
             .await
             .map_err(raft_error)?;
@@ -271,7 +286,19 @@ impl Log {
         if bytes.len() > TXN_MAX {
             return Err(ProposeError::TooLarge { bytes: bytes.len() });
         }
-        let written = self.raft.client_write(Proposal(codec::share(bytes))).await;
+        // What waits for a full disk waits in memory: a few, and no more are let in.
+        let mut disk = self.disk();
+        if *disk.borrow() == DiskState::Full {
+            return Err(ProposeError::DiskFull { pending: false });
+        }
+        let write = self.raft.client_write(Proposal(codec::share(bytes)));
+        let written = tokio::select! {
+            biased;
+            written = write => written,
+            Ok(_) = disk.wait_for(|state| *state == DiskState::Full) => {
+                return Err(ProposeError::DiskFull { pending: true });
+            }
+        };
         let response = written.map_err(|e| match e {
             RaftError::APIError(ClientWriteError::ForwardToLeader(to)) => {
                 ProposeError::NotLeader { leader: to.leader_id }
@@ -338,6 +365,11 @@ impl Log {
         self.role.clone()
     }
 
+    /// Whether the disk of the log has room. While it is full nothing is acknowledged, and it is tried again.
+    pub fn disk(&self) -> watch::Receiver<DiskState> {
+        self.store.disk()
+    }
+
     /// The wall clock, except that it never steps back.
     pub fn now(&self) -> Timestamp {
         let since = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
@@ -347,6 +379,8 @@ impl Log {
 
     /// Stops, with everything written.
     pub async fn close(&self) {
+        // The core would wait with what waits for a full disk.
+        self.store.give_up();
         // A core that panicked has nothing left to stop.
         let _ = self.raft.shutdown().await;
         let store = self.store.clone();
@@ -442,6 +476,13 @@ fn watch_role(raft: &Raft<TypeConfig, StateMachine>) -> watch::Receiver<Role> {
     receive
 }
 
+#[cfg(all(test, feature = "failpoints"))]
+mod crash_tests;
+#[cfg(test)]
+mod fault_tests;
+#[cfg(test)]
+mod seal_tests;
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -467,10 +508,17 @@ mod tests {
         }
     }
 
+    fn ring(dir: &Path) -> KeyRing {
+        match KeyRing::open(dir).unwrap() {
+            Opened::Ready(ring) => ring,
+            Opened::Locked(ring) => panic!("{ring:?}"),
+        }
+    }
+
     #[tokio::test(flavor = "multi_thread")]
     async fn a_restart_reads_the_snapshot_and_the_entries_behind_it() {
         let dir = tempfile::tempdir().unwrap();
-        let log = Log::bootstrap(dir.path(), 5).await.unwrap();
+        let log = Log::bootstrap(dir.path(), 5, ring(dir.path())).await.unwrap();
         let mut subscription = log.subscribe();
         for id in 1..=20 {
             let applied = log.propose(config(id, 100)).await.unwrap();
@@ -492,7 +540,7 @@ mod tests {
         drop(log);
         assert!(dir.path().join("snapshot").exists());
 
-        let log = Log::open(dir.path()).await.unwrap();
+        let log = Log::open(dir.path(), ring(dir.path())).await.unwrap();
         assert_eq!(log.read().objects().collect::<Vec<_>>(), before);
         assert_eq!(before.len(), 21);
         log.close().await;
@@ -505,7 +553,7 @@ mod tests {
         bytes[middle] ^= 1;
         std::fs::write(&path, bytes).unwrap();
         assert!(matches!(
-            Log::open(dir.path()).await,
+            Log::open(dir.path(), ring(dir.path())).await,
             Err(OpenError::Log(LogError::Corrupt { .. }))
         ));
     }
@@ -513,7 +561,7 @@ mod tests {
     #[tokio::test(flavor = "multi_thread")]
     async fn a_stale_or_too_large_transaction_changes_nothing_and_a_lost_log_is_refused() {
         let dir = tempfile::tempdir().unwrap();
-        let log = Log::bootstrap(dir.path(), 5).await.unwrap();
+        let log = Log::bootstrap(dir.path(), 5, ring(dir.path())).await.unwrap();
         log.propose(config(1, 10)).await.unwrap();
         let stale = Txn {
             expect: vec![(model::object::Key::Config(ConfigId(1)), 999)],
@@ -534,6 +582,9 @@ mod tests {
         for number in segment::list(dir.path()).unwrap() {
             std::fs::remove_file(segment::segment_path(dir.path(), number)).unwrap();
         }
-        assert!(matches!(Log::open(dir.path()).await, Err(OpenError::Lost { .. })));
+        assert!(matches!(
+            Log::open(dir.path(), ring(dir.path())).await,
+            Err(OpenError::Lost { .. })
+        ));
     }
 }

@@ -9,7 +9,7 @@ use openraft::raft::{
 };
 use openraft::{BasicNode, OptionalSend, RaftNetworkFactory, RaftNetworkV2};
 
-use super::state_machine::SnapshotFile;
+use super::snapshot::SnapshotFile;
 use super::{Snapshot, TypeConfig, Vote};
 
 /// Makes connections to other managers.
