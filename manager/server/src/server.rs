@@ -277,14 +277,12 @@ fn unlocked(dir: &Path) -> Result<KeyRing, ClusterError> {
 
 /// Removes what is left of a cluster; first what says that there is one.
 fn wipe(dir: &Path) -> Result<(), ClusterError> {
-    let gone = |result: std::io::Result<()>| match result {
+    Log::disown(dir).map_err(OpenError::from)?;
+    match std::fs::remove_dir_all(dir) {
         Err(e) if e.kind() != std::io::ErrorKind::NotFound => Err(ClusterError::Wipe {
             path: dir.to_path_buf(),
             source: e,
         }),
         _ => Ok(()),
-    };
-    gone(std::fs::remove_file(dir.join("identity")))?;
-    gone(std::fs::File::open(dir).and_then(|d| d.sync_all()))?;
-    gone(std::fs::remove_dir_all(dir))
+    }
 }

@@ -3,11 +3,36 @@
 use std::path::{Path, PathBuf};
 
 use super::error::{LogError, io_error};
-use super::replace::replace_file;
+use super::mark::Mark;
+use super::replace::{remove_leftover, replace_file, sync_dir};
 
 /// Name of the file in the folder of a log.
 pub(super) fn path_in(dir: &Path) -> PathBuf {
     dir.join("identity")
+}
+
+fn left_path_in(dir: &Path) -> PathBuf {
+    dir.join("identity.left")
+}
+
+/// Whether the manager of this folder left, so that what is there may be removed.
+pub(super) fn was_left(dir: &Path) -> bool {
+    left_path_in(dir).exists()
+}
+
+/// Durably ends the membership. At each step the folder is either a whole log's or nobody's: after it, its files may be
+/// removed in any order.
+pub(super) fn leave(dir: &Path) -> Result<(), LogError> {
+    if !dir.exists() {
+        return Ok(());
+    }
+    // A renaming needs no room, which a new file would.
+    match std::fs::rename(path_in(dir), left_path_in(dir)) {
+        Err(e) if e.kind() != std::io::ErrorKind::NotFound => return Err(io_error("leave", dir)(e)),
+        _ => sync_dir(dir)?,
+    }
+    remove_leftover(&Mark::path_in(dir))?;
+    sync_dir(dir)
 }
 
 fn text_of(id: u64) -> String {
@@ -76,6 +101,25 @@ mod tests {
                 assert!(read(dir.path()).is_err(), "{id} cut at {end}");
             }
         }
+    }
+
+    #[test]
+    fn a_folder_that_was_left_is_no_log_at_any_step_of_its_removal() {
+        use crate::raft::Log;
+        let dir = tempfile::tempdir().unwrap();
+        leave(&dir.path().join("never was")).unwrap();
+        write(dir.path(), 7).unwrap();
+        Mark::open(dir.path(), false).unwrap().advance(9).unwrap();
+        let text = std::fs::read(path_in(dir.path())).unwrap();
+        std::fs::remove_file(path_in(dir.path())).unwrap();
+        assert!(Log::exists(dir.path()), "an identity that was lost");
+        // A crash behind the first step.
+        std::fs::write(left_path_in(dir.path()), text).unwrap();
+        assert!(!Log::exists(dir.path()));
+        leave(dir.path()).unwrap();
+        assert!(!Log::exists(dir.path()));
+        std::fs::remove_file(left_path_in(dir.path())).unwrap();
+        assert!(!Log::exists(dir.path()), "whatever of the rest is still there");
     }
 
     #[test]

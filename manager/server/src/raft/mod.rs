@@ -189,7 +189,15 @@ pub struct Subscription {
 impl Log {
     /// Whether `dir` holds the log of a manager, whole or not.
     pub fn exists(dir: &Path) -> bool {
-        identity::path_in(dir).exists() || mark::Mark::proves_writes(dir)
+        identity::path_in(dir).exists() || (mark::Mark::proves_writes(dir) && !identity::was_left(dir))
+    }
+
+    /// Says durably that there is no log in `dir` any more, whatever of it is still there; it is about to be removed.
+    ///
+    /// # Errors
+    /// [`LogError`]; trying again is safe.
+    pub fn disown(dir: &Path) -> Result<(), LogError> {
+        identity::leave(dir)
     }
 
     /// Makes the log of the first manager of a new cluster. `raft_id` is random: ids are never used twice.
@@ -232,6 +240,7 @@ impl Log {
             clock: AtomicU64::new(0),
             torn,
         };
+        tokio::spawn(disk::hand_over(log.raft.clone(), log.disk()));
         log.begin(id).await?;
         Ok(log)
     }

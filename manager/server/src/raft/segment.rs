@@ -89,10 +89,7 @@ pub(super) fn scan(
     last: bool,
     keys: &KeyRing,
 ) -> Result<Scanned, LogError> {
-    let mut bytes = Vec::new();
-    File::open(path)
-        .and_then(|mut f| f.read_to_end(&mut bytes))
-        .map_err(io_error("read", path))?;
+    let bytes = read_from_disk(path, last).map_err(io_error("read", path))?;
     let corrupt = |offset: usize, why: String| LogError::Corrupt {
         path: path.to_path_buf(),
         offset: offset as u64,
@@ -165,6 +162,20 @@ pub(super) fn scan(
         key: header.key,
         cipher,
     })
+}
+
+/// Reads a file. The last segment is read as the disk has it: after a failed fdatasync the page cache may hold, as if
+/// it were written, what the disk never got, and a later fdatasync would not write it either.
+fn read_from_disk(path: &Path, last: bool) -> io::Result<Vec<u8>> {
+    let mut file = File::open(path)?;
+    if last {
+        // What a killed process left is written out; only then it can be dropped from the cache.
+        file.sync_all()?;
+        rustix::fs::fadvise(&file, 0, None, rustix::fs::Advice::DontNeed)?;
+    }
+    let mut bytes = Vec::new();
+    file.read_to_end(&mut bytes)?;
+    Ok(bytes)
 }
 
 impl Header {
@@ -460,8 +471,7 @@ impl Tail {
 }
 
 /// Makes the last segment whole: what is torn is overwritten with zeros, so that nothing of it is ever read as a
-/// frame, and what was read is made durable. A process that was killed may have left it in the page cache only, and
-/// from now on this manager answers for it.
+/// frame. What was read is durable already ([`read_from_disk`]).
 pub(super) fn mend(path: &Path, scanned: &Scanned) -> Result<File, LogError> {
     const ZEROS: &[u8] = &[0; 64 * 1024];
     let file = OpenOptions::new()
@@ -470,7 +480,8 @@ pub(super) fn mend(path: &Path, scanned: &Scanned) -> Result<File, LogError> {
         .open(path)
         .map_err(io_error("open", path))?;
     let mend = || -> io::Result<()> {
-        if scanned.torn.is_some() {
+        let mut changed = scanned.torn.is_some();
+        if changed {
             let mut at = scanned.end;
             // In place: on a full disk, room that is given back may not be had again.
             while at < scanned.size {
@@ -482,8 +493,9 @@ pub(super) fn mend(path: &Path, scanned: &Scanned) -> Result<File, LogError> {
         }
         if scanned.size < SEGMENT_BYTES {
             rustix::fs::fallocate(&file, rustix::fs::FallocateFlags::empty(), 0, SEGMENT_BYTES)?;
+            changed = true;
         }
-        file.sync_all()
+        if changed { file.sync_all() } else { Ok(()) }
     };
     mend().map_err(io_error("cut off the torn end", path))?;
     Ok(file)
