@@ -116,6 +116,14 @@ pub enum KeyError {
         /// The file.
         path: PathBuf,
     },
+    /// Nothing was changed.
+    #[error(
+        "{path} is not what this process wrote: it was replaced or removed meanwhile. Restart this manager"
+    )]
+    Changed {
+        /// The file.
+        path: PathBuf,
+    },
     /// [`KEYS_MAX`].
     #[error(
         "the raft log in {path} has {KEYS_MAX} data keys, and no more are kept: restart this manager, which drops \
@@ -127,7 +135,8 @@ pub enum KeyError {
     },
 }
 
-/// The data keys of one raft log. Clones are the same ring.
+/// The data keys of one raft log. Clones are the same ring. Of a log that runs, change the one it was opened with
+/// ([`super::Log::keys`]): another one refuses once the two differ.
 #[derive(Clone)]
 pub struct KeyRing {
     shared: Arc<Shared>,
@@ -143,6 +152,8 @@ struct Ring {
     /// Never empty; the highest is used for writing.
     keys: BTreeMap<u32, Secret>,
     unlock: Option<UnlockKey>,
+    /// Checksum of the file with this content.
+    written: u32,
 }
 
 /// What stands in a folder.
@@ -157,6 +168,7 @@ pub enum Opened {
 pub struct LockedRing {
     dir: PathBuf,
     sealed: Vec<u8>,
+    written: u32,
 }
 
 impl fmt::Debug for KeyRing {
@@ -204,9 +216,10 @@ impl KeyRing {
         if file_of(dir).exists() {
             return Err(KeyError::Exists { path: file_of(dir) });
         }
-        let ring = Ring {
+        let mut ring = Ring {
             keys: BTreeMap::from([(1, new_secret(dir)?)]),
             unlock: unlock.cloned(),
+            written: 0,
         };
         ring.save(dir)?;
         Ok(Self::of(dir, ring))
@@ -243,14 +256,24 @@ impl KeyRing {
         if file.format != FORMAT || file.crc != sum(file.content.as_ref()) {
             return Err(corrupt("its checksum is wrong").into());
         }
+        let written = crc32fast::hash(&bytes);
         Ok(match file.content {
             Some(Content::Open(record)) => {
                 let keys = decode_ring(dir, &Zeroizing::new(record))?;
-                Opened::Ready(Self::of(dir, Ring { keys, unlock: None }))
+                let unlock = None;
+                Opened::Ready(Self::of(
+                    dir,
+                    Ring {
+                        keys,
+                        unlock,
+                        written,
+                    },
+                ))
             }
             Some(Content::Sealed(sealed)) => Opened::Locked(LockedRing {
                 dir: dir.to_path_buf(),
                 sealed,
+                written,
             }),
             None => return Err(corrupt("it holds no keys").into()),
         })
@@ -325,6 +348,11 @@ impl KeyRing {
     /// Durable first, and only then used.
     fn change<T>(&self, change: impl FnOnce(&mut Ring) -> Result<T, KeyError>) -> Result<T, KeyError> {
         let mut current = self.ring();
+        let path = file_of(&self.shared.dir);
+        // A key that another ring added would be gone, and with it what is sealed with it.
+        if !std::fs::read(&path).is_ok_and(|bytes| crc32fast::hash(&bytes) == current.written) {
+            return Err(KeyError::Changed { path });
+        }
         let mut next = current.clone();
         let result = change(&mut next)?;
         next.save(&self.shared.dir)?;
@@ -351,7 +379,7 @@ impl Ring {
         self.keys.last_key_value().map_or(0, |(number, _)| *number)
     }
 
-    fn save(&self, dir: &Path) -> Result<(), KeyError> {
+    fn save(&mut self, dir: &Path) -> Result<(), KeyError> {
         let mut record = RingRecord {
             keys: self
                 .keys
@@ -377,6 +405,7 @@ impl Ring {
         if let Some(Content::Open(mut copy)) = file.content {
             copy.zeroize();
         }
+        self.written = crc32fast::hash(&bytes);
         Ok(replace_file(&file_of(dir), &bytes)?)
     }
 }
@@ -399,6 +428,7 @@ impl LockedRing {
         let ring = Ring {
             keys: decode_ring(&self.dir, &plain)?,
             unlock: Some(key.clone()),
+            written: self.written,
         };
         Ok(KeyRing::of(&self.dir, ring))
     }

@@ -129,3 +129,22 @@ fn a_ring_has_a_bound_and_an_unfinished_file_is_removed() {
     assert_eq!(ready(dir.path()).newest(), ring.newest());
     assert!(!dir.path().join("keys.tmp").exists());
 }
+
+#[test]
+fn a_ring_does_not_overwrite_what_another_one_wrote() {
+    let dir = tempfile::tempdir().unwrap();
+    let ring = KeyRing::create(dir.path(), None).unwrap();
+    let other = ready(dir.path());
+    assert_eq!(other.rotate().unwrap(), 2);
+    assert!(matches!(
+        ring.seal(Some(&UnlockKey::random().unwrap())),
+        Err(KeyError::Changed { .. })
+    ));
+    assert!(matches!(ring.rotate(), Err(KeyError::Changed { .. })));
+    assert_eq!((ring.newest(), ready(dir.path()).newest()), (1, 2));
+    std::fs::remove_file(dir.path().join("keys")).unwrap();
+    assert!(
+        matches!(other.rotate(), Err(KeyError::Changed { .. })),
+        "a folder that was left gets no keys"
+    );
+}

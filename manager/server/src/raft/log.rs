@@ -40,6 +40,7 @@ struct Shared {
     writer: Mutex<Option<JoinHandle<()>>>,
     give_up: Arc<AtomicBool>,
     disk: watch::Receiver<DiskState>,
+    keys: KeyRing,
     /// Held while the log may write.
     lock: Mutex<Option<File>>,
 }
@@ -117,6 +118,7 @@ impl LogStore {
             writer: Mutex::new(Some(thread)),
             give_up,
             disk,
+            keys: keys.clone(),
             lock: Mutex::new(Some(lock)),
         };
         Ok((
@@ -135,6 +137,11 @@ impl LogStore {
     /// Whether the disk has room.
     pub(super) fn disk(&self) -> watch::Receiver<DiskState> {
         self.shared.disk.clone()
+    }
+
+    /// The data keys.
+    pub(super) fn keys(&self) -> &KeyRing {
+        &self.shared.keys
     }
 
     /// Lets a write fail that waits for room on a full disk, now or later: for when the log is about to be closed.

@@ -24,7 +24,7 @@ use super::{LogId, TypeConfig, Vote};
 pub(super) const COALESCE_BYTES: usize = 1024 * 1024;
 /// A new data key after this many segments (32 GiB), so that one key never seals more than 2^30 frames. It bounds
 /// what one key is worth; the nonces are safe without it (`seal.rs`).
-const SEGMENTS_PER_KEY: u64 = 4096;
+const SEGMENTS_PER_KEY: u64 = if cfg!(test) { 3 } else { 4096 };
 
 /// What happens when the log cannot be written any more; it must not return to normal work.
 pub(super) type OnFatal = Box<dyn Fn(&LogError) + Send>;

@@ -379,6 +379,11 @@ impl Log {
         self.store.disk()
     }
 
+    /// The data keys of this log: to lock them, and to change them.
+    pub fn keys(&self) -> &KeyRing {
+        self.store.keys()
+    }
+
     /// The wall clock, except that it never steps back.
     pub fn now(&self) -> Timestamp {
         let since = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();

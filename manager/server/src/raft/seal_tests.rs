@@ -6,6 +6,7 @@ use manager_core::{Action, Txn};
 use model::SecretId;
 use model::object::{Meta, Object, Secret};
 use model::spec::SecretSpec;
+use openraft::storage::RaftLogStorage;
 
 use super::fault_tests::{SHORT, config, refused_at, snapshot_of};
 use super::log::LogStore;
@@ -80,10 +81,10 @@ async fn a_locked_log_opens_with_its_key_and_goes_on_with_a_new_data_key_after_a
     let dir = tempfile::tempdir().unwrap();
     let unlock = UnlockKey::random().unwrap();
     let keys = KeyRing::create(dir.path(), None).unwrap();
-    let log = Log::bootstrap(dir.path(), 5, keys.clone()).await.unwrap();
+    let log = Log::bootstrap(dir.path(), 5, keys).await.unwrap();
     log.propose(config(1, vec![1])).await.unwrap();
-    keys.seal(Some(&unlock)).unwrap();
-    assert_eq!(keys.rotate().unwrap(), 2);
+    log.keys().seal(Some(&unlock)).unwrap();
+    assert_eq!(log.keys().rotate().unwrap(), 2);
     log.propose(config(2, vec![1])).await.unwrap();
     snapshot_of(&log, 2).await;
     assert_eq!(snapshot::key_of(&dir.path().join("snapshot")).unwrap(), Some(2));
@@ -143,4 +144,34 @@ async fn a_record_in_the_place_of_another_does_not_open_although_its_checksum_is
         "{error}"
     );
     assert_eq!(refused_at::<()>(Err(error)), Some(to as u64));
+}
+
+#[tokio::test]
+async fn a_data_key_is_changed_after_its_segments_and_forgotten_when_no_file_needs_it() {
+    let dir = tempfile::tempdir().unwrap();
+    let (mut log, _) = reopen(dir.path()).unwrap();
+    let keys_of = || -> Vec<u32> {
+        let numbers = segment::list(dir.path()).unwrap();
+        let key = |n: &u64| segment::key_of(&segment_path(dir.path(), *n), *n).unwrap();
+        numbers.iter().map(key).collect()
+    };
+    let mut next = 0;
+    while keys_of().len() < 5 {
+        append(&mut log, vec![entry(next, 1024 * 1024)]).await;
+        next += 1;
+    }
+    // Three in a test; see SEGMENTS_PER_KEY.
+    assert_eq!(keys_of(), [1, 1, 1, 2, 2]);
+    log.close();
+    drop(log);
+    let has = |number| ring(dir.path()).cipher(number, b"salt", b"test").is_some();
+    let (mut log, _) = reopen(dir.path()).unwrap();
+    assert!(has(1) && has(2));
+    log.purge(entry(next - 1, 0).log_id).await.unwrap();
+    log.close();
+    drop(log);
+    assert_eq!(keys_of(), [2]);
+    let (log, _) = reopen(dir.path()).unwrap();
+    assert!(!has(1) && has(2));
+    log.close();
 }
