@@ -11,7 +11,6 @@ use model::object::{Config, Meta, Object};
 use model::spec::ConfigSpec;
 use openraft::RaftLogReader;
 use openraft::storage::RaftLogStorage;
-use tempfile::TempDir;
 use tokio::sync::oneshot;
 
 use super::log::tests::{append, begin_append, entry, frames, indexes, reopen, ring, vote};
@@ -317,7 +316,8 @@ fn acknowledged(stdout: &[u8]) -> Vec<u64> {
 
 /// A small file system of its own, with a file that can make it full.
 struct SmallDisk {
-    dir: TempDir,
+    /// Its root. It is mounted nowhere any more, so it goes with this process, however that ends.
+    root: std::fs::File,
 }
 
 impl SmallDisk {
@@ -330,15 +330,22 @@ impl SmallDisk {
             eprintln!("skipped: a test of a full disk mounts a tmpfs, and that needs root: {e}");
             return None;
         }
-        Some(Self { dir })
+        let root = std::fs::File::open(dir.path());
+        rustix::mount::unmount(dir.path(), rustix::mount::UnmountFlags::DETACH).unwrap();
+        Some(Self { root: root.unwrap() })
+    }
+
+    fn path(&self) -> PathBuf {
+        use std::os::fd::AsRawFd;
+        PathBuf::from(format!("/proc/self/fd/{}", self.root.as_raw_fd()))
     }
 
     fn raft(&self) -> PathBuf {
-        self.dir.path().join("raft")
+        self.path().join("raft")
     }
 
     fn ballast(&self) -> PathBuf {
-        self.dir.path().join("ballast")
+        self.path().join("ballast")
     }
 
     /// Fills it to the last block.
@@ -358,13 +365,6 @@ impl SmallDisk {
 
     fn free(&self) {
         std::fs::remove_file(self.ballast()).unwrap();
-    }
-}
-
-impl Drop for SmallDisk {
-    fn drop(&mut self) {
-        let flags = rustix::mount::UnmountFlags::DETACH;
-        rustix::mount::unmount(self.dir.path(), flags).expect("what was mounted can be unmounted");
     }
 }
 
