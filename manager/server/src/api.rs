@@ -22,7 +22,9 @@ use crate::dispatcher::Streamed;
 use crate::front::REQUEST;
 use crate::join::JoinError;
 use crate::raft::ProposeError;
-use crate::server::{Cluster, ClusterError, Manager, Membership, NOT_A_MANAGER, NOT_IN_CLUSTER};
+use crate::server::{
+    Cluster, ClusterError, Manager, Membership, NEEDS_UNLOCKING, NOT_A_MANAGER, NOT_IN_CLUSTER,
+};
 use crate::status;
 use crate::writer::{RandomIds, WriteError};
 
@@ -42,6 +44,7 @@ impl Api {
         self.manager.cluster().ok_or_else(|| {
             Status::failed_precondition(match *self.manager.membership().borrow() {
                 Membership::None => NOT_IN_CLUSTER,
+                Membership::Locked => NEEDS_UNLOCKING,
                 Membership::Worker | Membership::Manager => NOT_A_MANAGER,
             })
         })
@@ -98,7 +101,9 @@ fn proposing(error: ProposeError) -> Status {
         ProposeError::NotLeader { .. } | ProposeError::Unknown => {
             status::may_retry(Status::unavailable(text))
         }
-        ProposeError::NoQuorum { .. } | ProposeError::Stopped { .. } => Status::unavailable(text),
+        ProposeError::NoQuorum { .. } | ProposeError::DiskFull { .. } | ProposeError::Stopped { .. } => {
+            Status::unavailable(text)
+        }
     }
 }
 
@@ -116,6 +121,8 @@ fn changing(error: ClusterError) -> Status {
         | ClusterError::Inactive
         | ClusterError::LastManager
         | ClusterError::Manager(_) => Status::failed_precondition(error.to_string()),
+        ClusterError::Locked | ClusterError::NotLocked => Status::failed_precondition(error.to_string()),
+        ClusterError::WrongKey => Status::unauthenticated(error.to_string()),
         ClusterError::Address(_) => Status::invalid_argument(error.to_string()),
         ClusterError::Ca(error) => error.into(),
         ClusterError::Join(error) => match error {
@@ -125,7 +132,10 @@ fn changing(error: ClusterError) -> Status {
             JoinError::Refused(_) => Status::unauthenticated(error.to_string()),
             JoinError::Pending { .. } => Status::internal(error.to_string()),
         },
-        ClusterError::Open(_) | ClusterError::Wipe { .. } | ClusterError::Identity(_) => {
+        ClusterError::Open(_)
+        | ClusterError::Keys(_)
+        | ClusterError::Wipe { .. }
+        | ClusterError::Identity(_) => {
             let cause = std::error::Error::source(&error)
                 .map(|s| format!(": {s}"))
                 .unwrap_or_default();
@@ -265,8 +275,11 @@ impl Control for Api {
         self.join(request).await
     }
 
-    async fn unlock(&self, _request: Request<wire::UnlockRequest>) -> Reply<wire::UnlockReply> {
-        Err(Status::failed_precondition("this manager is not locked"))
+    async fn unlock(&self, request: Request<wire::UnlockRequest>) -> Reply<wire::UnlockReply> {
+        let key = (request.get_ref().key.parse())
+            .map_err(|e: crate::raft::UnlockKeyError| Status::invalid_argument(e.to_string()))?;
+        self.manager.unlock(&key).await.map_err(changing)?;
+        Ok(Response::new(wire::UnlockReply {}))
     }
 
     async fn update_cluster(

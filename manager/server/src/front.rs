@@ -17,7 +17,7 @@ use tonic::{Code, Status};
 use tower::{Layer, Service};
 
 use crate::raft::ProposeError;
-use crate::server::{Manager, Membership, NOT_A_MANAGER, NOT_IN_CLUSTER, REQUEST_MAX};
+use crate::server::{Manager, Membership, NEEDS_UNLOCKING, NOT_A_MANAGER, NOT_IN_CLUSTER, REQUEST_MAX};
 use crate::status::RETRY;
 
 /// Largest answer that is passed on whole: a list of 20,000 tasks has some 30 MB.
@@ -237,6 +237,7 @@ impl Gate {
     fn no_manager(&self) -> Status {
         match *self.manager.membership().borrow() {
             Membership::None => Status::failed_precondition(NOT_IN_CLUSTER),
+            Membership::Locked => Status::failed_precondition(NEEDS_UNLOCKING),
             Membership::Worker | Membership::Manager => Status::failed_precondition(NOT_A_MANAGER),
         }
     }

@@ -11,8 +11,8 @@ use model::{ClusterId, NodeId, Timestamp};
 use proto::identity::{self, Papers, Place};
 
 use crate::ca;
-use crate::raft::Log;
-use crate::server::{ClusterError, Manager, bind, identity_of, raft_id, wipe};
+use crate::raft::{KeyRing, Log};
+use crate::server::{ClusterError, Manager, Membership, bind, identity_of, raft_id, wipe};
 use crate::writer::{RandomIds, WriteError, Writer};
 
 /// Port of a node for other nodes (Docker's).
@@ -44,7 +44,7 @@ impl Manager {
     /// Makes a cluster with this node as its first manager. A request that is refused leaves nothing behind.
     pub(crate) async fn init(&self, request: InitRequest) -> Result<Made, ClusterError> {
         let _change = self.shared.change.lock().await;
-        if self.keychain().identity().is_some() {
+        if *self.membership().borrow() != Membership::None {
             return Err(ClusterError::Active);
         }
         let listener = bind(&listen_address(&request.listen)?)?;
@@ -127,7 +127,8 @@ impl Manager {
     ) -> Result<Arc<Log>, ClusterError> {
         let dir = self.dir();
         wipe(&dir)?;
-        let log = Log::bootstrap(&dir, raft_id, self.shared.links.clone(), node, address).await?;
+        let keys = KeyRing::create(&dir, None)?;
+        let log = Log::bootstrap(&dir, raft_id, self.shared.links.clone(), keys, node, address).await?;
         let log = Arc::new(log);
         let request = request.clone();
         let decide = move |state: &State, now, ids: &mut RandomIds| {

@@ -7,7 +7,7 @@ use std::time::Duration;
 use manager_core::{Dirty, plan};
 use model::{ServiceId, Timestamp};
 
-use crate::raft::{Event, ProposeError, Subscription};
+use crate::raft::{DiskState, Event, ProposeError, Subscription};
 use crate::writer::{RandomIds, Writer};
 
 /// Longest sleep: the wall clock may be set meanwhile, and times are in wall-clock time.
@@ -72,6 +72,14 @@ async fn lead(writer: &Writer) {
             Err(error @ ProposeError::TooLarge { .. }) => {
                 tracing::error!("what has to be done cannot be written: {error}");
                 dirty.take();
+            }
+            Err(error @ ProposeError::DiskFull { .. }) => {
+                tracing::warn!("the leader loop waits: {error}");
+                drop(turn);
+                if log.disk().wait_for(|disk| *disk == DiskState::Ok).await.is_err() {
+                    return; // The log was closed.
+                }
+                continue;
             }
             Err(error) => {
                 tracing::warn!("the leader loop stops: {error}");

@@ -24,6 +24,7 @@ mod rpc;
 mod ca;
 mod init;
 mod join;
+mod lock;
 mod rpc_ca;
 mod strangers;
 

@@ -22,17 +22,20 @@ use crate::ca::{self, CaError};
 use crate::dispatcher::Dispatcher;
 use crate::join::{self, JoinError};
 use crate::raft::network::{Links, MESSAGE_MAX};
-use crate::raft::{Log, LogError, OpenError, RaftRpc};
+use crate::raft::{KeyError, KeyRing, LockedRing, Log, LogError, OpenError, Opened, RaftRpc, UnlockKey};
 use crate::rpc::DispatcherRpc;
 use crate::rpc_ca::CaRpc;
 use crate::writer::{RandomIds, WriteError, Writer};
-use crate::{leader, members};
+use crate::{leader, lock, members};
 
 /// What every call says while there is no cluster.
 pub(crate) const NOT_IN_CLUSTER: &str =
     "This node is not part of a cluster; run rswarm swarm init, or rswarm swarm join";
 /// What calls about the cluster say on a worker.
 pub(crate) const NOT_A_MANAGER: &str = "This node is not a cluster manager: worker nodes cannot show or change the cluster's state. Run this on a manager, or promote this node there with rswarm node promote";
+/// What calls say on a manager that is locked.
+pub(crate) const NEEDS_UNLOCKING: &str =
+    "Swarm is encrypted and needs to be unlocked before it can be used: run rswarm swarm unlock";
 /// Largest request: a stack with its secrets and configs.
 pub(crate) const REQUEST_MAX: usize = 32 * 1024 * 1024;
 
@@ -55,6 +58,8 @@ pub enum Membership {
     Worker,
     /// Part of one, with a log.
     Manager,
+    /// Part of one, with a log, and cannot read its own keys until an operator gives the unlock key.
+    Locked,
 }
 
 /// Why a cluster was not made, joined or left.
@@ -96,6 +101,20 @@ pub enum ClusterError {
     /// Another cluster did not take it.
     #[error(transparent)]
     Join(#[from] JoinError),
+    /// Its data keys.
+    #[error(transparent)]
+    Keys(#[from] KeyError),
+    /// What it needs is sealed with an unlock key.
+    #[error("{NEEDS_UNLOCKING}")]
+    Locked,
+    /// Nothing is sealed.
+    #[error("this node is not locked")]
+    NotLocked,
+    /// Another key was given.
+    #[error(
+        "this is not the unlock key of this cluster: nothing was changed; `rswarm swarm unlock-key` on another manager shows it"
+    )]
+    WrongKey,
     /// The folder of the cluster cannot be removed.
     #[error("cannot remove {path}")]
     Wipe {
@@ -125,6 +144,8 @@ pub(crate) struct Shared {
     raft_id: watch::Sender<u64>,
     /// Where other nodes connect, until the daemon takes it.
     listener: std::sync::Mutex<Option<TcpListener>>,
+    /// What an unlock key is waited for to open.
+    locked: std::sync::Mutex<Option<(String, Papers, Option<LockedRing>)>>,
     stopped: watch::Sender<bool>,
 }
 
@@ -152,6 +173,7 @@ impl Manager {
                 membership: watch::Sender::default(),
                 raft_id: watch::Sender::new(0),
                 listener: std::sync::Mutex::new(None),
+                locked: std::sync::Mutex::new(None),
                 stopped: watch::Sender::new(false),
             }),
         };
@@ -161,19 +183,77 @@ impl Manager {
             wipe(&dir)?;
             return Ok(manager);
         };
-        manager.keychain().use_papers(Papers { key, ..papers })?;
-        let place = manager.keychain().place();
-        manager.listen(bind(&place.listen)?);
-        if Log::exists(&dir) {
-            match Log::open(&dir, manager.shared.links.clone()).await {
-                Ok(log) => manager.start(Arc::new(log)),
-                Err(error) => set_aside(&dir, &place, manager.node_id(), error)?,
-            }
-        }
-        if manager.cluster().is_none() {
-            manager.shared.membership.send_replace(Membership::Worker);
+        let keys = if Log::exists(&dir) {
+            Some(KeyRing::open(&dir)?)
+        } else {
+            None
+        };
+        match keys {
+            Some(Opened::Locked(ring)) => manager.wait_for_key(key, papers, Some(ring)),
+            _ if lock::is_sealed(&key) => manager.wait_for_key(key, papers, None),
+            Some(Opened::Ready(ring)) => manager.begin(Papers { key, ..papers }, Some(ring)).await?,
+            None => manager.begin(Papers { key, ..papers }, None).await?,
         }
         Ok(manager)
+    }
+
+    fn wait_for_key(&self, key: String, papers: Papers, ring: Option<LockedRing>) {
+        tracing::warn!("{NEEDS_UNLOCKING}");
+        let mut locked = self
+            .shared
+            .locked
+            .lock()
+            .unwrap_or_else(std::sync::PoisonError::into_inner);
+        *locked = Some((key, papers, ring));
+        self.shared.membership.send_replace(Membership::Locked);
+    }
+
+    /// Takes part, with everything that is needed for it.
+    async fn begin(&self, papers: Papers, keys: Option<KeyRing>) -> Result<(), ClusterError> {
+        let dir = self.dir();
+        self.keychain().use_papers(papers)?;
+        let place = self.keychain().place();
+        self.listen(bind(&place.listen)?);
+        if let Some(keys) = keys {
+            match Log::open(&dir, self.shared.links.clone(), keys).await {
+                Ok(log) => self.start(Arc::new(log)),
+                Err(error) => set_aside(&dir, &place, self.node_id(), error)?,
+            }
+        }
+        if self.cluster().is_none() {
+            self.shared.membership.send_replace(Membership::Worker);
+        }
+        Ok(())
+    }
+
+    /// Opens what is locked. A wrong key changes nothing.
+    pub(crate) async fn unlock(&self, key: &UnlockKey) -> Result<(), ClusterError> {
+        let _change = self.shared.change.lock().await;
+        let take = || {
+            let locked = self.shared.locked.lock();
+            locked.unwrap_or_else(std::sync::PoisonError::into_inner).take()
+        };
+        let Some((key_file, papers, ring)) = take() else {
+            return Err(ClusterError::NotLocked);
+        };
+        let opened = lock::open_papers(papers.clone(), &key_file, key).and_then(|papers| {
+            let ring = ring.as_ref().map(|r| r.unlock(key)).transpose();
+            Ok((papers, ring.map_err(|_| ClusterError::WrongKey)?))
+        });
+        match opened {
+            Ok((papers, None)) if Log::exists(&self.dir()) => {
+                // Only the node's own key was sealed yet when it stopped.
+                let Opened::Ready(ring) = KeyRing::open(&self.dir())? else {
+                    return Err(ClusterError::Locked);
+                };
+                self.begin(papers, Some(ring)).await
+            }
+            Ok((papers, ring)) => self.begin(papers, ring).await,
+            Err(error) => {
+                self.wait_for_key(key_file, papers, ring);
+                Err(error)
+            }
+        }
     }
 
     /// The services of operators and other nodes, to be added to the daemon's servers.
@@ -256,7 +336,8 @@ impl Manager {
             (NodeRole::Manager, None) if self.keychain().identity().is_some() => {
                 let dir = self.dir();
                 wipe(&dir)?;
-                let log = Log::blank(&dir, raft_id(), self.shared.links.clone()).await?;
+                let keys = KeyRing::create(&dir, None)?;
+                let log = Log::blank(&dir, raft_id(), self.shared.links.clone(), keys).await?;
                 tracing::info!(raft_id = log.raft_id(), "this node becomes a manager");
                 self.start(Arc::new(log));
             }
@@ -303,7 +384,10 @@ impl Manager {
     /// Leaves the cluster. The last manager takes it with it: every node is told to stop its tasks.
     pub(crate) async fn leave(&self, force: bool) -> Result<Option<String>, ClusterError> {
         let _change = self.shared.change.lock().await;
-        if self.keychain().identity().is_none() {
+        if *self.shared.membership.borrow() == Membership::Locked && !force {
+            return Err(ClusterError::Locked);
+        }
+        if *self.shared.membership.borrow() == Membership::None {
             return Err(ClusterError::Inactive);
         }
         let mut warning = None;
@@ -342,6 +426,7 @@ impl Manager {
         let dispatcher = Dispatcher::new(log.clone(), &mut tasks);
         tasks.spawn(leader::run(writer.clone()));
         tasks.spawn(members::run(writer.clone(), dispatcher.clone()));
+        tasks.spawn(lock::follow(self.clone(), log.clone()));
         let stopped = self.shared.stopped.clone();
         let mut role = log.role();
         tasks.spawn(async move {
@@ -442,14 +527,12 @@ fn set_aside(dir: &Path, place: &Place, own: NodeId, error: OpenError) -> Result
 
 /// Removes what is left of a cluster; first what says that there is one.
 pub(crate) fn wipe(dir: &Path) -> Result<(), ClusterError> {
-    let gone = |result: std::io::Result<()>| match result {
+    Log::disown(dir).map_err(OpenError::from)?;
+    match std::fs::remove_dir_all(dir) {
         Err(e) if e.kind() != std::io::ErrorKind::NotFound => Err(ClusterError::Wipe {
             path: dir.to_path_buf(),
             source: e,
         }),
         _ => Ok(()),
-    };
-    gone(std::fs::remove_file(dir.join("identity")))?;
-    gone(std::fs::File::open(dir).and_then(|d| d.sync_all()))?;
-    gone(std::fs::remove_dir_all(dir))
+    }
 }

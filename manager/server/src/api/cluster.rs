@@ -3,8 +3,6 @@
 use std::collections::BTreeMap;
 use std::time::Duration;
 
-use base64::Engine;
-use base64::engine::general_purpose::STANDARD_NO_PAD;
 use manager_core::State;
 use manager_core::admit::{self, ClusterChanges, ClusterRequest, TokenRequest};
 use model::NodeId;
@@ -17,19 +15,17 @@ use super::{Api, Reply, changing};
 use crate::ca;
 use crate::init::{self, InitRequest, listen_address, now};
 use crate::join;
+use crate::raft::UnlockKey;
 use crate::server::Membership;
 use crate::writer::{RandomIds, random};
 
-/// How a key that opens locked managers begins (Docker's).
-const UNLOCK_PREFIX: &str = "SWMKEY-1-";
 /// Managers a joining host may name.
 const NAMED_MAX: usize = 16;
 
 fn unlock_text(key: &[u8]) -> String {
-    if key.is_empty() {
-        return String::new();
-    }
-    format!("{UNLOCK_PREFIX}{}", STANDARD_NO_PAD.encode(key))
+    UnlockKey::from_bytes(key)
+        .map(|k| k.to_string())
+        .unwrap_or_default()
 }
 
 fn init_request(request: &wire::InitClusterRequest) -> Result<InitRequest, Status> {
@@ -68,6 +64,7 @@ impl Api {
             data_dir: config.data_dir.display().to_string(),
             ..wire::Info::default()
         };
+        info.locked = *self.manager.membership().borrow() == Membership::Locked;
         let Some(identity) = keychain.identity() else {
             return info;
         };

@@ -1,7 +1,7 @@
 //! Transactions as bytes of a log entry, and a state as the file of a snapshot.
 
 use std::fs::File;
-use std::io::{BufReader, BufWriter, Read, Seek, SeekFrom, Write};
+use std::io::{self, BufReader, Read};
 use std::path::Path;
 use std::sync::Arc;
 
@@ -11,10 +11,11 @@ use prost::Message;
 use proto::types;
 
 use super::answer::AnswerRecord;
+use super::error::{LogError, io_error};
+use super::keys::KeyRing;
 use super::record::SnapshotHeader;
-use super::segment::{LogError, io_error, sync_dir};
+use super::snapshot::{PLAIN_MAGIC, SnapshotFile, SnapshotWriter};
 
-const SNAPSHOT_MAGIC: [u8; 8] = *b"RSWSNP\r\n";
 /// Largest record of a snapshot: one object, the largest being a service with two specs or a config of 1 MB.
 const RECORD_MAX: usize = 16 * 1024 * 1024;
 
@@ -165,79 +166,97 @@ fn decode_action(record: ActionRecord) -> Result<Action, String> {
     )
 }
 
-/// Writes a snapshot so that after a crash there is the old one or the new one, whole.
-pub(super) fn write_snapshot(path: &Path, header: &SnapshotHeader, state: &State) -> Result<(), LogError> {
-    let temporary = path.with_extension("tmp");
-    let write = || -> std::io::Result<()> {
-        let mut out = Summing {
-            inner: BufWriter::new(create(&temporary)?),
-            crc: crc32fast::Hasher::new(),
+/// Writes a state as a snapshot that is whole and durable, but not installed.
+pub(super) fn write_snapshot(
+    dir: &Path,
+    keys: &KeyRing,
+    header: &SnapshotHeader,
+    state: &State,
+) -> io::Result<SnapshotFile> {
+    let mut out = SnapshotWriter::create(dir, keys)?;
+    let mut crc = crc32fast::Hasher::new();
+    let mut write = |bytes: &[u8]| {
+        crc.update(bytes);
+        out.write(bytes)
+    };
+    write(&PLAIN_MAGIC)?;
+    write(&header.encode_length_delimited_to_vec())?;
+    for object in state.objects() {
+        write(&types::Object::from(&object).encode_length_delimited_to_vec())?;
+    }
+    for (index, answer) in state.answers() {
+        write(&AnswerRecord::new(index, &answer).encode_length_delimited_to_vec())?;
+    }
+    let crc = crc.finalize();
+    out.write(&crc.to_le_bytes())?;
+    out.finish()
+}
+
+/// Reads a snapshot from its beginning to its end and checks all of it.
+pub(super) fn read_snapshot(file: &mut SnapshotFile) -> Result<(SnapshotHeader, State), LogError> {
+    file.rewind();
+    let path = file.path().to_path_buf();
+    let mut input = SummingReader::new(file.reader());
+    decode_snapshot(&mut input).map_err(|bad| bad.at(&path, input.at))
+}
+
+/// Reads only what a snapshot says of itself; it stands at its beginning afterwards.
+pub(super) fn read_header(file: &mut SnapshotFile) -> Result<SnapshotHeader, LogError> {
+    file.rewind();
+    let path = file.path().to_path_buf();
+    let mut input = SummingReader::new(file.reader());
+    let header = decode_header(&mut input).map_err(|bad| bad.at(&path, input.at))?;
+    file.rewind();
+    Ok(header)
+}
+
+/// Reads a snapshot of a version that did not seal them.
+pub(super) fn read_plain_snapshot(path: &Path) -> Result<(SnapshotHeader, State), LogError> {
+    let file = File::open(path).map_err(io_error("open the snapshot", path))?;
+    let mut input = SummingReader::new(BufReader::new(file));
+    decode_snapshot(&mut input).map_err(|bad| bad.at(path, input.at))
+}
+
+/// Why a snapshot cannot be read.
+enum Bad {
+    Read(io::Error),
+    Content(String),
+}
+
+impl Bad {
+    /// `content` is how many bytes of the content were good.
+    fn at(self, path: &Path, content: u64) -> LogError {
+        let why = match self {
+            Self::Content(why) => why,
+            Self::Read(e) if e.kind() == io::ErrorKind::UnexpectedEof => "it is cut off".into(),
+            // A piece that does not open says itself where it is.
+            Self::Read(e) => return e.downcast().unwrap_or_else(io_error("read the snapshot", path)),
         };
-        out.write_all(&SNAPSHOT_MAGIC)?;
-        out.write_all(&header.encode_length_delimited_to_vec())?;
-        for object in state.objects() {
-            out.write_all(&types::Object::from(&object).encode_length_delimited_to_vec())?;
+        LogError::Corrupt {
+            path: path.to_path_buf(),
+            offset: content,
+            why,
         }
-        let crc = out.crc.clone().finalize();
-        out.inner.write_all(&crc.to_le_bytes())?;
-        let file = out
-            .inner
-            .into_inner()
-            .map_err(std::io::IntoInnerError::into_error)?;
-        file.sync_all()?;
-        std::fs::rename(&temporary, path)
-    };
-    write().map_err(io_error("write the snapshot", path))?;
-    path.parent().map_or(Ok(()), sync_dir)
+    }
 }
 
-/// Stores a snapshot that came from another manager, in the same way.
-pub(super) fn store_snapshot(path: &Path, from: &mut File) -> Result<(), LogError> {
-    let temporary = path.with_extension("tmp");
-    let mut copy = || -> std::io::Result<()> {
-        from.seek(SeekFrom::Start(0))?;
-        let mut file = create(&temporary)?;
-        std::io::copy(from, &mut file)?;
-        file.sync_all()?;
-        std::fs::rename(&temporary, path)
-    };
-    copy().map_err(io_error("store the snapshot", path))?;
-    path.parent().map_or(Ok(()), sync_dir)
+impl From<String> for Bad {
+    fn from(why: String) -> Self {
+        Self::Content(why)
+    }
 }
 
-fn create(path: &Path) -> std::io::Result<File> {
-    use std::os::unix::fs::OpenOptionsExt;
-    std::fs::OpenOptions::new()
-        .write(true)
-        .create(true)
-        .truncate(true)
-        .mode(0o600)
-        .open(path)
-}
-
-/// Reads a snapshot from its beginning and checks its sum.
-pub(super) fn read_snapshot(path: &Path, file: &mut File) -> Result<(SnapshotHeader, State), LogError> {
-    file.seek(SeekFrom::Start(0))
-        .map_err(io_error("read the snapshot", path))?;
-    let mut input = SummingReader {
-        inner: BufReader::new(file),
-        crc: crc32fast::Hasher::new(),
-        at: 0,
-    };
-    decode_snapshot(&mut input).map_err(|why| LogError::Corrupt {
-        path: path.to_path_buf(),
-        offset: input.at,
-        why,
-    })
-}
-
-fn decode_snapshot(input: &mut SummingReader<'_>) -> Result<(SnapshotHeader, State), String> {
+fn decode_header(input: &mut SummingReader<impl Read>) -> Result<SnapshotHeader, Bad> {
     let mut magic = [0; 8];
     input.fill(&mut magic)?;
-    if magic != SNAPSHOT_MAGIC {
-        return Err("it does not begin like a snapshot".into());
+    if magic != PLAIN_MAGIC {
+        return Err("it does not begin like a snapshot".to_owned().into());
     }
-    let header = SnapshotHeader::decode(input.record()?.as_slice()).map_err(|e| e.to_string())?;
+    Ok(SnapshotHeader::decode(input.record()?.as_slice()).map_err(|e| e.to_string())?)
+}
+
+fn decode_snapshot(input: &mut SummingReader<impl Read>) -> Result<(SnapshotHeader, State), Bad> {
+    let header = decode_header(input)?;
     let mut objects = Vec::new();
     for _ in 0..header.objects {
         let wire = types::Object::decode(input.record()?.as_slice()).map_err(|e| e.to_string())?;
@@ -246,44 +265,50 @@ fn decode_snapshot(input: &mut SummingReader<'_>) -> Result<(SnapshotHeader, Sta
             .map_err(|e: proto::convert::WireError| e.to_string())?;
         objects.push(object);
     }
+    let mut answers = Vec::new();
+    for _ in 0..header.answers {
+        let record = AnswerRecord::decode(input.record()?.as_slice()).map_err(|e| e.to_string())?;
+        let (index, answer) = record.into_answer()?;
+        answers.push((index, Arc::new(answer)));
+    }
     let crc = input.crc.clone().finalize();
     let mut stored = [0; 4];
     input.fill(&mut stored)?;
     if u32::from_le_bytes(stored) != crc {
-        return Err("its checksum is wrong".into());
+        return Err("its checksum is wrong".to_owned().into());
     }
-    Ok((header.clone(), State::from_objects(header.index, objects)))
-}
-
-struct Summing {
-    inner: BufWriter<File>,
-    crc: crc32fast::Hasher,
-}
-
-impl Summing {
-    fn write_all(&mut self, bytes: &[u8]) -> std::io::Result<()> {
-        self.crc.update(bytes);
-        self.inner.write_all(bytes)
+    if input.inner.read(&mut [0]).map_err(Bad::Read)? > 0 {
+        return Err("something follows its end".to_owned().into());
     }
+    Ok((
+        header.clone(),
+        State::from_objects(header.index, objects).with_answers(answers),
+    ))
 }
 
-struct SummingReader<'a> {
-    inner: BufReader<&'a mut File>,
+struct SummingReader<R> {
+    inner: R,
     crc: crc32fast::Hasher,
     at: u64,
 }
 
-impl SummingReader<'_> {
-    fn fill(&mut self, bytes: &mut [u8]) -> Result<(), String> {
-        self.inner
-            .read_exact(bytes)
-            .map_err(|e| format!("it is cut off: {e}"))?;
+impl<R: Read> SummingReader<R> {
+    fn new(inner: R) -> Self {
+        Self {
+            inner,
+            crc: crc32fast::Hasher::new(),
+            at: 0,
+        }
+    }
+
+    fn fill(&mut self, bytes: &mut [u8]) -> Result<(), Bad> {
+        self.inner.read_exact(bytes).map_err(Bad::Read)?;
         self.crc.update(bytes);
         self.at += bytes.len() as u64;
         Ok(())
     }
 
-    fn record(&mut self) -> Result<Vec<u8>, String> {
+    fn record(&mut self) -> Result<Vec<u8>, Bad> {
         let mut len: usize = 0;
         for shift in (0..35).step_by(7) {
             let mut byte = [0];
@@ -294,7 +319,7 @@ impl SummingReader<'_> {
             }
         }
         if len > RECORD_MAX {
-            return Err(format!("a record of {len} bytes cannot be ours"));
+            return Err(format!("a record of {len} bytes cannot be ours").into());
         }
         let mut bytes = vec![0; len];
         self.fill(&mut bytes)?;

@@ -17,8 +17,8 @@ use proto::raft as w;
 use tonic::Status;
 
 use super::network::{member, parse_member};
-use super::state_machine::SnapshotWriter;
-use super::{Log, LogError, ProposeError, TypeConfig};
+use super::snapshot::SnapshotWriter;
+use super::{Log, ProposeError, TypeConfig};
 
 /// A member that was heard of within this counts as reached: eight heartbeats.
 const REACHED: Duration = Duration::from_secs(2);
@@ -315,7 +315,7 @@ impl Log {
 
     /// Begins to take a snapshot from another manager.
     pub(super) fn receive_snapshot(&self) -> Result<SnapshotWriter, Status> {
-        let made: Result<_, LogError> = SnapshotWriter::create(&self.dir);
+        let made = SnapshotWriter::create(&self.dir, self.keys());
         made.map_err(|e| Status::resource_exhausted(format!("E_SNAPSHOT: cannot be kept: {e}")))
     }
 }

@@ -4,13 +4,25 @@
 
 mod answer;
 mod codec;
+mod crash;
+mod disk;
+mod error;
+mod identity;
+mod keys;
 mod log;
+mod log_writer;
+mod mark;
 mod members;
+mod memory;
 pub(crate) mod network;
 mod record;
+mod replace;
+mod seal;
 mod segment;
 mod serve;
+mod snapshot;
 mod state_machine;
+pub(crate) mod unlock_key;
 mod wire;
 
 use std::collections::BTreeMap;
@@ -31,9 +43,13 @@ use members::Count;
 use network::Links;
 use state_machine::{Outcome, Published, StateMachine};
 
-pub use segment::{LogError, TornTail};
+pub use disk::DiskState;
+pub use error::LogError;
+pub use keys::{KeyError, KeyRing, LockedRing, Opened};
+pub use segment::TornTail;
 pub use serve::RaftRpc;
 pub use state_machine::Event;
+pub use unlock_key::{UnlockKey, UnlockKeyError};
 
 openraft::declare_raft_types!(
     pub(crate) TypeConfig:
@@ -49,7 +65,7 @@ type Entry = openraft::type_config::alias::EntryOf<TypeConfig>;
 type Membership = openraft::Membership<u64, BasicNode>;
 type StoredMembership = openraft::StoredMembership<Clid, u64, BasicNode>;
 type SnapshotMeta = openraft::SnapshotMeta<Clid, u64, BasicNode>;
-type Snapshot = openraft::Snapshot<Clid, u64, BasicNode, state_machine::SnapshotFile>;
+type Snapshot = openraft::Snapshot<Clid, u64, BasicNode, snapshot::SnapshotFile>;
 
 /// Largest transaction: a stack with all its secrets and configs fits, and a frame of the log holds two.
 const TXN_MAX: usize = 31 * 1024 * 1024;
@@ -57,8 +73,6 @@ const TXN_MAX: usize = 31 * 1024 * 1024;
 const SNAPSHOT_EVERY: u64 = 10_000;
 /// Entries kept behind a snapshot for managers that are a little late.
 const KEPT_ENTRIES: u64 = 1_000;
-/// Behind the number in the identity of a manager that joins others.
-const JOINS: &str = " joins";
 /// While a proposal is not decided, whether it can be is looked at so often.
 const QUORUM_LOOK: Duration = Duration::from_millis(250);
 /// Within this a manager on its own must lead; it needs two syncs.
@@ -93,12 +107,6 @@ pub enum OpenError {
     )]
     Lost {
         /// The folder.
-        path: PathBuf,
-    },
-    /// The file with the manager's number cannot be read.
-    #[error("{path} does not hold the number of this manager")]
-    Identity {
-        /// The file.
         path: PathBuf,
     },
     /// openraft refused.
@@ -145,6 +153,15 @@ pub enum ProposeError {
     TooLarge {
         /// Its size.
         bytes: usize,
+    },
+    /// The disk of the log is full.
+    #[error(
+        "E_DISK_FULL: the disk of this manager's raft log is full, and {}; free space there and it goes on by itself",
+        if *pending { "the change waits: it may still take effect, so look before trying again" } else { "nothing was changed" }
+    )]
+    DiskFull {
+        /// Whether it was on its way already when the disk became full.
+        pending: bool,
     },
     /// The log stopped for good.
     #[error("this manager stopped: {why}")]
@@ -199,9 +216,17 @@ pub struct Subscription {
 }
 
 impl Log {
-    /// Whether `dir` holds the log of a manager.
+    /// Whether `dir` holds the log of a manager, whole or not.
     pub fn exists(dir: &Path) -> bool {
-        dir.join("identity").exists()
+        identity::path_in(dir).exists() || (mark::Mark::proves_writes(dir) && !identity::was_left(dir))
+    }
+
+    /// Says durably that there is no log in `dir` any more, whatever of it is still there; it is about to be removed.
+    ///
+    /// # Errors
+    /// [`LogError`]; trying again is safe.
+    pub fn disown(dir: &Path) -> Result<(), LogError> {
+        identity::leave(dir)
     }
 
     /// Makes the log of the first manager of a new cluster. `raft_id` is random: ids are never used twice.
@@ -212,10 +237,11 @@ impl Log {
         dir: &Path,
         raft_id: u64,
         links: Links,
+        keys: KeyRing,
         node: NodeId,
         address: &str,
     ) -> Result<Self, OpenError> {
-        let log = Self::make(dir, raft_id, links, false).await?;
+        let log = Self::make(dir, raft_id, links, keys).await?;
         let members = BTreeMap::from([(raft_id, network::member(node, address))]);
         log.raft.initialize(members).await.map_err(raft_error)?;
         log.lead_alone().await?;
@@ -226,37 +252,35 @@ impl Log {
     ///
     /// # Errors
     /// [`OpenError`]; trying again is safe.
-    pub(crate) async fn blank(dir: &Path, raft_id: u64, links: Links) -> Result<Self, OpenError> {
-        Self::make(dir, raft_id, links, true).await
+    pub(crate) async fn blank(
+        dir: &Path,
+        raft_id: u64,
+        links: Links,
+        keys: KeyRing,
+    ) -> Result<Self, OpenError> {
+        Self::make(dir, raft_id, links, keys).await
     }
 
-    async fn make(dir: &Path, raft_id: u64, links: Links, joins: bool) -> Result<Self, OpenError> {
+    async fn make(dir: &Path, raft_id: u64, links: Links, keys: KeyRing) -> Result<Self, OpenError> {
         // The log first: a folder with an identity and without a log is taken for a lost log.
-        drop(LogStore::open(dir, log::exit_on_fatal())?);
-        let text = format!("{raft_id}{}\n", if joins { JOINS } else { "" });
-        segment::replace_file(&dir.join("identity"), text.as_bytes())?;
-        Self::start(dir, raft_id, links).await
+        drop(LogStore::open(dir, &keys, log::exit_on_fatal())?);
+        identity::write(dir, raft_id)?;
+        Self::start(dir, raft_id, links, keys).await
     }
 
     /// Opens the log in `dir`. A manager that is the only one leads when this returns; others are waited for later.
     ///
     /// # Errors
     /// [`OpenError`], when the folder is damaged or in use.
-    pub(crate) async fn open(dir: &Path, links: Links) -> Result<Self, OpenError> {
-        let identity = dir.join("identity");
-        let text = std::fs::read_to_string(&identity).map_err(segment::io_error("read", &identity))?;
-        let joins = text.trim_end().ends_with(JOINS);
-        let id: u64 = text
-            .trim_end()
-            .trim_end_matches(JOINS)
-            .parse()
-            .map_err(|_| OpenError::Identity { path: identity })?;
+    pub(crate) async fn open(dir: &Path, links: Links, keys: KeyRing) -> Result<Self, OpenError> {
+        let id = identity::read(dir)?;
         if segment::list(dir)?.is_empty() {
             return Err(OpenError::Lost {
                 path: dir.to_path_buf(),
             });
         }
-        let log = Self::start(dir, id, links).await?;
+        let log = Self::start(dir, id, links, keys).await?;
+        // Where it is not initialized, others are yet to fill it.
         if log.raft.is_initialized().await.map_err(raft_error)? {
             // Asked of the core, as the metrics may not be filled in yet.
             let voters = log.raft.with_raft_state(|state| {
@@ -266,26 +290,24 @@ impl Log {
             if voters.await.map_err(raft_error)? == [id] {
                 log.lead_alone().await?;
             }
-        } else if !joins {
-            // The making of a cluster was cut off: the caller sees an empty state, and makes it anew.
-            tracing::warn!("the raft log was made and never used");
         }
         Ok(log)
     }
 
-    async fn start(dir: &Path, id: u64, links: Links) -> Result<Self, OpenError> {
-        let (store, torn) = LogStore::open(dir, log::exit_on_fatal())?;
+    async fn start(dir: &Path, id: u64, links: Links, keys: KeyRing) -> Result<Self, OpenError> {
+        let (store, torn) = LogStore::open(dir, &keys, log::exit_on_fatal())?;
         if let Some(torn) = &torn {
             tracing::warn!(path = %torn.path.display(), offset = torn.offset, "removed a write that a crash cut off");
         }
-        let (machine, published) = StateMachine::open(dir)?;
+        let (machine, published) = StateMachine::open(dir, &keys)?;
+        machine.reaches(store.purged())?;
         links.follow(published.clone());
         let peers = network::Peers { links: links.clone() };
         let raft = Raft::new(id, Arc::new(config()?), peers, store.clone(), machine)
             .await
             .map_err(raft_error)?;
         let role = watch_role(&raft);
-        Ok(Self {
+        let log = Self {
             raft,
             store,
             published,
@@ -296,7 +318,9 @@ impl Log {
             dir: dir.to_owned(),
             links,
             count: tokio::sync::Mutex::default(),
-        })
+        };
+        tokio::spawn(disk::hand_over(log.raft.clone(), log.disk()));
+        Ok(log)
     }
 
     /// Becomes leader at once: nobody else can lead, so there is nothing to wait for.
@@ -337,12 +361,21 @@ impl Log {
                 None => ProposeError::NotLeader { leader: None },
             });
         }
-        let mut written = std::pin::pin!(self.raft.client_write(Proposal(codec::share(bytes))));
+        // What waits for a full disk waits in memory: a few, and no more are let in.
+        let mut disk = self.disk();
+        if *disk.borrow() == DiskState::Full {
+            return Err(ProposeError::DiskFull { pending: false });
+        }
+        let mut write = std::pin::pin!(self.raft.client_write(Proposal(codec::share(bytes))));
         let written = loop {
-            match tokio::time::timeout(QUORUM_LOOK, &mut written).await {
-                Ok(written) => break written,
-                Err(_) if self.quorum_is_late() => return Err(ProposeError::Unknown),
-                Err(_) => {}
+            tokio::select! {
+                biased;
+                written = &mut write => break written,
+                Ok(_) = disk.wait_for(|state| *state == DiskState::Full) => {
+                    return Err(ProposeError::DiskFull { pending: true });
+                }
+                () = tokio::time::sleep(QUORUM_LOOK), if !self.quorum_is_late() => {}
+                else => return Err(ProposeError::Unknown),
             }
         };
         let response = written.map_err(|e| match e {
@@ -389,6 +422,16 @@ impl Log {
         self.role.clone()
     }
 
+    /// Whether the disk of the log has room. While it is full nothing is acknowledged, and it is tried again.
+    pub fn disk(&self) -> watch::Receiver<DiskState> {
+        self.store.disk()
+    }
+
+    /// The data keys of this log: to lock them, and to change them.
+    pub fn keys(&self) -> &KeyRing {
+        self.store.keys()
+    }
+
     /// The wall clock, except that it never steps back.
     pub fn now(&self) -> Timestamp {
         let since = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
@@ -398,6 +441,8 @@ impl Log {
 
     /// Stops, with everything written.
     pub async fn close(&self) {
+        // The core would wait with what waits for a full disk.
+        self.store.give_up();
         // A core that panicked has nothing left to stop.
         let _ = self.raft.shutdown().await;
         let store = self.store.clone();
@@ -495,17 +540,21 @@ fn watch_role(raft: &Raft<TypeConfig, StateMachine>) -> watch::Receiver<Role> {
     receive
 }
 
+#[cfg(all(test, feature = "failpoints"))]
+mod crash_tests;
+#[cfg(test)]
+mod fault_tests;
+#[cfg(test)]
+mod seal_tests;
+
 #[cfg(test)]
 mod tests {
+    use super::network::links;
     use super::*;
     use manager_core::Action;
     use model::ConfigId;
     use model::object::{Config, Meta, Object};
     use model::spec::ConfigSpec;
-
-    fn links() -> Links {
-        Links::new(proto::identity::Keychain::new(Path::new("/nonexistent")))
-    }
 
     fn config(id: u128, data: usize) -> Txn {
         let spec = ConfigSpec {
@@ -524,10 +573,17 @@ mod tests {
         }
     }
 
+    fn ring(dir: &Path) -> KeyRing {
+        match KeyRing::open(dir).unwrap() {
+            Opened::Ready(ring) => ring,
+            Opened::Locked(ring) => panic!("{ring:?}"),
+        }
+    }
+
     #[tokio::test(flavor = "multi_thread")]
     async fn a_restart_reads_the_snapshot_and_the_entries_behind_it() {
         let dir = tempfile::tempdir().unwrap();
-        let log = Log::bootstrap(dir.path(), 5, links(), NodeId(1), "")
+        let log = Log::bootstrap(dir.path(), 5, links(), ring(dir.path()), NodeId(1), "")
             .await
             .unwrap();
         let mut subscription = log.subscribe();
@@ -551,7 +607,7 @@ mod tests {
         drop(log);
         assert!(dir.path().join("snapshot").exists());
 
-        let log = Log::open(dir.path(), links()).await.unwrap();
+        let log = Log::open(dir.path(), links(), ring(dir.path())).await.unwrap();
         assert_eq!(log.read().objects().collect::<Vec<_>>(), before);
         assert_eq!(before.len(), 21);
         log.close().await;
@@ -564,7 +620,7 @@ mod tests {
         bytes[middle] ^= 1;
         std::fs::write(&path, bytes).unwrap();
         assert!(matches!(
-            Log::open(dir.path(), links()).await,
+            Log::open(dir.path(), links(), ring(dir.path())).await,
             Err(OpenError::Log(LogError::Corrupt { .. }))
         ));
     }
@@ -572,7 +628,7 @@ mod tests {
     #[tokio::test(flavor = "multi_thread")]
     async fn a_stale_or_too_large_transaction_changes_nothing_and_a_lost_log_is_refused() {
         let dir = tempfile::tempdir().unwrap();
-        let log = Log::bootstrap(dir.path(), 5, links(), NodeId(1), "")
+        let log = Log::bootstrap(dir.path(), 5, links(), ring(dir.path()), NodeId(1), "")
             .await
             .unwrap();
         log.propose(config(1, 10)).await.unwrap();
@@ -597,7 +653,7 @@ mod tests {
             std::fs::remove_file(segment::segment_path(dir.path(), number)).unwrap();
         }
         assert!(matches!(
-            Log::open(dir.path(), links()).await,
+            Log::open(dir.path(), links(), ring(dir.path())).await,
             Err(OpenError::Lost { .. })
         ));
     }

@@ -24,7 +24,8 @@ use proto::raft::raft_client::RaftClient;
 use tonic::transport::Channel;
 use tonic::{Code, Status};
 
-use super::state_machine::{Published, SnapshotFile};
+use super::snapshot::SnapshotFile;
+use super::state_machine::Published;
 use super::wire::{self, StreamReply, Target};
 use super::{Snapshot, TypeConfig, Vote};
 
@@ -127,6 +128,12 @@ impl Links {
             Ok(Err(_)) | Err(_) => None,
         }
     }
+}
+
+/// Connections of a manager that is alone, for tests.
+#[cfg(test)]
+pub(super) fn links() -> Links {
+    Links::new(Keychain::new(std::path::Path::new("/nonexistent")))
 }
 
 /// Makes connections to other managers.

@@ -120,6 +120,9 @@ pub(super) struct SnapshotHeader {
     /// How many objects follow.
     #[prost(uint64, tag = "5")]
     pub(super) objects: u64,
+    /// How many answers of requests follow them.
+    #[prost(uint64, tag = "6")]
+    pub(super) answers: u64,
 }
 
 /// A record, encoded as one element of a [`Batch`], so that batches are made by putting such texts together.

@@ -1,19 +1,28 @@
-//! Segment files of the raft log: framing and checksums, and which damage is cut off and which is refused.
+//! Segment files of the raft log: framing, sealing and checksums, and which damage is cut off and which is refused.
 //!
 //! A segment is a preallocated file: a header, then frames. One frame is one write followed by one fdatasync, and a
 //! frame is only begun when the one before it is durable. So a bad frame with a good one behind it was damaged after
 //! it had been acknowledged, and is refused; a bad frame with nothing behind it may be a write that a crash cut off,
-//! was never acknowledged, and is removed.
+//! was never acknowledged, and is removed, unless the mark (`mark.rs`) says that it was durable.
+//!
+//! The body of a frame is sealed for its place: number of the segment, number of the frame and length. The checksum
+//! is over what is on disk, so a torn frame is told from one that was replaced: a frame whose checksum is right and
+//! which does not open was not written here, and is refused. Segments of versions that did not seal are read.
 
 use std::fs::{File, OpenOptions};
-use std::io::{self, Read, Write};
-use std::os::unix::fs::{FileExt, OpenOptionsExt};
+use std::io::{self, Read};
+use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
+
+pub(super) use super::error::{LogError, io_error};
+pub(super) use super::replace::sync_dir;
+
+use super::keys::KeyRing;
+use super::replace::{create_private, remove_leftover};
+use super::seal::{Cipher, NONCE_BYTES, SALT_BYTES, TAG_BYTES, random};
 
 /// Size of a segment: large enough that its creation is rare, small enough that purged space comes back soon.
 pub(super) const SEGMENT_BYTES: u64 = 8 * 1024 * 1024;
-/// Exit status of a manager whose disk failed (EX_IOERR).
-pub(super) const EXIT_IO_ERROR: i32 = 74;
 /// Longest body of a frame. A longer one is not ours; the bound keeps a damaged length from being believed.
 pub(super) const FRAME_MAX: usize = 64 * 1024 * 1024;
 
@@ -23,72 +32,10 @@ const HEADER_BYTES: usize = 64;
 const FRAME_MAGIC: u32 = 0x5257_4652;
 const FRAME_HEADER: usize = 24;
 const ALIGN: usize = 8;
-
-/// Why the raft log of this node cannot be read or written.
-#[derive(Debug, thiserror::Error)]
-pub enum LogError {
-    /// A call to the system failed.
-    #[error("{what} of the raft log {path}")]
-    Io {
-        /// What was attempted.
-        what: &'static str,
-        /// On which file.
-        path: PathBuf,
-        /// Why not.
-        #[source]
-        source: io::Error,
-    },
-    /// Acknowledged bytes changed on disk: this manager must not vote any more.
-    #[error(
-        "E_LOG_CORRUPT: raft log {path} is damaged at offset {offset}: {why}. The manager does not start with it: \
-         restore the folder from a backup, or remove it and join the cluster again as a new node"
-    )]
-    Corrupt {
-        /// In which file.
-        path: PathBuf,
-        /// Where.
-        offset: u64,
-        /// What is wrong there.
-        why: String,
-    },
-    /// Written by a newer version.
-    #[error(
-        "raft log {path} has format {found}, this version reads {FORMAT}: start the version that wrote it"
-    )]
-    Format {
-        /// Which file.
-        path: PathBuf,
-        /// Its format.
-        found: u32,
-    },
-    /// Encrypted, which this version cannot read.
-    #[error("raft log {path} is encrypted with key {key}, which this version cannot read")]
-    Encrypted {
-        /// Which file.
-        path: PathBuf,
-        /// Number of the key.
-        key: u32,
-    },
-    /// Another process has it open.
-    #[error(
-        "raft log {path} is in use by another process: is an rswarm daemon running with this data folder?"
-    )]
-    Locked {
-        /// The folder.
-        path: PathBuf,
-    },
-}
-
-pub(super) fn io_error<'a>(
-    what: &'static str,
-    path: &'a Path,
-) -> impl FnOnce(io::Error) -> LogError + use<'a> {
-    move |source| LogError::Io {
-        what,
-        path: path.to_path_buf(),
-        source,
-    }
-}
+/// What sealing adds to a body.
+const SEAL_BYTES: usize = NONCE_BYTES + TAG_BYTES;
+/// What the keys of segments are derived for.
+const PURPOSE: &[u8] = b"rswarm raft segment";
 
 /// What is left of a frame that was being written when the machine stopped.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -111,6 +58,27 @@ pub(super) struct Scanned {
     pub(super) size: u64,
     /// Set when a torn frame follows.
     pub(super) torn: Option<TornTail>,
+    /// Number of its data key; 0: it is not sealed.
+    pub(super) key: u32,
+    /// What its frames are sealed with.
+    pub(super) cipher: Option<Cipher>,
+}
+
+/// What a segment's first bytes say.
+struct Header {
+    key: u32,
+    number: u64,
+    first_seq: u64,
+    salt: [u8; SALT_BYTES],
+}
+
+/// Number of the data key of a segment; 0: it is not sealed.
+pub(super) fn key_of(path: &Path, number: u64) -> Result<u32, LogError> {
+    let mut bytes = Vec::with_capacity(HEADER_BYTES);
+    File::open(path)
+        .and_then(|f| f.take(HEADER_BYTES as u64).read_to_end(&mut bytes))
+        .map_err(io_error("read", path))?;
+    Ok(read_header(path, &bytes, number)?.key)
 }
 
 /// Reads a segment. `expect_seq` is the number its first frame must have, `last` says whether a torn tail may be.
@@ -119,17 +87,17 @@ pub(super) fn scan(
     number: u64,
     expect_seq: Option<u64>,
     last: bool,
+    keys: &KeyRing,
 ) -> Result<Scanned, LogError> {
-    let mut bytes = Vec::new();
-    File::open(path)
-        .and_then(|mut f| f.read_to_end(&mut bytes))
-        .map_err(io_error("read", path))?;
+    let bytes = read_from_disk(path, last).map_err(io_error("read", path))?;
     let corrupt = |offset: usize, why: String| LogError::Corrupt {
         path: path.to_path_buf(),
         offset: offset as u64,
         why,
     };
-    let mut seq = read_header(path, &bytes, number)?;
+    let header = read_header(path, &bytes, number)?;
+    let cipher = header.cipher(path, keys)?;
+    let mut seq = header.first_seq;
     if let Some(expected) = expect_seq.filter(|e| *e != seq) {
         return Err(corrupt(
             0,
@@ -141,8 +109,18 @@ pub(super) fn scan(
     let mut torn = None;
     loop {
         if let Some(body) = frame_at(&bytes, at, |found| found == seq) {
-            bodies.push(body.to_vec());
-            at += frame_len(body.len());
+            let opened = match &cipher {
+                None => Some(body.to_vec()),
+                Some(cipher) => cipher.open(&place(number, seq, body.len()), body),
+            };
+            let on_disk = body.len();
+            bodies.push(opened.ok_or_else(|| {
+                corrupt(
+                    at,
+                    "its checksum is right, but it is not what was sealed for this place".into(),
+                )
+            })?);
+            at += frame_len(on_disk);
             seq += 1;
             continue;
         }
@@ -181,10 +159,62 @@ pub(super) fn scan(
         end: at as u64,
         size: bytes.len() as u64,
         torn,
+        key: header.key,
+        cipher,
     })
 }
 
-fn read_header(path: &Path, bytes: &[u8], number: u64) -> Result<u64, LogError> {
+/// Reads a file. The last segment is read as the disk has it: after a failed fdatasync the page cache may hold, as if
+/// it were written, what the disk never got, and a later fdatasync would not write it either.
+fn read_from_disk(path: &Path, last: bool) -> io::Result<Vec<u8>> {
+    let mut file = File::open(path)?;
+    if last {
+        // What a killed process left is written out; only then it can be dropped from the cache.
+        file.sync_all()?;
+        rustix::fs::fadvise(&file, 0, None, rustix::fs::Advice::DontNeed)?;
+    }
+    let mut bytes = Vec::new();
+    file.read_to_end(&mut bytes)?;
+    Ok(bytes)
+}
+
+impl Header {
+    /// None: not sealed.
+    fn cipher(&self, path: &Path, keys: &KeyRing) -> Result<Option<Cipher>, LogError> {
+        if self.key == 0 {
+            return Ok(None);
+        }
+        let cipher = keys.cipher(self.key, &self.salt, PURPOSE);
+        cipher.map(Some).ok_or_else(|| LogError::UnknownKey {
+            path: path.to_path_buf(),
+            key: self.key,
+        })
+    }
+
+    fn encode(&self) -> [u8; HEADER_BYTES] {
+        let mut header = [0u8; HEADER_BYTES];
+        header[..8].copy_from_slice(&SEGMENT_MAGIC);
+        header[8..12].copy_from_slice(&FORMAT.to_le_bytes());
+        header[12..16].copy_from_slice(&self.key.to_le_bytes());
+        header[16..24].copy_from_slice(&self.number.to_le_bytes());
+        header[24..32].copy_from_slice(&self.first_seq.to_le_bytes());
+        header[32..32 + SALT_BYTES].copy_from_slice(&self.salt);
+        let crc = crc32fast::hash(&header[..60]);
+        header[60..].copy_from_slice(&crc.to_le_bytes());
+        header
+    }
+}
+
+/// What a frame is sealed for.
+fn place(number: u64, seq: u64, len: usize) -> [u8; 24] {
+    let mut place = [0; 24];
+    place[..8].copy_from_slice(&number.to_le_bytes());
+    place[8..16].copy_from_slice(&seq.to_le_bytes());
+    place[16..].copy_from_slice(&(len as u64).to_le_bytes());
+    place
+}
+
+fn read_header(path: &Path, bytes: &[u8], number: u64) -> Result<Header, LogError> {
     let corrupt = |why: &str| LogError::Corrupt {
         path: path.to_path_buf(),
         offset: 0,
@@ -204,19 +234,20 @@ fn read_header(path: &Path, bytes: &[u8], number: u64) -> Result<u64, LogError> 
         return Err(LogError::Format {
             path: path.to_path_buf(),
             found: format,
-        });
-    }
-    let key = u32_at(header, 12).unwrap_or(0);
-    if key != 0 {
-        return Err(LogError::Encrypted {
-            path: path.to_path_buf(),
-            key,
+            known: FORMAT,
         });
     }
     if u64_at(header, 16) != Some(number) {
         return Err(corrupt("its number is not the one in its name"));
     }
-    u64_at(header, 24).ok_or_else(|| corrupt("the header is cut off"))
+    let mut salt = [0; SALT_BYTES];
+    salt.copy_from_slice(&header[32..32 + SALT_BYTES]);
+    Ok(Header {
+        key: u32_at(header, 12).unwrap_or(0),
+        number,
+        first_seq: u64_at(header, 24).unwrap_or(0),
+        salt,
+    })
 }
 
 fn u32_at(bytes: &[u8], at: usize) -> Option<u32> {
@@ -249,23 +280,35 @@ fn frame_at(bytes: &[u8], at: usize, wanted: impl Fn(u64) -> bool) -> Option<&[u
     if len as usize > FRAME_MAX || !wanted(seq) {
         return None;
     }
-    let body = bytes.get(at + FRAME_HEADER..at + FRAME_HEADER + len as usize)?;
-    (u32_at(bytes, at + 16)? == checksum(seq, len, body)).then_some(body)
+    let end = at + FRAME_HEADER + len as usize;
+    let body = bytes.get(at + FRAME_HEADER..end)?;
+    let unused = bytes.get(end..at + frame_len(len as usize))?;
+    let whole = u32_at(bytes, at + 20)? == 0 && unused.iter().all(|b| *b == 0);
+    (whole && u32_at(bytes, at + 16)? == checksum(seq, len, body)).then_some(body)
 }
 
-fn encode_frame(seq: u64, body: &[u8]) -> Result<Vec<u8>, io::Error> {
-    let len = u32::try_from(body.len())
+/// A frame with its body sealed.
+fn seal_frame(cipher: &Cipher, number: u64, seq: u64, body: &[u8]) -> Result<Vec<u8>, io::Error> {
+    let sealed = body.len() + SEAL_BYTES;
+    let len = u32::try_from(sealed)
         .ok()
-        .filter(|l| *l as usize <= FRAME_MAX)
+        .filter(|_| sealed <= FRAME_MAX)
         .ok_or_else(|| io::Error::other("a frame of the raft log would be longer than 64 MiB"))?;
-    let mut frame = Vec::with_capacity(frame_len(body.len()));
+    let nonce: [u8; NONCE_BYTES] = random()?;
+    let mut frame = Vec::with_capacity(frame_len(sealed));
     frame.extend_from_slice(&FRAME_MAGIC.to_le_bytes());
     frame.extend_from_slice(&len.to_le_bytes());
     frame.extend_from_slice(&seq.to_le_bytes());
-    frame.extend_from_slice(&checksum(seq, len, body).to_le_bytes());
-    frame.extend_from_slice(&[0; 4]);
+    // 16..20: the checksum; 20..24: not used.
+    frame.extend_from_slice(&[0; 8]);
+    frame.extend_from_slice(&nonce);
     frame.extend_from_slice(body);
-    frame.resize(frame_len(body.len()), 0);
+    let plain = &mut frame[FRAME_HEADER + NONCE_BYTES..];
+    let tag = cipher.seal_in_place(nonce, &place(number, seq, sealed), plain)?;
+    frame.extend_from_slice(&tag);
+    let crc = checksum(seq, len, &frame[FRAME_HEADER..]);
+    frame[16..20].copy_from_slice(&crc.to_le_bytes());
+    frame.resize(frame_len(sealed), 0);
     Ok(frame)
 }
 
@@ -274,15 +317,24 @@ pub(super) fn segment_path(dir: &Path, number: u64) -> PathBuf {
     dir.join(format!("{number:016x}.seg"))
 }
 
-/// Numbers of the segments of a folder, lowest first; files of unfinished creations are removed.
+/// Removes segments that were being made when the process ended.
+pub(super) fn remove_unfinished(dir: &Path) -> Result<(), LogError> {
+    for entry in std::fs::read_dir(dir).map_err(io_error("list", dir))? {
+        let entry = entry.map_err(io_error("list", dir))?;
+        if entry.file_name().to_string_lossy().ends_with(".seg.tmp") {
+            remove_leftover(&entry.path())?;
+        }
+    }
+    Ok(())
+}
+
+/// Numbers of the segments of a folder, lowest first.
 pub(super) fn list(dir: &Path) -> Result<Vec<u64>, LogError> {
     let mut numbers = Vec::new();
     for entry in std::fs::read_dir(dir).map_err(io_error("list", dir))? {
         let entry = entry.map_err(io_error("list", dir))?;
         let name = entry.file_name().to_string_lossy().into_owned();
-        if name.ends_with(".seg.tmp") {
-            std::fs::remove_file(entry.path()).map_err(io_error("remove an unfinished segment", dir))?;
-        } else if let Some(number) = name.strip_suffix(".seg") {
+        if let Some(number) = name.strip_suffix(".seg") {
             numbers.push(u64::from_str_radix(number, 16).map_err(|_| LogError::Corrupt {
                 path: entry.path(),
                 offset: 0,
@@ -301,19 +353,15 @@ pub(super) fn list(dir: &Path) -> Result<Vec<u64>, LogError> {
     Ok(numbers)
 }
 
-/// Makes names in `dir` durable.
-pub(super) fn sync_dir(dir: &Path) -> Result<(), LogError> {
-    File::open(dir)
-        .and_then(|d| d.sync_all())
-        .map_err(io_error("sync the folder", dir))
-}
-
 /// The segment that is being written.
 pub(super) struct Tail {
     file: File,
     path: PathBuf,
     /// Its number.
     pub(super) number: u64,
+    /// Number of its data key.
+    pub(super) key: u32,
+    cipher: Cipher,
     next_seq: u64,
     at: u64,
     size: u64,
@@ -321,8 +369,12 @@ pub(super) struct Tail {
 
 impl Tail {
     /// Makes segment `number`: durable, with a checkpoint and room for a body of `room` bytes, before it has its name.
+    ///
+    /// # Errors
+    /// [`LogError::Full`]: nothing was made, and it may be tried again.
     pub(super) fn create(
         dir: &Path,
+        keys: &KeyRing,
         number: u64,
         first_seq: u64,
         checkpoint: &[u8],
@@ -330,68 +382,68 @@ impl Tail {
     ) -> Result<Self, LogError> {
         let path = segment_path(dir, number);
         let temporary = dir.join(format!("{number:016x}.seg.tmp"));
-        let frame = encode_frame(first_seq, checkpoint).map_err(io_error("begin a segment", &path))?;
+        let key = keys.newest();
+        let salt = random().map_err(io_error("begin a segment", &path))?;
+        let header = Header {
+            key,
+            number,
+            first_seq,
+            salt,
+        };
+        let cipher = keys
+            .cipher(key, &salt, PURPOSE)
+            .ok_or_else(|| LogError::UnknownKey {
+                path: path.clone(),
+                key,
+            })?;
+        let frame =
+            seal_frame(&cipher, number, first_seq, checkpoint).map_err(io_error("begin a segment", &path))?;
         let at = (HEADER_BYTES + frame.len()) as u64;
-        let size = SEGMENT_BYTES.max(at + frame_len(room) as u64);
-        let file = OpenOptions::new()
-            .read(true)
-            .write(true)
-            .create(true)
-            .truncate(true)
-            .mode(0o600)
-            .open(&temporary)
-            .map_err(io_error("create a segment", &temporary))?;
-        let fill = || -> io::Result<()> {
+        let size = SEGMENT_BYTES.max(at + frame_len(room + SEAL_BYTES) as u64);
+        let fill = || -> io::Result<File> {
+            let file = create_private(&temporary)?;
             rustix::fs::fallocate(&file, rustix::fs::FallocateFlags::empty(), 0, size)?;
-            file.write_all_at(&encode_header(number, first_seq), 0)?;
+            file.write_all_at(&header.encode(), 0)?;
             file.write_all_at(&frame, HEADER_BYTES as u64)?;
             file.sync_all()?;
-            std::fs::rename(&temporary, &path)
+            std::fs::rename(&temporary, &path)?;
+            Ok(file)
         };
-        fill().map_err(io_error("make a segment (is the disk full?)", &path))?;
+        let file = fill().map_err(|e| {
+            // What a full disk let through would only keep it full.
+            let _ = std::fs::remove_file(&temporary);
+            io_error("make a segment", &path)(e)
+        })?;
         sync_dir(dir)?;
         Ok(Self {
             file,
             path,
             number,
+            key,
+            cipher,
             next_seq: first_seq + 1,
             at,
             size,
         })
     }
 
-    /// Goes on writing a segment that was read.
-    ///
-    /// A torn tail is overwritten with zeros first, so that nothing of it is ever read as a frame.
-    pub(super) fn resume(dir: &Path, number: u64, scanned: &Scanned) -> Result<Self, LogError> {
-        let path = segment_path(dir, number);
-        let file = OpenOptions::new()
-            .read(true)
-            .write(true)
-            .open(&path)
-            .map_err(io_error("open", &path))?;
-        let size = SEGMENT_BYTES.max(scanned.size);
-        if scanned.torn.is_some() || scanned.size < size {
-            let mend = || -> io::Result<()> {
-                file.set_len(scanned.end)?;
-                rustix::fs::fallocate(&file, rustix::fs::FallocateFlags::empty(), 0, size)?;
-                file.sync_all()
-            };
-            mend().map_err(io_error("cut off the torn end", &path))?;
-        }
-        Ok(Self {
+    /// Goes on writing a segment that was read, and made whole with [`mend`].
+    pub(super) fn resume(file: File, path: &Path, number: u64, scanned: &Scanned, cipher: Cipher) -> Self {
+        Self {
             file,
-            path,
+            path: path.to_path_buf(),
             number,
+            key: scanned.key,
+            cipher,
             next_seq: scanned.next_seq,
             at: scanned.end,
-            size,
-        })
+            size: SEGMENT_BYTES.max(scanned.size),
+        }
     }
 
     /// Whether a body of this length still fits.
     pub(super) fn fits(&self, body: usize) -> bool {
-        self.at + frame_len(body) as u64 <= self.size
+        self.at + frame_len(body + SEAL_BYTES) as u64 <= self.size
     }
 
     /// Number of the next frame.
@@ -399,46 +451,78 @@ impl Tail {
         self.next_seq
     }
 
-    /// Appends a frame and returns when it is durable. After an error nothing more may be written: what the disk has
-    /// is unknown until it is read again.
-    pub(super) fn append(&mut self, body: &[u8]) -> Result<(), LogError> {
-        let frame = encode_frame(self.next_seq, body).map_err(io_error("append", &self.path))?;
+    /// Writes a frame, which is durable only once [`Tail::sync`] has returned; exactly that must follow. After an
+    /// error nothing more may be written: what the disk has is unknown until it is read again.
+    pub(super) fn write(&mut self, body: &[u8]) -> Result<(), LogError> {
+        let frame = seal_frame(&self.cipher, self.number, self.next_seq, body)
+            .map_err(io_error("append", &self.path))?;
         self.file
             .write_all_at(&frame, self.at)
             .map_err(io_error("append", &self.path))?;
-        self.file.sync_data().map_err(io_error("fdatasync", &self.path))?;
         self.at += frame.len() as u64;
         self.next_seq += 1;
         Ok(())
     }
+
+    /// Makes the frame durable.
+    pub(super) fn sync(&self) -> Result<(), LogError> {
+        sync_data(&self.file).map_err(io_error("fdatasync", &self.path))
+    }
 }
 
-fn encode_header(number: u64, first_seq: u64) -> [u8; HEADER_BYTES] {
-    let mut header = [0u8; HEADER_BYTES];
-    header[..8].copy_from_slice(&SEGMENT_MAGIC);
-    header[8..12].copy_from_slice(&FORMAT.to_le_bytes());
-    // 12..16: number of the key its frames are sealed with; 0: none.
-    header[16..24].copy_from_slice(&number.to_le_bytes());
-    header[24..32].copy_from_slice(&first_seq.to_le_bytes());
-    let crc = crc32fast::hash(&header[..60]);
-    header[60..].copy_from_slice(&crc.to_le_bytes());
-    header
-}
-
-/// Writes a whole small file so that after a crash it is either the old one or the new one.
-pub(crate) fn replace_file(path: &Path, bytes: &[u8]) -> Result<(), LogError> {
-    let temporary = path.with_extension("tmp");
-    let write = || -> io::Result<()> {
-        let mut file = OpenOptions::new()
-            .write(true)
-            .create(true)
-            .truncate(true)
-            .mode(0o600)
-            .open(&temporary)?;
-        file.write_all(bytes)?;
-        file.sync_all()?;
-        std::fs::rename(&temporary, path)
+/// Makes the last segment whole: what is torn is overwritten with zeros, so that nothing of it is ever read as a
+/// frame. What was read is durable already ([`read_from_disk`]).
+pub(super) fn mend(path: &Path, scanned: &Scanned) -> Result<File, LogError> {
+    const ZEROS: &[u8] = &[0; 64 * 1024];
+    let file = OpenOptions::new()
+        .read(true)
+        .write(true)
+        .open(path)
+        .map_err(io_error("open", path))?;
+    let mend = || -> io::Result<()> {
+        let mut changed = scanned.torn.is_some();
+        if changed {
+            let mut at = scanned.end;
+            // In place: on a full disk, room that is given back may not be had again.
+            while at < scanned.size {
+                let rest = usize::try_from(scanned.size - at).unwrap_or(usize::MAX);
+                let part = &ZEROS[..rest.min(ZEROS.len())];
+                file.write_all_at(part, at)?;
+                at += part.len() as u64;
+            }
+        }
+        if scanned.size < SEGMENT_BYTES {
+            rustix::fs::fallocate(&file, rustix::fs::FallocateFlags::empty(), 0, SEGMENT_BYTES)?;
+            changed = true;
+        }
+        if changed { file.sync_all() } else { Ok(()) }
     };
-    write().map_err(io_error("write", path))?;
-    path.parent().map_or(Ok(()), sync_dir)
+    mend().map_err(io_error("cut off the torn end", path))?;
+    Ok(file)
+}
+
+#[cfg(not(test))]
+fn sync_data(file: &File) -> io::Result<()> {
+    file.sync_data()
+}
+
+#[cfg(test)]
+pub(super) use fault::sync_data;
+
+/// A disk that fails, for tests in a process of their own.
+#[cfg(test)]
+pub(super) mod fault {
+    use super::{File, io};
+    use std::sync::atomic::{AtomicU64, Ordering};
+
+    /// Syncs of frames until one fails, once; 0: none does.
+    pub(in crate::raft) static SYNCS_UNTIL_EIO: AtomicU64 = AtomicU64::new(0);
+
+    pub(in crate::raft) fn sync_data(file: &File) -> io::Result<()> {
+        let less = |left: u64| left.checked_sub(1);
+        if SYNCS_UNTIL_EIO.fetch_update(Ordering::SeqCst, Ordering::SeqCst, less) == Ok(1) {
+            return Err(rustix::io::Errno::IO.into());
+        }
+        file.sync_data()
+    }
 }

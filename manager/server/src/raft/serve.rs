@@ -10,7 +10,8 @@ use tokio::sync::mpsc;
 use tokio_stream::wrappers::ReceiverStream;
 use tonic::{Request, Response, Status, Streaming};
 
-use super::state_machine::{SnapshotFile, SnapshotWriter, StateMachine};
+use super::snapshot::{SnapshotFile, SnapshotWriter};
+use super::state_machine::StateMachine;
 use super::{Log, Snapshot, TypeConfig, wire};
 use crate::server::Manager;
 
@@ -140,9 +141,9 @@ impl RaftService for RaftRpc {
         }
         let wanted = meta.last_log_id;
         let checked = tokio::task::spawn_blocking(move || {
-            let mut file = writer.finish()?;
-            let (header, _) = file.check()?;
-            Ok::<_, super::LogError>((file, header.last.map(super::LogId::from)))
+            let mut file = writer.finish().map_err(|e| e.to_string())?;
+            let (header, _) = super::codec::read_snapshot(&mut file).map_err(|e| e.to_string())?;
+            Ok::<_, String>((file, header.last.map(super::LogId::from)))
         });
         let (file, found): (SnapshotFile, _) = checked
             .await

@@ -1,9 +1,8 @@
 //! openraft's state machine over [`State`]: applies entries in order and publishes each result.
 
-use std::fs::File;
-use std::io::{self, Read};
+use std::io;
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, PoisonError, Weak};
 
 use arc_swap::ArcSwap;
 use futures::{Stream, TryStreamExt};
@@ -13,8 +12,11 @@ use openraft::{EntryPayload, OptionalSend, RaftSnapshotBuilder};
 use tokio::sync::broadcast;
 
 use super::codec;
+use super::disk::RETRY;
+use super::error::{LogError, io_error};
+use super::keys::KeyRing;
 use super::record::SnapshotHeader;
-use super::segment::LogError;
+use super::snapshot::{self, SnapshotFile};
 use super::{LogId, Snapshot, SnapshotMeta, StoredMembership, TypeConfig};
 
 /// Entries a slow subscriber may be behind; one that is further behind starts again from the state.
@@ -46,66 +48,14 @@ pub(super) struct Published {
     pub(super) events: broadcast::Sender<Event>,
 }
 
-/// Bytes of a snapshot that are sent at once.
-const PIECE_BYTES: usize = 256 * 1024;
-
-/// A snapshot on disk, open for reading.
-pub(super) struct SnapshotFile {
-    file: File,
-    path: PathBuf,
-}
-
-impl SnapshotFile {
-    /// The next bytes to send to another manager; none at the end.
-    pub(super) fn next_piece(&mut self) -> io::Result<Option<Vec<u8>>> {
-        let mut piece = Vec::with_capacity(PIECE_BYTES);
-        (&mut self.file)
-            .take(PIECE_BYTES as u64)
-            .read_to_end(&mut piece)?;
-        Ok(Some(piece).filter(|p| !p.is_empty()))
-    }
-
-    /// Reads all of it, and checks it.
-    pub(super) fn check(&mut self) -> Result<(SnapshotHeader, State), LogError> {
-        codec::read_snapshot(&self.path, &mut self.file)
-    }
-}
-
-/// A snapshot that comes from another manager.
-pub(super) struct SnapshotWriter {
-    file: File,
-    path: PathBuf,
-}
-
-impl SnapshotWriter {
-    pub(super) fn create(dir: &Path) -> Result<Self, LogError> {
-        let path = dir.join("snapshot.received");
-        let file = File::options()
-            .read(true)
-            .write(true)
-            .create(true)
-            .truncate(true)
-            .open(&path);
-        let file = file.map_err(super::segment::io_error("receive a snapshot into", &path))?;
-        Ok(Self { file, path })
-    }
-
-    pub(super) fn write(&mut self, bytes: &[u8]) -> Result<(), LogError> {
-        io::Write::write_all(&mut self.file, bytes)
-            .map_err(super::segment::io_error("receive a snapshot into", &self.path))
-    }
-
-    pub(super) fn finish(mut self) -> Result<SnapshotFile, LogError> {
-        io::Seek::rewind(&mut self.file).map_err(super::segment::io_error("read", &self.path))?;
-        Ok(SnapshotFile {
-            file: self.file,
-            path: self.path,
-        })
-    }
-}
+/// What the snapshot that is installed ends with. Held while one is installed, so that one that took long to write
+/// does not take the place of a newer one from the leader.
+type Installed = Mutex<Option<LogId>>;
 
 pub(super) struct StateMachine {
-    path: PathBuf,
+    dir: PathBuf,
+    keys: KeyRing,
+    installed: Arc<Installed>,
     state: State,
     applied: Option<LogId>,
     membership: StoredMembership,
@@ -113,12 +63,26 @@ pub(super) struct StateMachine {
 }
 
 impl StateMachine {
-    /// Begins with the snapshot in `dir`, if there is one.
-    pub(super) fn open(dir: &Path) -> Result<(Self, Arc<Published>), LogError> {
-        let path = dir.join("snapshot");
-        let (state, applied, membership) = match File::open(&path) {
-            Ok(mut file) => {
-                let (header, state) = codec::read_snapshot(&path, &mut file)?;
+    /// Begins with the snapshot in `dir`, if there is one. One of a version that did not seal is sealed.
+    pub(super) fn open(dir: &Path, keys: &KeyRing) -> Result<(Self, Arc<Published>), LogError> {
+        snapshot::remove_unfinished(dir)?;
+        let path = snapshot::path_in(dir);
+        let found = match snapshot::key_of(&path)? {
+            None => None,
+            Some(0) => {
+                let (header, state) = codec::read_plain_snapshot(&path)?;
+                codec::write_snapshot(dir, keys, &header, &state)
+                    .and_then(|mut sealed| sealed.install(dir, keys))
+                    .map_err(io_error("seal the snapshot", &path))?;
+                Some((header, state))
+            }
+            Some(_) => match SnapshotFile::open(&path, keys)? {
+                None => None,
+                Some(mut file) => Some(codec::read_snapshot(&mut file)?),
+            },
+        };
+        let (state, applied, membership) = match found {
+            Some((header, state)) => {
                 let membership = header.stored_membership().map_err(|why| LogError::Corrupt {
                     path: path.clone(),
                     offset: 0,
@@ -126,10 +90,7 @@ impl StateMachine {
                 })?;
                 (state, header.last.map(Into::into), membership)
             }
-            Err(e) if e.kind() == io::ErrorKind::NotFound => {
-                (State::new(), None, StoredMembership::default())
-            }
-            Err(e) => return Err(super::segment::io_error("open the snapshot", &path)(e)),
+            None => (State::new(), None, StoredMembership::default()),
         };
         let published = Arc::new(Published {
             state: ArcSwap::from_pointee(state.clone()),
@@ -137,7 +98,9 @@ impl StateMachine {
         });
         Ok((
             Self {
-                path,
+                dir: dir.to_path_buf(),
+                keys: keys.clone(),
+                installed: Arc::new(Mutex::new(applied)),
                 state,
                 applied,
                 membership,
@@ -145,6 +108,23 @@ impl StateMachine {
             },
             published,
         ))
+    }
+
+    /// Refuses a snapshot that ends before what the log still has begins.
+    pub(super) fn reaches(&self, purged: Option<LogId>) -> Result<(), LogError> {
+        if self.applied.map(|id| id.index) >= purged.map(|id| id.index) {
+            return Ok(());
+        }
+        Err(LogError::Corrupt {
+            path: snapshot::path_in(&self.dir),
+            offset: 0,
+            why: format!(
+                "it is missing or an old one: it ends with {}, and the log was cut up to {}",
+                self.applied
+                    .map_or("nothing".into(), |id| format!("entry {}", id.index)),
+                purged.map_or(0, |id| id.index),
+            ),
+        })
     }
 
     fn apply_one(&mut self, index: u64, bytes: &[u8]) -> io::Result<Outcome> {
@@ -197,7 +177,9 @@ impl RaftStateMachine<TypeConfig> for StateMachine {
 
     async fn get_snapshot_builder(&mut self) -> Builder {
         Builder {
-            path: self.path.clone(),
+            dir: self.dir.clone(),
+            keys: self.keys.clone(),
+            installed: Arc::downgrade(&self.installed),
             state: self.state.clone(),
             applied: self.applied,
             membership: self.membership.clone(),
@@ -209,18 +191,21 @@ impl RaftStateMachine<TypeConfig> for StateMachine {
         meta: &SnapshotMeta,
         mut snapshot: SnapshotFile,
     ) -> Result<(), io::Error> {
-        let path = self.path.clone();
-        let (header, state) = tokio::task::spawn_blocking(move || {
-            let read = snapshot.check()?;
-            codec::store_snapshot(&path, &mut snapshot.file)?;
-            Ok::<_, LogError>(read)
+        let (dir, keys, installed) = (self.dir.clone(), self.keys.clone(), self.installed.clone());
+        let announced = meta.last_log_id;
+        let state = tokio::task::spawn_blocking(move || {
+            // All of it is checked before it takes the place of the one that is there.
+            let (header, state) = codec::read_snapshot(&mut snapshot).map_err(io::Error::other)?;
+            if header.last.map(LogId::from) != announced {
+                return Err(io::Error::other("the snapshot is not the one that was announced"));
+            }
+            let mut installed = installed.lock().unwrap_or_else(PoisonError::into_inner);
+            snapshot.install(&dir, &keys)?;
+            *installed = announced;
+            Ok(state)
         })
         .await
-        .map_err(io::Error::other)?
-        .map_err(io::Error::other)?;
-        if header.last.map(LogId::from) != meta.last_log_id {
-            return Err(io::Error::other("the snapshot is not the one that was announced"));
-        }
+        .map_err(io::Error::other)??;
         self.state = state;
         self.applied = meta.last_log_id;
         self.membership = meta.last_membership.clone();
@@ -231,55 +216,91 @@ impl RaftStateMachine<TypeConfig> for StateMachine {
     }
 
     async fn get_current_snapshot(&mut self) -> Result<Option<Snapshot>, io::Error> {
-        let mut file = match File::open(&self.path) {
-            Ok(file) => file,
-            Err(e) if e.kind() == io::ErrorKind::NotFound => return Ok(None),
-            Err(e) => return Err(e),
-        };
-        let path = self.path.clone();
-        let (header, mut file, path) = tokio::task::spawn_blocking(move || {
-            codec::read_snapshot(&path, &mut file).map(|(header, _)| (header, file, path))
+        let (path, keys) = (snapshot::path_in(&self.dir), self.keys.clone());
+        let found = tokio::task::spawn_blocking(move || {
+            let Some(mut file) = SnapshotFile::open(&path, &keys)? else {
+                return Ok(None);
+            };
+            let header = codec::read_header(&mut file)?;
+            Ok::<_, LogError>(Some((header, file)))
         })
         .await
         .map_err(io::Error::other)?
         .map_err(io::Error::other)?;
+        let Some((header, file)) = found else {
+            return Ok(None);
+        };
         let meta = SnapshotMeta {
             last_log_id: header.last.map(Into::into),
             last_membership: header.stored_membership().map_err(io::Error::other)?,
         };
-        io::Seek::rewind(&mut file)?;
-        let snapshot = SnapshotFile { file, path };
-        Ok(Some(Snapshot { meta, snapshot }))
+        Ok(Some(Snapshot { meta, snapshot: file }))
     }
 }
 
 /// Writes the state of one moment, off the threads that answer.
 pub(super) struct Builder {
-    path: PathBuf,
+    dir: PathBuf,
+    keys: KeyRing,
+    /// Gone when the log was closed.
+    installed: Weak<Installed>,
     state: State,
     applied: Option<LogId>,
     membership: StoredMembership,
 }
 
-impl RaftSnapshotBuilder<TypeConfig> for Builder {
-    type SnapshotData = SnapshotFile;
-
-    async fn build_snapshot(&mut self) -> Result<Snapshot, io::Error> {
+impl Builder {
+    fn write(&self) -> impl FnOnce() -> Result<SnapshotFile, LogError> + Send + use<> {
         let header = SnapshotHeader {
             last: self.applied.map(Into::into),
             membership_id: self.membership.log_id().map(Into::into),
             membership: Some(self.membership.membership().into()),
             index: self.state.index(),
             objects: codec::count(&self.state),
+            answers: self.state.answers().count() as u64,
         };
-        let (path, state) = (self.path.clone(), self.state.clone());
-        let snapshot = tokio::task::spawn_blocking(move || {
-            codec::write_snapshot(&path, &header, &state).map_err(io::Error::other)?;
-            let file = File::open(&path)?;
-            Ok::<_, io::Error>(SnapshotFile { file, path })
-        })
-        .await
-        .map_err(io::Error::other)??;
+        let (dir, keys, state) = (self.dir.clone(), self.keys.clone(), self.state.clone());
+        let (installed, applied) = (self.installed.clone(), self.applied);
+        move || {
+            let path = snapshot::path_in(&dir);
+            let mut file = codec::write_snapshot(&dir, &keys, &header, &state)
+                .map_err(io_error("write the snapshot", &path))?;
+            let closed = || io::Error::other("the log was closed");
+            let installed = installed
+                .upgrade()
+                .ok_or_else(closed)
+                .map_err(io_error("install the snapshot", &path))?;
+            let mut newest = installed.lock().unwrap_or_else(PoisonError::into_inner);
+            if newest.map(|id| id.index) <= applied.map(|id| id.index) {
+                file.install(&dir, &keys)
+                    .map_err(io_error("install the snapshot", &path))?;
+                *newest = applied;
+            }
+            Ok(file)
+        }
+    }
+}
+
+impl RaftSnapshotBuilder<TypeConfig> for Builder {
+    type SnapshotData = SnapshotFile;
+
+    async fn build_snapshot(&mut self) -> Result<Snapshot, io::Error> {
+        let mut said = false;
+        let snapshot = loop {
+            match tokio::task::spawn_blocking(self.write())
+                .await
+                .map_err(io::Error::other)?
+            {
+                // openraft would stop for good; until there is room the log is kept instead.
+                Err(error @ LogError::Full { .. }) if self.installed.strong_count() > 0 => {
+                    if !std::mem::replace(&mut said, true) {
+                        tracing::warn!("{error}");
+                    }
+                    tokio::time::sleep(RETRY).await;
+                }
+                result => break result.map_err(io::Error::other)?,
+            }
+        };
         let meta = SnapshotMeta {
             last_log_id: self.applied,
             last_membership: self.membership.clone(),
