@@ -191,7 +191,8 @@ pub(crate) async fn run(args: Args) -> Result<u8, Fail> {
 
 async fn steps(demo: &Demo, dir: &Path, args: &Args) -> Result<u64, Fail> {
     ready(&demo.client).await?;
-    demo.type_in(&["swarm", "init"]).await?;
+    demo.type_in(&["swarm", "init", "--listen-addr", "127.0.0.1:0"])
+        .await?;
     let context = dir.join("shop");
     std::fs::create_dir(&context)?;
     for (name, text) in SHOP {

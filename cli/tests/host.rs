@@ -132,7 +132,7 @@ impl Host {
         let (none, size) = (MountFlags::empty(), c"size=64m,mode=700");
         rustix::mount::mount("tmpfs", host.path("data"), "tmpfs", none, size)?;
         host.boot()?;
-        host.ok(&["swarm", "init"])?;
+        host.ok(&["swarm", "init", "--listen-addr", "127.0.0.1:0"])?;
         let image = host.path("image");
         fs::create_dir_all(image.join("bin"))?;
         fs::copy("/bin/busybox", image.join("bin/busybox"))?;

@@ -22,6 +22,8 @@ use crate::tasks::Tasks;
 /// Bounds of the pause before the next try; each is chosen at random below a bound that doubles.
 const PAUSE_FIRST: Duration = Duration::from_millis(100);
 const PAUSE_MAX: Duration = Duration::from_secs(8);
+/// The same bound while a manager answers and says that nobody leads.
+const PAUSE_ELECTION: Duration = Duration::from_millis(800);
 /// Largest frame a manager sends.
 const FRAME_MAX: usize = 8 << 20;
 /// A manager that does not answer a heartbeat within its period, and at least this, is gone: without this a host that
@@ -37,11 +39,17 @@ type Target = (NodeId, String);
 struct Ended {
     reason: String,
     leader: Option<Target>,
+    /// A manager answered that nobody leads at the moment: an election is over soon.
+    electing: bool,
 }
 
 impl From<String> for Ended {
     fn from(reason: String) -> Self {
-        Self { reason, leader: None }
+        Self {
+            reason,
+            leader: None,
+            electing: false,
+        }
     }
 }
 
@@ -50,6 +58,7 @@ impl From<Status> for Ended {
         Self {
             reason: status.message().to_owned(),
             leader: leader_of(&status),
+            electing: status.code() == Code::Unavailable && status.metadata().contains_key("rswarm-retry"),
         }
     }
 }
@@ -85,7 +94,7 @@ pub(crate) async fn run(shared: Arc<Shared>, mut stop: watch::Receiver<bool>) {
         }
         tracing::info!(manager = %target.1, reason = %ended.reason, "the session with the manager ended");
         let wait = pause.mul_f64(random_share());
-        pause = (pause * 2).min(PAUSE_MAX);
+        pause = (pause * 2).min(if ended.electing { PAUSE_ELECTION } else { PAUSE_MAX });
         tokio::select! {
             () = tokio::time::sleep(wait) => {}
             _ = stop.wait_for(|s| *s) => return,

@@ -257,7 +257,14 @@ impl Log {
         }
         let voters: Vec<_> = self.members().into_iter().filter(|m| m.3).collect();
         let asked = voters.iter().map(|(id, node, address, _)| async move {
-            *id == self.id || self.links.status(*node, address, false).await.is_some()
+            // One that has another number by now lost its log, and cannot vote as the one that is asked for.
+            let answers = |reply: w::StatusReply| reply.raft_id == *id;
+            *id == self.id
+                || self
+                    .links
+                    .status(*node, address, false)
+                    .await
+                    .is_some_and(answers)
         });
         let answers = futures::future::join_all(asked).await;
         let answered = answers.iter().filter(|a| **a).count();
