@@ -266,8 +266,11 @@ fn power_cut(machines: &Machines) -> Result<(), Failed> {
 }
 
 fn comes_back(guest: &mut Guest) -> Result<(), Failed> {
-    guest.ok("rswarm service create --name web --replicas 2 --update-monitor 0s --stop-signal KILL --limit-memory 32m --mount type=volume,source=kept,target=/kept box:1 sh -c 'echo from $(hostname) >>/kept/starts; sync; exec sleep 10000'")?;
+    guest.ok("rswarm network create shop")?;
+    guest.ok("rswarm service create --name web --replicas 2 --network shop --publish 8080:80 --update-monitor 0s --stop-signal KILL --limit-memory 32m --mount type=volume,source=kept,target=/kept box:1 sh -c 'echo from $(hostname) >>/kept/starts; sync; exec httpd -f -p 80 -h /kept'")?;
     guest.ok("echo s3cret | rswarm secret create key -")?;
+    let answer = "wget -q -O - http://10.77.0.1:8080/starts | wc -l";
+    equal(guest.ok(answer)?.as_str(), "2\n")?;
     let tasks = "rswarm service ps -q --filter desired-state=running web | sort";
     let before = guest.ok(tasks)?;
     equal(before.lines().count(), 2)?;
@@ -297,8 +300,9 @@ fn comes_back(guest: &mut Guest) -> Result<(), Failed> {
     equal(guest.ok("rswarm exec web.1 cat /kept/starts")?.lines().count(), 4)?;
     // With the service goes what both lives of the machine left: groups, folders, namespaces.
     guest.ok("rswarm service rm web")?;
-    let left =
-        format!("ls -d {CGROUPS}/*/ /var/lib/rswarm/containers/* /var/lib/rswarm/net/* 2>/dev/null; true");
+    let left = format!(
+        "ls -d {CGROUPS}/*/ /var/lib/rswarm/containers/* /var/lib/rswarm/net/netns/* 2>/dev/null; true"
+    );
     guest.until("nothing of it is left", PATIENCE, &left, str::is_empty)?;
     Ok(())
 }

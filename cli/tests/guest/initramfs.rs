@@ -110,6 +110,9 @@ pub(crate) fn make(
     }
     root.file("bin/rswarm", 0o755, &stripped(binary, scratch)?)?;
     root.file("init", 0o755, INIT.as_bytes())?;
+    // Without it busybox dies where it looks for a name of any kind.
+    root.file("etc/nsswitch.conf", 0o644, b"hosts: files\nservices: files\n")?;
+    root.file("etc/hosts", 0o644, b"127.0.0.1 localhost\n")?;
     root.file("image.tar", 0o644, &image(&busybox, &applets)?)?;
     let mut order = String::new();
     for module in kernel.load_order()? {

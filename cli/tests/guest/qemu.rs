@@ -116,8 +116,9 @@ impl Guest {
         command.args(["-no-user-config", "-nodefaults", "-display", "none", "-no-reboot"]);
         // The smaller "microvm" has one timer only, whose first tick is lost when the machine is busy: it hangs.
         command.args(["-M", "q35", "-smp", "1", "-m", "512"]);
-        // QEMU 7.2 emulates cmpxchg16b with wrong flags now and then, and the kernel's allocator dies of it.
-        let emulated = ["-accel", "tcg", "-cpu", "max,-cx16"];
+        // A plain model with a source of chance, else daemons wait for one. QEMU 7.2 emulates cmpxchg16b with wrong
+        // flags now and then, and the kernel's allocator dies of it.
+        let emulated = ["-accel", "tcg", "-cpu", "Nehalem,+rdrand,-cx16"];
         command.args(if kvm() {
             ["-accel", "kvm", "-cpu", "host"]
         } else {
@@ -254,7 +255,7 @@ impl Guest {
             let last = lines[lines.len().saturating_sub(15)..].join("\n");
             text.push_str(&format!("-- {} {kind}:\n{last}\n", self.name));
         }
-        if let Ok(reply) = self.command("tail -n 25 /run/daemon.log", HANG) {
+        if let Ok(reply) = self.command("dmesg | tail -n 5; tail -n 25 /run/daemon.log", HANG) {
             text.push_str(&format!("-- {} daemon:\n{}", self.name, reply.text));
         }
         text
