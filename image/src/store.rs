@@ -110,6 +110,12 @@ fn at(path: &Path) -> impl FnOnce(io::Error) -> StoreError {
     move |source| StoreError::Io { path, source }
 }
 
+/// Makes what was renamed to `path` be found there after a power cut.
+fn keep_names(path: &Path) -> io::Result<()> {
+    path.parent()
+        .map_or(Ok(()), |folder| fs::File::open(folder)?.sync_all())
+}
+
 impl ImageStore {
     /// Opens the store; what an interrupted load left is removed.
     ///
@@ -190,11 +196,18 @@ impl ImageStore {
                 found,
             });
         }
+        // A layer that has its name counts as whole for ever, so that its files must be on the disk before: after a
+        // power cut they would be there, and empty. One call for all files; syncing each costs its own commit.
+        let written = fs::File::open(&folder).map_err(io)?;
+        rustix::fs::syncfs(&written).map_err(|e| io(e.into()))?;
         let target = self.layer_path(&found);
         match fs::rename(&folder, &target) {
             // Another load was faster: the same content is there.
             Err(_) if target.exists() => Ok(found),
-            other => other.map(|()| found).map_err(io),
+            other => other
+                .and_then(|()| keep_names(&target))
+                .map(|()| found)
+                .map_err(io),
         }
     }
 
@@ -229,7 +242,8 @@ impl ImageStore {
             let mut file = fs::File::create(&aside)?;
             file.write_all(content)?;
             file.sync_all()?;
-            fs::rename(&aside, path)
+            fs::rename(&aside, path)?;
+            keep_names(path)
         };
         write().map_err(at(path))
     }

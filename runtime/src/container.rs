@@ -20,7 +20,7 @@ use crate::exec::{self, ExecConfig, ExecSession};
 use crate::logs::{self, LogLine, LogQuery};
 use crate::plan::{self, HostFacts};
 use crate::rootfs;
-use crate::state_dir::{self, EXIT, ExitStatus, IDENTITY, Identity, RUNNING, Running};
+use crate::state_dir::{self, EXIT, ExitStatus, IDENTITY, Identity, Running};
 use crate::sys;
 
 /// How long a container may take to end after SIGKILL.
@@ -275,7 +275,7 @@ impl Runtime {
         if let Some(exit) = state_dir::read::<ExitStatus>(&dir, EXIT) {
             return Ok(exit);
         }
-        let running: Running = state_dir::read(&dir, RUNNING).ok_or_else(unknown)?;
+        let running = state_dir::running(&dir).ok_or_else(unknown)?;
         let container = open_process(running.pid, running.pid_start);
         let copy = container
             .as_ref()
@@ -313,7 +313,7 @@ impl Runtime {
     /// [`StopError`] when there is none with that id, or the kernel refuses.
     pub fn signal(&self, id: &str, signal: i32) -> Result<(), StopError> {
         let dir = self.dir(id);
-        let Some(running) = state_dir::read::<Running>(&dir, RUNNING) else {
+        let Some(running) = state_dir::running(&dir) else {
             return if dir.exists() {
                 Ok(())
             } else {
@@ -346,7 +346,7 @@ impl Runtime {
         grace: Duration,
     ) -> Result<Option<ExitStatus>, StopError> {
         let dir = self.dir(id);
-        if state_dir::read::<Running>(&dir, RUNNING).is_none() {
+        if state_dir::running(&dir).is_none() {
             self.waiting().remove(id);
             return if dir.exists() {
                 Ok(None)
@@ -381,7 +381,7 @@ impl Runtime {
             return Ok(());
         }
         self.stop(id, libc::SIGKILL, Duration::ZERO).await?;
-        let running = state_dir::read::<Running>(&dir, RUNNING);
+        let running = state_dir::running(&dir);
         if let Some(shim) = running.and_then(|r| open_process(r.shim, r.shim_start)) {
             ended(shim).await;
         }
@@ -424,8 +424,8 @@ impl Runtime {
     pub fn inspect(&self, id: &str) -> Option<ContainerInfo> {
         let dir = self.dir(id);
         let identity: Identity = state_dir::read(&dir, IDENTITY)?;
-        let running: Option<Running> = state_dir::read(&dir, RUNNING);
-        let state = match (state_dir::read::<ExitStatus>(&dir, EXIT), running) {
+        let running = state_dir::running(&dir);
+        let state = match (state_dir::read::<ExitStatus>(&dir, EXIT), &running) {
             (Some(exit), _) => ContainerState::Exited(exit),
             (None, None) => ContainerState::Created,
             // Until its shim wrote how it ended, a process that is gone counts as running: `wait` knows better soon.
@@ -444,7 +444,7 @@ impl Runtime {
     /// What a running container uses; absent when it does not run.
     pub fn stats(&self, id: &str) -> Option<Stats> {
         let dir = self.dir(id);
-        let running: Running = state_dir::read(&dir, RUNNING)?;
+        let running = state_dir::running(&dir)?;
         let identity: Identity = state_dir::read(&dir, IDENTITY)?;
         state_dir::alive(running.pid, running.pid_start).then(|| cgroup::stats(&identity.cgroups))
     }
@@ -458,7 +458,7 @@ impl Runtime {
         let dir = self.dir(id);
         let not_running = || ExecError::NotRunning { id: id.into() };
         let identity: Identity = state_dir::read(&dir, IDENTITY).ok_or_else(not_running)?;
-        let running: Running = state_dir::read(&dir, RUNNING).ok_or_else(not_running)?;
+        let running = state_dir::running(&dir).ok_or_else(not_running)?;
         if !state_dir::alive(running.pid, running.pid_start) {
             return Err(not_running());
         }

@@ -21,8 +21,11 @@ pub(crate) struct Identity {
 }
 
 /// Which processes run it; written by the shim before the container's program is run.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub(crate) struct Running {
+    /// The boot of the machine in which the processes below are meant; see [`boot`].
+    #[serde(default)]
+    pub(crate) boot: String,
     pub(crate) pid: u32,
     pub(crate) pid_start: u64,
     pub(crate) shim: u32,
@@ -50,6 +53,27 @@ pub(crate) const EXIT: &str = "exit.json";
 /// Reads a record; absent when there is none or it is not whole.
 pub(crate) fn read<T: DeserializeOwned>(dir: &Path, name: &str) -> Option<T> {
     serde_json::from_slice(&fs::read(dir.join(name)).ok()?).ok()
+}
+
+/// Which processes run a container; absent when it was never started. Those of an earlier boot are given as process 0,
+/// which is nobody: a machine starts its processes at much the same ticks with much the same ids each time, so that
+/// some other process may go by both.
+pub(crate) fn running(dir: &Path) -> Option<Running> {
+    let found: Running = read(dir, RUNNING)?;
+    if found.boot == boot() {
+        return Some(found);
+    }
+    Some(Running {
+        pid: 0,
+        shim: 0,
+        ..found
+    })
+}
+
+/// The name of this boot of the machine (random(4)); empty where the kernel does not tell.
+pub(crate) fn boot() -> String {
+    let text = fs::read_to_string("/proc/sys/kernel/random/boot_id").unwrap_or_default();
+    text.trim().to_owned()
 }
 
 /// Writes a record: aside, synced where `durable`, renamed into place.
@@ -91,4 +115,42 @@ pub(crate) fn now_ms() -> u64 {
         .duration_since(std::time::UNIX_EPOCH)
         .unwrap_or_default();
     u64::try_from(since.as_millis()).unwrap_or(u64::MAX)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_process_of_an_earlier_boot_is_nobody() {
+        let dir = std::env::temp_dir().join(format!("rswarm-boot-{}", std::process::id()));
+        fs::create_dir_all(&dir).expect("a folder");
+        let me = std::process::id();
+        let start = start_time(me).expect("this process runs");
+        let mut record = Running {
+            boot: boot(),
+            pid: me,
+            pid_start: start,
+            shim: me,
+            shim_start: start,
+            started_ms: 1,
+        };
+        let seen = |record: &Running| {
+            write(&dir, RUNNING, record, false).expect("written");
+            let found = running(&dir).expect("read");
+            (
+                alive(found.pid, found.pid_start),
+                alive(found.shim, found.shim_start),
+            )
+        };
+        assert!(!record.boot.is_empty());
+        assert_eq!(seen(&record), (true, true), "of this boot");
+        record.boot = "00000000-0000-0000-0000-000000000000".into();
+        assert_eq!(
+            seen(&record),
+            (false, false),
+            "of another, with the same id and start"
+        );
+        fs::remove_dir_all(&dir).expect("removed");
+    }
 }

@@ -493,7 +493,9 @@ impl Worker {
             } => reason.clone(),
             Seen::Ended { code, .. } if state == TaskState::Failed => match code {
                 Some(code) => format!("task: non-zero exit ({code})"),
-                None => "task: its exit code is unknown, its shim was lost".into(),
+                None => {
+                    "task: its exit code is unknown: this host was restarted, or its shim was killed".into()
+                }
             },
             Seen::Ended { .. } | Seen::Nothing | Seen::Prepared | Seen::Running(_) | Seen::Stopping => {
                 String::new()

@@ -1,0 +1,366 @@
+//! Whole machines: guests of QEMU with Debian's kernel and the real binary, for what needs a kernel of its own.
+//!
+//! That is cgroup v2 with all controllers, the loss of power, and hosts that are a cluster. Needs what `.ci/guest`
+//! brings; the host's own network, mounts and namespaces are not touched.
+
+#[path = "guest/initramfs.rs"]
+mod initramfs;
+#[path = "guest/kernel.rs"]
+mod kernel;
+#[path = "guest/qemu.rs"]
+mod qemu;
+#[path = "guest/wire.rs"]
+mod wire;
+
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::process::ExitCode;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use libtest_mimic::{Arguments, Failed, Trial};
+
+use kernel::Kernel;
+use qemu::{Guest, Machines};
+
+/// How long anything may take that is not measured.
+const PATIENCE: Duration = Duration::from_secs(60);
+/// Seconds of a guest's time after which a host without power must be seen as down.
+const DOWN_WITHIN: f64 = 6.0;
+/// Where the daemon keeps the cgroups of its containers.
+const CGROUPS: &str = "/sys/fs/cgroup/rswarm/rswarm";
+/// Lists the tasks that are to run.
+const TASKS: &str = "rswarm service ps -q --filter desired-state=running web";
+
+fn main() -> ExitCode {
+    let mut args = Arguments::from_args();
+    // Each machine takes a processor.
+    args.test_threads = Some(1);
+    let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("../target/guest");
+    // As the kernel will name it, so that processes are found by it.
+    let folder = fs::canonicalize(&folder).unwrap_or(folder);
+    let (kernel, busybox) = match tools(&folder) {
+        Ok(found) => found,
+        Err(missing) => {
+            println!("skipped: guests need {missing}; `.ci/guest` brings it");
+            // There it has been run, so that what is missing is a fault.
+            let ci = std::env::var_os("CI").is_some_and(|v| v == "true");
+            return if ci { ExitCode::FAILURE } else { ExitCode::SUCCESS };
+        }
+    };
+    if args.list {
+        return libtest_mimic::run(&args, trials(None)).exit_code();
+    }
+    let binary = std::env::var_os("RSWARM_GUEST_BINARY")
+        .map_or_else(|| PathBuf::from(env!("CARGO_BIN_EXE_rswarm")), PathBuf::from);
+    let machines = match Machines::new(&folder, &kernel, &binary, &busybox) {
+        Ok(machines) => Arc::new(machines),
+        Err(failed) => {
+            eprintln!(
+                "make what guests boot from: {}",
+                failed.message().unwrap_or_default()
+            );
+            return ExitCode::FAILURE;
+        }
+    };
+    println!(
+        "guests run {} by {}",
+        binary.display(),
+        if qemu::kvm() { "KVM" } else { "emulation" }
+    );
+    let own = machines.folder().to_owned();
+    let conclusion = libtest_mimic::run(&args, trials(Some(machines)));
+    let left = processes_in(&own);
+    if own.exists() || !left.is_empty() {
+        eprintln!("left behind: processes {left:?} and {}", own.display());
+        return ExitCode::FAILURE;
+    }
+    conclusion.exit_code()
+}
+
+/// What is there to boot a guest with, or what is missing.
+fn tools(folder: &Path) -> Result<(Kernel, PathBuf), &'static str> {
+    let in_path = |name: &str| {
+        std::env::var_os("PATH").and_then(|all| {
+            std::env::split_paths(&all)
+                .map(|p| p.join(name))
+                .find(|p| p.exists())
+        })
+    };
+    in_path("qemu-system-x86_64").ok_or("qemu-system-x86_64 (Debian: qemu-system-x86)")?;
+    in_path("mke2fs").ok_or("mke2fs (Debian: e2fsprogs)")?;
+    let busybox = in_path("busybox").ok_or("busybox (Debian: busybox-static)")?;
+    let kernel = Kernel::find(&folder.join("kernel")).ok_or("a kernel in target/guest/kernel")?;
+    Ok((kernel, busybox))
+}
+
+type Test = fn(&Machines) -> Result<(), Failed>;
+
+fn trials(machines: Option<Arc<Machines>>) -> Vec<Trial> {
+    let all: &[(&'static str, Test)] = &[
+        ("a guest goes with its test, however that ends", hygiene),
+        ("one host keeps the limits of cgroup v2", limits),
+        ("one host comes back after a power cut", power_cut),
+        ("two hosts are a cluster and survive a power cut of one", cluster),
+    ];
+    let trial = |(name, test): &(&'static str, Test)| {
+        let (test, machines) = (*test, machines.clone());
+        Trial::test(*name, move || {
+            let machines = machines.ok_or("nothing to boot")?;
+            let began = Instant::now();
+            let outcome = test(&machines);
+            println!("  {:.1} s", began.elapsed().as_secs_f64());
+            outcome?;
+            equal(processes_in(machines.folder()), Vec::new())
+        })
+    };
+    all.iter().map(trial).collect()
+}
+
+/// Processes that work in a folder of ours, as every QEMU does.
+fn processes_in(folder: &Path) -> Vec<u32> {
+    let mut found = Vec::new();
+    for entry in fs::read_dir("/proc").into_iter().flatten().flatten() {
+        let pid = entry.file_name().to_string_lossy().parse();
+        let cwd = fs::read_link(entry.path().join("cwd"));
+        if let (Ok(pid), Ok(cwd)) = (pid, cwd)
+            && cwd.starts_with(folder)
+        {
+            found.push(pid);
+        }
+    }
+    found
+}
+
+fn equal<T: PartialEq + std::fmt::Debug>(got: T, want: T) -> Result<(), Failed> {
+    if got == want {
+        Ok(())
+    } else {
+        Err(format!("got {got:?}, want {want:?}").into())
+    }
+}
+
+/// Fails, and shows the text, when a part is not in it.
+fn contains(text: &str, part: &str) -> Result<(), Failed> {
+    if text.contains(part) {
+        Ok(())
+    } else {
+        Err(format!("no \"{part}\" in:\n{text}").into())
+    }
+}
+
+/// Shows what guests said last when a test of theirs failed.
+fn told(outcome: Result<(), Failed>, guests: &mut [&mut Guest]) -> Result<(), Failed> {
+    if outcome.is_err() {
+        for guest in guests {
+            eprintln!("{}", guest.last_words());
+        }
+    }
+    outcome
+}
+
+/// Neither a failed assertion nor the death of the test process leaves a machine running.
+fn hygiene(machines: &Machines) -> Result<(), Failed> {
+    let mut guest = machines.guest("a", 1)?;
+    equal(processes_in(machines.folder()), guest.pid().into_iter().collect())?;
+    equal(guest.abandon()?, true)?;
+    let panicked = std::panic::catch_unwind(|| {
+        let _guest = machines.guest("a", 1);
+        std::panic::resume_unwind(Box::new("as an assertion does, but without its message"));
+    });
+    equal(panicked.is_err(), true)?;
+    equal(processes_in(machines.folder()), Vec::new())
+}
+
+/// A guest that is a cluster of its own with an image.
+fn host(machines: &Machines) -> Result<Guest, Failed> {
+    let mut guest = machines.guest("a", 1)?;
+    let made = (|| {
+        guest.until("the daemon answers", PATIENCE, "rswarm info", |_| true)?;
+        guest
+            .ok("rswarm swarm init && rswarm image import /image.tar box:1")
+            .map(drop)
+    })();
+    told(made, &mut [&mut guest])?;
+    Ok(guest)
+}
+
+fn limits(machines: &Machines) -> Result<(), Failed> {
+    let mut guest = host(machines)?;
+    let outcome = limits_hold(&mut guest);
+    told(outcome, &mut [&mut guest])
+}
+
+fn limits_hold(guest: &mut Guest) -> Result<(), Failed> {
+    let controllers = guest.ok("cat /sys/fs/cgroup/cgroup.controllers")?;
+    for controller in ["cpuset", "cpu", "io", "memory", "pids"] {
+        contains(&controllers, controller)?;
+    }
+    equal(
+        guest.ok("grep cgroup /proc/mounts | cut -d' ' -f3")?.as_str(),
+        "cgroup2\n",
+    )?;
+    guest.ok("rswarm service create --name web --update-monitor 0s --stop-signal KILL --limit-memory 64m --limit-cpu 0.5 --limit-pids 20 box:1 sleep 10000")?;
+    let group = format!("{CGROUPS}/*/");
+    let files = guest.ok(&format!(
+        "cd {group} && cat memory.max memory.swap.max cpu.max pids.max && wc -l <cgroup.procs"
+    ))?;
+    equal(files.as_str(), "67108864\n0\n50000 100000\n20\n1\n")?;
+    // The container sees its own group as the root, and what is run in it later is bounded as well.
+    equal(
+        guest
+            .ok("rswarm exec web.1 sh -c 'cat /proc/self/cgroup /sys/fs/cgroup/memory.max'")?
+            .as_str(),
+        "0::/\n67108864\n",
+    )?;
+    let forks =
+        guest.run("rswarm exec web.1 sh -c 'for i in $(seq 40); do sleep 1000 >/dev/null 2>&1 & done'")?;
+    contains(&forks.text, "can't fork")?;
+    contains(&guest.ok(&format!("cat {group}pids.events"))?, "max ")?;
+    guest.ok("rswarm service rm web")?;
+    guest.until(
+        "its group is gone",
+        PATIENCE,
+        &format!("ls -d {group} 2>/dev/null; true"),
+        str::is_empty,
+    )?;
+
+    guest.ok("rswarm service create -d --name hungry --limit-memory 16m --restart-condition none box:1 sh -c 'x=a; while :; do x=$x$x; done'")?;
+    let why = "rswarm service ps --no-trunc --format '{{.CurrentState}} {{.Error}}' hungry";
+    let why = guest.until("the kill is named", PATIENCE, why, |t| t.contains("Failed"))?;
+    contains(&why.to_lowercase(), "memory")?;
+    guest.ok("rswarm service rm hungry")?;
+
+    guest.ok("rswarm service create --name busy --update-monitor 0s --stop-signal KILL --limit-cpu 0.5 box:1 sh -c 'while :; do :; done'")?;
+    let share = cpu_share(guest, &group)?;
+    println!("  0.5 CPUs came out as {share:.2}");
+    equal((0.4..=0.6).contains(&share), true).map_err(|_| format!("0.5 CPUs came out as {share:.2}"))?;
+    // A daemon that was killed finds its containers, whose groups it did not make.
+    let pid = guest.ok(&format!("cat {group}cgroup.procs"))?;
+    guest.ok("kill -9 $(pidof rswarm | tr ' ' '\\n' | sort -n | head -n 1)")?;
+    guest.ok("setsid rswarm daemon >/run/daemon.log 2>&1 &")?;
+    guest.until("the daemon answers", PATIENCE, "rswarm service ls", |t| {
+        t.contains("1/1")
+    })?;
+    equal(guest.ok(&format!("cat {group}cgroup.procs"))?, pid)?;
+
+    guest.ok("rswarm swarm leave --force")?;
+    let left = "ls -d /sys/fs/cgroup/rswarm 2>/dev/null; true";
+    guest.until("no group is left", PATIENCE, left, str::is_empty)?;
+    Ok(())
+}
+
+/// What part of a processor a group used over some seconds, both by the guest's clock.
+fn cpu_share(guest: &mut Guest, group: &str) -> Result<f64, Failed> {
+    let look = format!("cut -d' ' -f1 /proc/uptime; sed -n 's/usage_usec //p' {group}cpu.stat");
+    let text = guest.ok(&format!("{look}; sleep 5; {look}"))?;
+    let numbers: Vec<f64> = text.lines().map(str::parse).collect::<Result<_, _>>()?;
+    let [began, before, ended, after] = numbers[..] else {
+        return Err(format!("not four numbers: {text}").into());
+    };
+    Ok((after - before) / 1e6 / (ended - began))
+}
+
+fn power_cut(machines: &Machines) -> Result<(), Failed> {
+    let mut guest = host(machines)?;
+    let outcome = comes_back(&mut guest);
+    told(outcome, &mut [&mut guest])
+}
+
+fn comes_back(guest: &mut Guest) -> Result<(), Failed> {
+    guest.ok("rswarm network create shop")?;
+    guest.ok("rswarm service create --name web --replicas 2 --network shop --publish 8080:80 --update-monitor 0s --stop-signal KILL --limit-memory 32m --mount type=volume,source=kept,target=/kept box:1 sh -c 'echo here | dd of=/kept/starts oflag=append conv=notrunc,fsync; exec httpd -f -p 80 -h /kept'")?;
+    guest.ok("echo s3cret | rswarm secret create key -")?;
+    let answer = "wget -q -O - http://10.77.0.1:8080/starts | wc -l";
+    equal(guest.ok(answer)?.as_str(), "2\n")?;
+    // Cut at once: what nobody synced is lost or, worse, there by name and empty. What was answered must be there.
+    // Whether the same tasks go on or others take their place, two run and no more.
+    cut_and_wait(guest, |_| true)?;
+    equal(guest.ok(answer)?.as_str(), "4\n")?;
+    equal(
+        guest.ok("rswarm secret ls --format '{{.Name}}'")?.as_str(),
+        "key\n",
+    )?;
+    // Cut with everything on disk: containers are known and cannot run, so others stand in their place.
+    let before = guest.ok(&format!("sync; {TASKS}"))?;
+    equal(before.lines().count(), 2)?;
+    cut_and_wait(guest, |now| !before.lines().any(|task| now.contains(task)))?;
+    equal(guest.ok(answer)?.as_str(), "6\n")?;
+    let name = "rswarm exec web.1 wget -q -O - http://web/starts | wc -l";
+    equal(guest.ok(name)?.as_str(), "6\n")?;
+    let why = guest.ok("rswarm service ps --no-trunc --format '{{.CurrentState}} {{.Error}}' web")?;
+    contains(&why, "this host was restarted")?;
+    // With the service goes what all lives of the machine left: groups, folders, namespaces.
+    guest.ok("rswarm service rm web")?;
+    let left = format!(
+        "ls -d {CGROUPS}/*/ /var/lib/rswarm/containers/* /var/lib/rswarm/net/netns/* 2>/dev/null; true"
+    );
+    guest.until("nothing of it is left", PATIENCE, &left, str::is_empty)?;
+    Ok(())
+}
+
+/// Cuts the power, and waits until two containers run and their tasks are the right ones.
+fn cut_and_wait(guest: &mut Guest, right: impl Fn(&str) -> bool) -> Result<(), Failed> {
+    guest.power_cut()?;
+    let boot = guest.boot()?.as_secs_f64();
+    guest.until("the daemon answers", PATIENCE, "rswarm info", |_| true)?;
+    let state = format!("cat {CGROUPS}/*/cgroup.procs | wc -l; {TASKS}; cut -d' ' -f1 /proc/uptime");
+    let now = guest.until("both run again", PATIENCE, &state, |t| {
+        t.starts_with("2\n") && t.lines().count() == 4 && right(t)
+    })?;
+    let after = now.lines().last().unwrap_or_default();
+    println!("  booted again in {boot:.1} s, both tasks ran {after} s after power on");
+    Ok(())
+}
+
+fn cluster(machines: &Machines) -> Result<(), Failed> {
+    let mut a = machines.guest("a", 1)?;
+    if a.run("rswarm swarm join --help")?.status != 0 {
+        println!("  skipped: this binary has no `swarm join` yet");
+        return Ok(());
+    }
+    let mut b = machines.guest("b", 2)?;
+    let outcome = one_cluster(&mut a, &mut b);
+    told(outcome, &mut [&mut a, &mut b])
+}
+
+fn one_cluster(a: &mut Guest, b: &mut Guest) -> Result<(), Failed> {
+    for guest in [&mut *a, &mut *b] {
+        guest.until("the daemon answers", PATIENCE, "rswarm info", |_| true)?;
+    }
+    a.ok("rswarm swarm init --advertise-addr 10.77.0.1")?;
+    let token = a.ok("rswarm swarm join-token worker -q")?;
+    b.ok(&format!(
+        "rswarm swarm join --token {} 10.77.0.1:2377",
+        token.trim()
+    ))?;
+    let nodes = "rswarm node ls --format '{{.Hostname}} {{.Status}}' | sort";
+    a.until("both are ready", PATIENCE, nodes, |t| t == "a Ready\nb Ready\n")?;
+    for guest in [&mut *a, &mut *b] {
+        guest.ok("rswarm image import /image.tar box:1")?;
+    }
+    a.ok("rswarm service create --name all --mode global --update-monitor 0s --stop-signal KILL --limit-memory 32m box:1 sleep 10000")?;
+    for guest in [&mut *a, &mut *b] {
+        equal(guest.ok(&format!("ls -d {CGROUPS}/*/"))?.lines().count(), 1)?;
+    }
+    // The clock begins before the cut, so that the bound includes it.
+    let clock = "cut -d' ' -f1 /proc/uptime";
+    let began: f64 = a.ok(clock)?.trim().parse()?;
+    b.power_cut()?;
+    a.until("b is down", PATIENCE, nodes, |t| t.contains("b Down"))?;
+    let took = a.ok(clock)?.trim().parse::<f64>()? - began;
+    println!("  seen down {took:.1} s after the cut");
+    equal(took < DOWN_WITHIN, true).map_err(|_| format!("seen down after {took:.1} s, not {DOWN_WITHIN}"))?;
+    println!("  b booted again in {:.1} s", b.boot()?.as_secs_f64());
+    a.until("b is ready again", PATIENCE, nodes, |t| t == "a Ready\nb Ready\n")?;
+    a.until("the service runs on both", PATIENCE, "rswarm service ls", |t| {
+        t.contains("2/2")
+    })?;
+    b.until(
+        "its container runs",
+        PATIENCE,
+        &format!("cat {CGROUPS}/*/cgroup.procs | wc -l"),
+        |t| t == "1\n",
+    )?;
+    Ok(())
+}
