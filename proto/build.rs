@@ -1,7 +1,7 @@
 //! Compiles the protocol files without a protoc binary.
 
 fn main() -> Result<(), Box<dyn std::error::Error>> {
-    let files = ["types", "control", "dispatch", "host"].map(|name| format!("rswarm/{name}.proto"));
+    let files = ["types", "control", "dispatch", "host", "images"].map(|name| format!("rswarm/{name}.proto"));
     for file in &files {
         println!("cargo:rerun-if-changed={file}");
     }

@@ -87,6 +87,7 @@ pub(crate) async fn run(args: Args, socket: PathBuf) -> Result<u8, Fail> {
         dataplane: args.dataplane,
         exe: std::env::current_exe()?,
         version: env!("CARGO_PKG_VERSION").into(),
+        peers: None,
     })
     .await
     .map_err(|e| Fail::new(chain(&e)))?;

@@ -26,5 +26,8 @@ mod generated {
     pub mod host {
         tonic::include_proto!("rswarm.host");
     }
+    pub mod images {
+        tonic::include_proto!("rswarm.images");
+    }
 }
-pub use generated::{control, dispatch, host, types};
+pub use generated::{control, dispatch, host, images, types};

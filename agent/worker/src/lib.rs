@@ -5,8 +5,15 @@
 #![forbid(unsafe_code)]
 
 // Talking with a manager.
+mod inventory;
+mod link;
 mod report;
 mod session;
+
+// Images from and for other nodes.
+mod fetch;
+mod images;
+mod peers;
 
 // Carrying tasks out.
 mod network;
@@ -24,3 +31,5 @@ mod agent;
 
 pub use agent::{Agent, AgentConfig, AgentError};
 pub use host::HostService;
+pub use images::ImagesService;
+pub use peers::Peers;

@@ -11,6 +11,7 @@ use tokio::sync::watch;
 use tonic::transport::Channel;
 
 use crate::agent::Shared;
+use crate::link::Link;
 use crate::report;
 use crate::tasks::Tasks;
 
@@ -73,6 +74,11 @@ async fn serve(shared: &Arc<Shared>, tasks: &mut Tasks, pause: &mut Duration) ->
         Err(status) => return status.message().to_owned(),
     };
     *pause = PAUSE_FIRST;
+    let _link = shared.links.hold(Link {
+        client: client.clone(),
+        node_id: node_id.clone(),
+        session: first.session.clone(),
+    });
     let heartbeat = heartbeats(
         client.clone(),
         node_id.clone(),

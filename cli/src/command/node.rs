@@ -142,6 +142,7 @@ pub(crate) async fn run(client: &Client, command: Command) -> Result<u8, Fail> {
                     reference: n.id.to_string(),
                     version: n.meta.version,
                     spec,
+                    ..UpdateRequest::default()
                 })
                 .await?;
             render::line(&node);
