@@ -8,8 +8,10 @@ use protox::prost_reflect::{DescriptorPool, Value};
 const ALLOW: &str = "rswarm.roles.allow";
 
 fn main() -> Result<(), Box<dyn std::error::Error>> {
-    let files = ["types", "roles", "control", "dispatch", "host", "ca", "raft"]
-        .map(|name| format!("rswarm/{name}.proto"));
+    let files = [
+        "types", "roles", "control", "dispatch", "host", "images", "ca", "raft",
+    ]
+    .map(|name| format!("rswarm/{name}.proto"));
     for file in &files {
         println!("cargo:rerun-if-changed={file}");
     }

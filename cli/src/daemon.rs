@@ -3,6 +3,7 @@
 use std::fs;
 use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt, PermissionsExt};
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 use std::time::Duration;
 
 use agent_worker::{Agent, AgentConfig};
@@ -94,6 +95,7 @@ pub(crate) async fn run(args: Args, socket: PathBuf) -> Result<u8, Fail> {
         dataplane: args.dataplane,
         exe: std::env::current_exe()?,
         version: env!("CARGO_PKG_VERSION").into(),
+        peers: Some(Arc::new(manager.keychain().clone())),
     })
     .await
     .map_err(|e| Fail::new(chain(&e)))?;
@@ -165,6 +167,7 @@ fn serve_port(manager: &Manager, agent: &Agent, mut ended: watch::Receiver<bool>
         .add_service(raft)
         .add_service(dispatcher)
         .add_service(control)
+        .add_service(agent.images_service())
         .add_service(agent.service());
     tokio::spawn(async move {
         tokio::select! {

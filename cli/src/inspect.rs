@@ -6,8 +6,8 @@ use model::object::{
     Availability, Config, Network, Node, NodeRole, NodeState, Secret, Service, SlotKey, Task,
 };
 use model::spec::{
-    FailureAction, PortSpec, PublishMode, RestartCondition, ServiceMode, ServiceSpec, TaskSpec, UpdateConfig,
-    UpdateOrder,
+    FailureAction, ImageRef, PortSpec, PublishMode, RestartCondition, ServiceMode, ServiceSpec, TaskSpec,
+    UpdateConfig, UpdateOrder,
 };
 use serde_json::{Value, json};
 
@@ -102,7 +102,16 @@ fn spec(s: &ServiceSpec) -> Value {
     })
 }
 
-pub(crate) fn service(s: &Service) -> Value {
+/// A service; for people its images are shown by name alone.
+pub(crate) fn service(s: &Service, for_people: bool) -> Value {
+    let spec = |s: &ServiceSpec| {
+        let mut value = spec(s);
+        if for_people {
+            value["TaskTemplate"]["ContainerSpec"]["Image"] = ImageRef::shown(&s.task.container.image).into();
+        }
+        value
+    };
+
     let (version, created, updated) = meta(s.meta);
     json!({
         "ID": s.id.to_string(), "Version": version, "CreatedAt": created, "UpdatedAt": updated,

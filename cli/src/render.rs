@@ -189,7 +189,7 @@ pub(crate) struct InspectArgs {
     format: Option<String>,
     /// For people: an indented list of what is set.
     #[arg(long, conflicts_with = "format")]
-    pretty: bool,
+    pub(crate) pretty: bool,
 }
 
 /// Prints objects of `inspect`.

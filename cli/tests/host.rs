@@ -454,7 +454,21 @@ fn exit_codes(host: &mut Host) -> Result<(), Failed> {
         "{{.Spec.TaskTemplate.ContainerSpec.Image}}",
         "web",
     ])?;
-    equal(spec.as_str(), "web:v2\n")?;
+    // The one image its name meant is written down; tables for people show the name.
+    let id = host.ok(&["image", "inspect", "--format", "{{.Id}}", "web:v2"])?;
+    equal(spec, format!("web:v2@{id}"))?;
+    let pretty = host.ok(&["service", "inspect", "--pretty", "web"])?;
+    let tables = [
+        host.ok(&["service", "ls"])?,
+        host.ok(&["service", "ps", "web"])?,
+        host.ok(&["ps"])?,
+        pretty,
+    ];
+    for text in tables {
+        contains(&text, "web:v2")?;
+        equal(text.contains("sha256"), false)?;
+    }
+    contains(&host.ok(&["service", "ps", "--no-trunc", "web"])?, id.trim())?;
     host.code(
         &[
             "service",

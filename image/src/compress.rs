@@ -49,6 +49,20 @@ pub(crate) fn open<'a>(mut source: impl Read + 'a) -> io::Result<Box<dyn Read + 
     }))
 }
 
+/// A stream of zstd, taken off; anything else fails at the first read.
+pub(crate) fn open_zstd<'a>(source: impl Read + 'a) -> io::Result<impl Read + 'a> {
+    let taken = Rc::new(Cell::new(0));
+    let counted = Counted {
+        inner: source,
+        taken: taken.clone(),
+    };
+    Ok(Bounded {
+        inner: zstd::stream::read::Decoder::new(counted)?,
+        taken,
+        given: 0,
+    })
+}
+
 struct Counted<R> {
     inner: R,
     taken: Rc<Cell<u64>>,

@@ -9,11 +9,15 @@ mod config;
 mod reference;
 
 // Bytes to folders.
+mod blob;
 mod compress;
 mod unpack;
 
 // Folders on disk.
 mod store;
+
+// To and from other hosts.
+mod share;
 
 // Ways in.
 mod build;
@@ -24,5 +28,6 @@ pub use build::{BuildError, BuildRequest};
 pub use config::{Healthcheck, ImageConfig};
 pub use load::LoadError;
 pub use reference::{Reference, ReferenceError};
-pub use store::{Image, ImageStore, ImageSummary, Removed, StoreError};
+pub use share::{Held, ImageOffer, OfferedLayer};
+pub use store::{Image, ImageStore, ImageSummary, Removed, StoreError, id_of};
 pub use unpack::UnpackError;

@@ -8,14 +8,18 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use sha2::{Digest, Sha256};
 
+use crate::blob::BlobFile;
 use crate::config::{Document, ImageConfig};
 use crate::reference::{Reference, ReferenceError};
+use crate::share::Changes;
 use crate::unpack::{self, UnpackError};
 
 /// Largest config document.
 pub(crate) const CONFIG_MAX: u64 = 4 << 20;
 /// Most layers of an image; overlayfs takes 500.
 const LAYERS_MAX: usize = 500;
+/// End of the name of a packed layer.
+const BLOB_SUFFIX: &str = ".tar.zst";
 
 /// Why the store could not do what was asked.
 #[derive(Debug, thiserror::Error)]
@@ -34,6 +38,9 @@ pub enum StoreError {
         "image {0} not found on this node: load or build it here (`rswarm image load`, `rswarm image build`)"
     )]
     NotFound(String),
+    /// There is no packed form of the layer.
+    #[error("the layer {0} cannot be sent from this node: it is not here, or was stored by an older version")]
+    NoBlob(String),
     /// Several ids begin so.
     #[error("image {0} is ambiguous: several ids begin so")]
     Ambiguous(String),
@@ -103,6 +110,8 @@ struct Inner {
     root: PathBuf,
     /// Name → id. On disk in `references.json`, rewritten as a whole.
     references: Mutex<BTreeMap<String, String>>,
+    /// Who is told of changes.
+    changes: Changes,
 }
 
 fn at(path: &Path) -> impl FnOnce(io::Error) -> StoreError {
@@ -123,7 +132,7 @@ impl ImageStore {
     /// [`StoreError::Io`] when its folder cannot be used.
     pub fn open(root: &Path) -> Result<Self, StoreError> {
         let _ = fs::remove_dir_all(root.join("tmp"));
-        for folder in ["images", "layers", "tmp"] {
+        for folder in ["images", "layers", "blobs", "tmp"] {
             fs::create_dir_all(root.join(folder)).map_err(at(&root.join(folder)))?;
         }
         let file = root.join("references.json");
@@ -133,27 +142,54 @@ impl ImageStore {
             Err(e) if e.kind() == io::ErrorKind::NotFound => BTreeMap::new(),
             Err(e) => return Err(at(&file)(e)),
         };
-        Ok(Self {
+        let store = Self {
             inner: Arc::new(Inner {
                 root: root.to_owned(),
                 references: Mutex::new(references),
+                changes: Changes::default(),
             }),
-        })
+        };
+        store.sweep_blobs();
+        Ok(store)
     }
 
-    fn references(&self) -> MutexGuard<'_, BTreeMap<String, String>> {
+    /// What tells of changes.
+    pub(crate) fn changes(&self) -> &Changes {
+        &self.inner.changes
+    }
+
+    /// Removes packed layers that have no unpacked one: a crash came between the two.
+    fn sweep_blobs(&self) {
+        let Ok(entries) = fs::read_dir(self.inner.root.join("blobs")) else {
+            return;
+        };
+        for entry in entries.flatten() {
+            let name = entry.file_name().to_string_lossy().into_owned();
+            let layer = name.strip_suffix(BLOB_SUFFIX);
+            if !layer.is_some_and(|hex| self.layer_path(hex).exists()) {
+                let _ = fs::remove_file(entry.path());
+            }
+        }
+    }
+
+    pub(crate) fn references(&self) -> MutexGuard<'_, BTreeMap<String, String>> {
         self.inner
             .references
             .lock()
             .unwrap_or_else(PoisonError::into_inner)
     }
 
-    fn config_path(&self, id: &str) -> PathBuf {
+    pub(crate) fn config_path(&self, id: &str) -> PathBuf {
         self.inner.root.join("images").join(hex(id))
     }
 
     fn layer_path(&self, diff_id: &str) -> PathBuf {
         self.inner.root.join("layers").join(hex(diff_id))
+    }
+
+    pub(crate) fn blob_path(&self, diff_id: &str) -> PathBuf {
+        let name = format!("{}{BLOB_SUFFIX}", hex(diff_id));
+        self.inner.root.join("blobs").join(name)
     }
 
     /// The folder of an unpacked layer.
@@ -177,19 +213,37 @@ impl ImageStore {
 
     /// Unpacks one layer, if it is not there, and checks its digest where one is known.
     pub(crate) fn add_layer(&self, source: impl Read, wanted: Option<&str>) -> Result<String, UnpackError> {
+        self.unpack_layer(wanted, |blob, folder| {
+            blob.packing(source, |tar| unpack::unpack(tar, folder))
+        })
+    }
+
+    /// Has `work` unpack a layer and write its packed form; both are kept when the digest is right.
+    ///
+    /// A layer without its packed form, which an older version stored, is unpacked again to get one.
+    pub(crate) fn unpack_layer(
+        &self,
+        wanted: Option<&str>,
+        work: impl FnOnce(BlobFile, &Path) -> io::Result<Result<String, UnpackError>>,
+    ) -> Result<String, UnpackError> {
         let io = |source: io::Error| UnpackError::Io {
             entry: "a layer".into(),
             source,
         };
         if let Some(wanted) = wanted
             && self.layer_path(wanted).exists()
+            && self.blob_path(wanted).exists()
         {
             return Ok(wanted.to_owned());
         }
         let scratch = self.scratch().map_err(|e| io(io::Error::other(e.to_string())))?;
-        let folder = scratch.path.join("layer");
+        let (folder, packed) = (scratch.path.join("layer"), scratch.path.join("blob"));
         fs::create_dir(&folder).map_err(io)?;
-        let found = unpack::unpack(source, &folder)?;
+        let blob = BlobFile::create(&packed).map_err(io)?;
+        let found = work(blob, &folder).map_err(|source| UnpackError::Io {
+            entry: "a layer into its packed form".into(),
+            source,
+        })??;
         if let Some(wanted) = wanted.filter(|w| *w != found) {
             return Err(UnpackError::Digest {
                 wanted: wanted.to_owned(),
@@ -200,6 +254,8 @@ impl ImageStore {
         // power cut they would be there, and empty. One call for all files; syncing each costs its own commit.
         let written = fs::File::open(&folder).map_err(io)?;
         rustix::fs::syncfs(&written).map_err(|e| io(e.into()))?;
+        // The packed form first: one without its layer is removed at the next start.
+        fs::rename(&packed, self.blob_path(&found)).map_err(io)?;
         let target = self.layer_path(&found);
         match fs::rename(&folder, &target) {
             // Another load was faster: the same content is there.
@@ -212,11 +268,14 @@ impl ImageStore {
     }
 
     /// Adds an image whose layers are there; answers its id.
-    pub(crate) fn add_image(&self, config: &[u8], references: &[Reference]) -> Result<String, StoreError> {
-        let id = format!("sha256:{:x}", Sha256::digest(config));
-        let document: Document = serde_json::from_slice(config)
-            .map_err(|e| StoreError::Config(format!("the config of the image cannot be read: {e}")))?;
-        check(&document)?;
+    ///
+    /// # Errors
+    /// [`StoreError::Config`] when the config cannot be read or a layer of it is missing; [`StoreError::Io`].
+    pub fn add_image(&self, config: &[u8], references: &[Reference]) -> Result<String, StoreError> {
+        let id = id_of(config);
+        let document = parse(config)?;
+        // From here on no removal takes a layer away: it holds the names as well.
+        let mut known = self.references();
         for layer in &document.rootfs.diff_ids {
             if !self.layer_path(layer).exists() {
                 return Err(StoreError::Config(format!(
@@ -225,13 +284,14 @@ impl ImageStore {
             }
         }
         self.write(&self.config_path(&id), config)?;
-        let mut known = self.references();
         let mut next = known.clone();
         for reference in references {
             next.insert(reference.to_string(), id.clone());
         }
         self.save(&next)?;
         *known = next;
+        drop(known);
+        self.changes().tell();
         Ok(id)
     }
 
@@ -253,9 +313,18 @@ impl ImageStore {
         self.write(&self.inner.root.join("references.json"), &text)
     }
 
-    /// The id that a name, an id or the beginning of one (4 digits at least) leads to.
-    fn lookup(&self, text: &str) -> Result<String, StoreError> {
+    /// The id that a name, an id or the beginning of one (4 digits at least) leads to. A name with a digest leads to
+    /// the image of that id and no other, whatever the name is worth today.
+    pub(crate) fn lookup(&self, text: &str) -> Result<String, StoreError> {
         let missing = || StoreError::NotFound(text.to_owned());
+        if let Some((_, digest)) = text.split_once('@') {
+            let there = is_digest(digest) && self.config_path(digest).exists();
+            return if there {
+                Ok(digest.to_owned())
+            } else {
+                Err(missing())
+            };
+        }
         if let Ok(reference) = text.parse::<Reference>()
             && let Some(id) = self.references().get(&reference.to_string())
         {
@@ -273,7 +342,7 @@ impl ImageStore {
         }
     }
 
-    fn ids(&self) -> Vec<String> {
+    pub(crate) fn ids(&self) -> Vec<String> {
         let Ok(entries) = fs::read_dir(self.inner.root.join("images")) else {
             return Vec::new();
         };
@@ -285,7 +354,7 @@ impl ImageStore {
         ids
     }
 
-    fn document(&self, id: &str) -> Result<Document, StoreError> {
+    pub(crate) fn document(&self, id: &str) -> Result<Document, StoreError> {
         let path = self.config_path(id);
         let text = fs::read(&path).map_err(at(&path))?;
         serde_json::from_slice(&text).map_err(|e| StoreError::Config(format!("{}: {e}", path.display())))
@@ -382,6 +451,8 @@ impl ImageStore {
         next.insert(target.to_string(), id);
         self.save(&next)?;
         *known = next;
+        drop(known);
+        self.changes().tell();
         Ok(())
     }
 
@@ -402,9 +473,10 @@ impl ImageStore {
             .filter(|(_, i)| **i == id)
             .map(|(r, _)| r.clone())
             .collect();
-        let named = reference
-            .parse::<Reference>()
-            .ok()
+        // With a digest it is an id.
+        let named = (!reference.contains('@'))
+            .then(|| reference.parse::<Reference>().ok())
+            .flatten()
             .map(|r| r.to_string())
             .filter(|r| names.contains(r));
         let untag: Vec<String> = match named {
@@ -434,10 +506,14 @@ impl ImageStore {
                 .flat_map(|d| d.rootfs.diff_ids)
                 .collect();
             for layer in layers.iter().filter(|l| !kept.contains(l)) {
+                // Offered no more before it is gone.
+                let _ = fs::remove_file(self.blob_path(layer));
                 let _ = fs::remove_dir_all(self.layer_path(layer));
             }
             removed.push(Removed::Deleted(id));
         }
+        drop(known);
+        self.changes().tell();
         Ok(removed)
     }
 }
@@ -451,6 +527,19 @@ impl Drop for Scratch {
     fn drop(&mut self) {
         let _ = fs::remove_dir_all(&self.path);
     }
+}
+
+/// The id of the image with this config.
+pub fn id_of(config: &[u8]) -> String {
+    format!("sha256:{:x}", Sha256::digest(config))
+}
+
+/// A config document whose layers can be used.
+pub(crate) fn parse(config: &[u8]) -> Result<Document, StoreError> {
+    let document: Document = serde_json::from_slice(config)
+        .map_err(|e| StoreError::Config(format!("the config of the image cannot be read: {e}")))?;
+    check(&document)?;
+    Ok(document)
 }
 
 fn hex(digest: &str) -> &str {

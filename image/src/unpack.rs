@@ -52,6 +52,17 @@ pub enum UnpackError {
     },
 }
 
+impl UnpackError {
+    /// Whether this host is to blame (its disk is full, say) and not what was read.
+    pub fn is_local(&self) -> bool {
+        match self {
+            // What a decoder finds wrong has no number of the kernel.
+            Self::Io { source, .. } => source.raw_os_error().is_some(),
+            Self::Format(_) | Self::Escape { .. } | Self::Limit(_) | Self::Digest { .. } => false,
+        }
+    }
+}
+
 /// Counts and hashes what is read through it.
 struct Hashing<R> {
     inner: R,

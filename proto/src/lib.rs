@@ -38,5 +38,8 @@ mod generated {
     pub mod host {
         tonic::include_proto!("rswarm.host");
     }
+    pub mod images {
+        tonic::include_proto!("rswarm.images");
+    }
 }
-pub use generated::{ca, control, dispatch, host, raft, roles, types};
+pub use generated::{ca, control, dispatch, host, images, raft, roles, types};

@@ -6,6 +6,7 @@
 pub mod assignments;
 
 // One task at a time.
+pub mod fetch;
 pub mod health;
 pub mod step;
 

@@ -10,11 +10,17 @@ use model::object::{NodeDescription, NodeRole};
 use net::{Dataplane, DataplaneConfig};
 use proto::host::host_server::HostServer;
 use proto::identity::Keychain;
+use proto::images::images_server::ImagesServer;
 use runtime::{Runtime, RuntimeConfig};
 use tokio::sync::{Notify, Semaphore, watch};
 
+use crate::fetch::Fetcher;
 use crate::host::HostService;
+use crate::images::ImagesService;
+use crate::inventory::Inventory;
+use crate::link::Links;
 use crate::network::Network;
+use crate::peers::Peers;
 use crate::volumes::Volumes;
 use agent_core::outbox::Outbox;
 
@@ -40,6 +46,8 @@ pub struct AgentConfig {
     pub exe: PathBuf,
     /// Version it reports.
     pub version: String,
+    /// Other nodes, whose images are fetched; none: only images that are here can be run.
+    pub peers: Option<Arc<dyn Peers>>,
 }
 
 /// Why an agent does not run.
@@ -72,6 +80,9 @@ pub(crate) struct Shared {
     pub(crate) told: Notify,
     pub(crate) starts: Semaphore,
     pub(crate) role: watch::Sender<Option<NodeRole>>,
+    pub(crate) links: Arc<Links>,
+    pub(crate) inventory: Inventory,
+    pub(crate) fetcher: Arc<Fetcher>,
 }
 
 impl Agent {
@@ -93,7 +104,11 @@ impl Agent {
         })
         .await?;
         let volumes = Volumes::new(config.data_dir.join("volumes"));
+        let links = Arc::new(Links::new());
         let shared = Shared {
+            inventory: Inventory::of(&images),
+            fetcher: Arc::new(Fetcher::new(images.clone(), config.peers.clone(), links.clone())),
+            links,
             runtime,
             images,
             network: Network::new(plane),
@@ -119,9 +134,17 @@ impl Agent {
         self.shared.role.subscribe()
     }
 
+    /// The service for other nodes of the cluster, to be added to the server they reach.
+    pub fn images_service(&self) -> ImagesServer<ImagesService> {
+        ImagesService::server(self.shared.images.clone())
+    }
+
     /// Serves a manager until told to stop. Containers go on either way.
     pub async fn run(&self, stop: watch::Receiver<bool>) {
-        crate::session::run(self.shared.clone(), stop).await;
+        tokio::select! {
+            () = crate::session::run(self.shared.clone(), stop) => {}
+            () = crate::inventory::run(self.shared.clone()) => {}
+        }
     }
 
     /// Takes down everything: containers, networks. For a node that left its cluster.

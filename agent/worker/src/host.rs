@@ -79,7 +79,7 @@ impl HostService {
 fn store_status(error: &StoreError) -> Status {
     let text = chain(error);
     match error {
-        StoreError::NotFound(_) => Status::not_found(text),
+        StoreError::NotFound(_) | StoreError::NoBlob(_) => Status::not_found(text),
         StoreError::InUse(_) | StoreError::SeveralReferences(_) => Status::failed_precondition(text),
         StoreError::Ambiguous(_) | StoreError::Reference(_) | StoreError::Config(_) => {
             Status::invalid_argument(text)
@@ -92,12 +92,13 @@ fn broken(text: String) -> Status {
     Status::internal(text)
 }
 
-/// Runs an image job that blocks; its words go to the client as they come.
-fn image_job<F>(job: F) -> Response<Events<w::ImageEvent>>
+/// Runs an image job that blocks; its words go to the client as they come, and the last ones once the manager knows.
+fn image_job<F>(shared: &Arc<Shared>, job: F) -> Response<Events<w::ImageEvent>>
 where
     F: FnOnce(&mut dyn FnMut(&str)) -> Result<Vec<w::ImageEvent>, Status> + Send + 'static,
 {
     let (sender, receiver) = mpsc::channel(QUEUE);
+    let shared = shared.clone();
     tokio::task::spawn_blocking(move || {
         let words = sender.clone();
         let mut say = move |text: &str| {
@@ -107,7 +108,10 @@ where
             }));
         };
         match job(&mut say) {
-            Ok(events) => events.into_iter().for_each(|e| drop(sender.blocking_send(Ok(e)))),
+            Ok(events) => {
+                tokio::runtime::Handle::current().block_on(shared.images_told());
+                events.into_iter().for_each(|e| drop(sender.blocking_send(Ok(e))));
+            }
             Err(status) => drop(sender.blocking_send(Err(status))),
         }
     });
@@ -145,7 +149,7 @@ impl Host for HostService {
         let mut stream = request.into_inner();
         let start = first(&mut stream).await?;
         let (images, reader) = (self.shared.images.clone(), ChunkReader::new(start.data, stream));
-        Ok(image_job(move |say| {
+        Ok(image_job(&self.shared, move |say| {
             let loaded = images
                 .load(reader, say)
                 .map_err(|e| Status::invalid_argument(chain(e)))?;
@@ -173,7 +177,7 @@ impl Host for HostService {
             ));
         }
         let (images, reader) = (self.shared.images.clone(), ChunkReader::new(start.data, stream));
-        Ok(image_job(move |_| {
+        Ok(image_job(&self.shared, move |_| {
             let name = Some(options.reference.as_str()).filter(|r| !r.is_empty());
             let id = images
                 .import(reader, name)
@@ -190,7 +194,7 @@ impl Host for HostService {
         let start = first(&mut stream).await?;
         let options = start.build.unwrap_or_default();
         let (images, reader) = (self.shared.images.clone(), ChunkReader::new(start.data, stream));
-        Ok(image_job(move |say| {
+        Ok(image_job(&self.shared, move |say| {
             let request = BuildRequest {
                 dockerfile: options.dockerfile,
                 tags: options.tags.clone(),
@@ -246,6 +250,7 @@ impl Host for HostService {
             .await
             .map_err(broken)?
             .map_err(|e| store_status(&e))?;
+        self.shared.images_told().await;
         Ok(Response::new(w::TagImageReply {}))
     }
 
@@ -271,6 +276,7 @@ impl Host for HostService {
         .await
         .map_err(broken)?
         .map_err(|e| store_status(&e))?;
+        self.shared.images_told().await;
         let mut reply = w::RemoveImagesReply::default();
         for item in removed {
             match item {

@@ -6,8 +6,15 @@
 
 // Talking with a manager.
 mod identity;
+mod inventory;
+mod link;
 mod report;
 mod session;
+
+// Images from and for other nodes.
+mod fetch;
+mod images;
+mod peers;
 
 // Carrying tasks out.
 mod network;
@@ -25,3 +32,5 @@ mod agent;
 
 pub use agent::{Agent, AgentConfig, AgentError};
 pub use host::HostService;
+pub use images::ImagesService;
+pub use peers::Peers;

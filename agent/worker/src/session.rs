@@ -16,6 +16,7 @@ use tonic::{Code, Status};
 
 use crate::agent::Shared;
 use crate::identity::{self, Told};
+use crate::link::Link;
 use crate::report;
 use crate::tasks::Tasks;
 
@@ -157,6 +158,10 @@ async fn serve(shared: &Arc<Shared>, tasks: &mut Tasks, pause: &mut Duration, ta
     tracing::info!(manager = %target.1, "registered with the manager");
     let session = first.session.clone();
     let told = watch::Sender::new(Told::default());
+    let _link = shared.links.hold(Link {
+        client: client.clone(),
+        session: session.clone(),
+    });
     let heartbeat = heartbeats(client.clone(), session.clone(), first.heartbeat_ns);
     take(shared, &told, first);
     let reports = report::run(shared.clone(), client.clone(), session.clone());
@@ -198,7 +203,7 @@ fn take(shared: &Shared, told: &watch::Sender<Told>, message: w::SessionMessage)
     });
     shared
         .role
-        .send_if_modified(|known| std::mem::replace(known, Some(role)) != Some(role));
+        .send_if_modified(|known| known.replace(role) != Some(role));
 }
 
 async fn heartbeats(mut client: DispatcherClient<Channel>, session: String, mut period_ns: u64) -> Status {

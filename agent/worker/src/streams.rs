@@ -19,6 +19,8 @@ impl ChunkReader {
     /// Starts to receive; `first` was taken from the stream already.
     pub(crate) fn new(first: Vec<u8>, mut stream: Streaming<Chunk>) -> Self {
         let (sender, receiver) = mpsc::channel(QUEUE);
+        let mut this = Self::of(receiver);
+        this.rest = io::Cursor::new(first);
         tokio::spawn(async move {
             loop {
                 let item = match stream.message().await {
@@ -32,9 +34,14 @@ impl ChunkReader {
                 }
             }
         });
+        this
+    }
+
+    /// Reads what comes through a channel.
+    pub(crate) fn of(receiver: mpsc::Receiver<io::Result<Vec<u8>>>) -> Self {
         Self {
             receiver,
-            rest: io::Cursor::new(first),
+            rest: io::Cursor::default(),
         }
     }
 }

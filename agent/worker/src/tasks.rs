@@ -1,5 +1,7 @@
 //! One worker a task: look, ask for the next step, do it, report.
 
+mod bring;
+
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
@@ -16,6 +18,7 @@ use tokio::sync::{mpsc, watch};
 use crate::agent::{Shared, now};
 use crate::translate::{self, Place};
 use crate::{probe, report};
+use bring::Brought;
 
 /// Every task of this node, each with its worker.
 pub(crate) struct Tasks {
@@ -179,7 +182,11 @@ impl Worker {
                     self.forget().await;
                     return;
                 }
-                Step::Prepare => self.prepare().await,
+                Step::Prepare => {
+                    if !self.prepare().await {
+                        return;
+                    }
+                }
                 Step::Start => self.start().await,
                 Step::AddEndpoint => self.serve(true).await,
                 Step::DropEndpoint => self.serve(false).await,
@@ -236,6 +243,14 @@ impl Worker {
         }
     }
 
+    fn take_order(&mut self) {
+        let order = self.order.borrow_and_update().clone();
+        self.local.desired = order.task.as_ref().map(|t| t.desired);
+        if let Some(task) = order.task {
+            self.task = task;
+        }
+    }
+
     /// Waits for anything new; answers whether to go on.
     async fn wait(&mut self, until: Option<model::Timestamp>) -> bool {
         let pause = until.map(|t| t.since(now()));
@@ -257,11 +272,7 @@ impl Worker {
                 if changed.is_err() {
                     return false;
                 }
-                let order = self.order.borrow_and_update().clone();
-                self.local.desired = order.task.as_ref().map(|t| t.desired);
-                if let Some(task) = order.task {
-                    self.task = task;
-                }
+                self.take_order();
             }
             news = self.news.1.recv() => match news {
                 Some(News::Ended(exit)) => self.ended(exit),
@@ -294,13 +305,20 @@ impl Worker {
         }
     }
 
-    async fn prepare(&mut self) {
+    /// Answers whether to go on.
+    async fn prepare(&mut self) -> bool {
         self.message = "preparing".into();
         self.tell();
-        let shared = self.shared.clone();
-        let permit = shared.starts.acquire().await;
-        let result = self.make().await;
-        drop(permit);
+        let result = match self.bring_image().await {
+            Brought::Here => {
+                let shared = self.shared.clone();
+                let _permit = shared.starts.acquire().await;
+                self.make().await
+            }
+            Brought::Failed(error) => Err(error),
+            Brought::NotWanted => return true,
+            Brought::Stopped => return false,
+        };
         match result {
             Ok(()) => {
                 self.local.seen = Seen::Prepared;
@@ -314,6 +332,7 @@ impl Worker {
                 }
             }
         }
+        true
     }
 
     async fn make(&mut self) -> Result<(), String> {

@@ -2,6 +2,7 @@
 
 use std::io::Write;
 
+use model::spec::ImageRef;
 use proto::host::{ExecInput, ExecStart, ListContainersRequest, LogsRequest, Size};
 use rustix::termios::{OptionalActions, Termios, isatty, tcgetattr, tcgetwinsize, tcsetattr};
 use serde_json::json;
@@ -89,7 +90,7 @@ pub(crate) async fn ps(client: &Client, args: PsArgs) -> Result<u8, Fail> {
                 _ => "Created".into(),
             };
             json!({
-                "ID": c.id, "Shown": render::short(&c.id, args.list.no_trunc), "Image": c.image, "Command": format!("\"{}\"", c.command.join(" ")),
+                "ID": c.id, "Shown": render::short(&c.id, args.list.no_trunc), "Image": if args.list.no_trunc { &c.image } else { ImageRef::shown(&c.image) }, "Command": format!("\"{}\"", c.command.join(" ")),
                 "CreatedAt": render::ago(c.created_at_ms), "Status": status, "Names": c.name, "Pid": c.pid, "State": c.state, "ExitCode": c.exit_code, "Labels": c.labels,
             })
         })

@@ -63,6 +63,7 @@ pub(crate) async fn run(client: &Client, command: Command, secret: bool) -> Resu
             };
             let request = CreateRequest {
                 spec: Some(Spec { spec: Some(spec) }),
+                ..CreateRequest::default()
             };
             render::line(client.control().await?.create(request).await?.into_inner().id);
         }

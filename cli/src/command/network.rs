@@ -92,7 +92,10 @@ pub(crate) async fn run(client: &Client, command: Command) -> Result<u8, Fail> {
             let reply = client
                 .control()
                 .await?
-                .create(CreateRequest { spec })
+                .create(CreateRequest {
+                    spec,
+                    ..CreateRequest::default()
+                })
                 .await?
                 .into_inner();
             render::line(reply.id);

@@ -136,6 +136,7 @@ async fn change(
             spec: Some(Spec {
                 spec: Some(spec::Spec::Node((&new).into())),
             }),
+            ..UpdateRequest::default()
         };
         match client.control().await?.update(request).await {
             Ok(reply) => {

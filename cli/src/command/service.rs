@@ -116,12 +116,17 @@ async fn get(client: &Client, reference: &str) -> Result<Arc<Service>, Fail> {
     }
 }
 
-/// Creates a service; answers its id.
-pub(crate) async fn create(client: &Client, spec: &ServiceSpec) -> Result<String, Fail> {
+/// Creates a service; answers its id. Its image is pinned to what its name means now, unless that is not wanted.
+pub(crate) async fn create(
+    client: &Client,
+    spec: &ServiceSpec,
+    no_resolve_image: bool,
+) -> Result<String, Fail> {
     let request = CreateRequest {
         spec: Some(Spec {
             spec: Some(spec::Spec::Service(spec.into())),
         }),
+        no_resolve_image,
     };
     let reply = client.control().await?.create(request).await?.into_inner();
     reply.warnings.iter().for_each(|w| eprintln!("Warning: {w}"));
@@ -131,7 +136,7 @@ pub(crate) async fn create(client: &Client, spec: &ServiceSpec) -> Result<String
 pub(crate) async fn run(client: &Client, command: Command) -> Result<u8, Fail> {
     match command {
         Command::Create(args) => {
-            let id = create(client, &from_create(&args)?).await?;
+            let id = create(client, &from_create(&args)?, args.spec.no_resolve_image).await?;
             render::line(&id);
             return one(client, &id, None, &args.spec.wait).await;
         }
@@ -148,6 +153,7 @@ pub(crate) async fn run(client: &Client, command: Command) -> Result<u8, Fail> {
                 reference: old.id.to_string(),
                 version: old.meta.version,
                 spec,
+                no_resolve_image: args.spec.no_resolve_image,
             };
             let mut result = client.control().await?.update(request.clone()).await;
             // The rollout itself writes the service: the user's change is made on what it is now (trap D20).
@@ -189,7 +195,7 @@ pub(crate) async fn run(client: &Client, command: Command) -> Result<u8, Fail> {
         Command::Inspect { services, how } => {
             let mut values = Vec::new();
             for service in &services {
-                values.push(inspect::service(&*get(client, service).await?));
+                values.push(inspect::service(&*get(client, service).await?, how.pretty));
             }
             render::inspect(&values, &how)?;
         }

@@ -120,9 +120,9 @@ pub(crate) struct SpecArgs {
     log_driver: Option<String>,
     #[arg(long)]
     log_opt: Vec<String>,
-    /// Accepted for Docker's habits: images are resolved on the nodes.
+    /// Leave the image as it is written, without the digest of what its name means now: each node looks it up by itself.
     #[arg(long)]
-    no_resolve_image: bool,
+    pub(super) no_resolve_image: bool,
     /// Accepted for Docker's habits: there is no registry yet.
     #[arg(long)]
     with_registry_auth: bool,

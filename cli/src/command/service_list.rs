@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use model::object::{Object, SlotKey, Task};
-use model::spec::{PublishMode, ServiceMode};
+use model::spec::{ImageRef, PublishMode, ServiceMode};
 use model::task_state::{DesiredState, TaskState};
 use model::{NodeId, ServiceId};
 use proto::types::Kind;
@@ -37,7 +37,7 @@ pub(crate) async fn ls(client: &Client, args: &ListArgs) -> Result<(), Fail> {
             let own: BTreeMap<_, _> = by_service.remove(&s.id).unwrap_or_default().into_iter().map(|t| (t.id, (*t).clone())).collect();
             let (running, wanted) = progress::count(s, &own);
             let (id, mode) = (s.id.to_string(), if s.spec.mode == ServiceMode::Global { "global" } else { "replicated" });
-            json!({"ID": id, "Shown": render::short(&id, args.no_trunc), "Name": s.spec.name, "Mode": mode, "Replicas": format!("{running}/{wanted}"), "Image": s.spec.task.container.image, "Ports": inspect::ports(&s.endpoint.ports)})
+            json!({"ID": id, "Shown": render::short(&id, args.no_trunc), "Name": s.spec.name, "Mode": mode, "Replicas": format!("{running}/{wanted}"), "Image": ImageRef::shown(&s.spec.task.container.image), "Ports": inspect::ports(&s.endpoint.ports)})
         })
         .collect();
     let columns = [
@@ -96,10 +96,23 @@ pub(crate) async fn task_rows(client: &Client, args: &ListArgs) -> Result<(), Fa
             .filter(|p| p.mode == PublishMode::Host && t.status.state == TaskState::Running)
             .cloned()
             .collect();
+        let image = t.spec.container.image.as_str();
+        let image = if args.no_trunc {
+            image
+        } else {
+            ImageRef::shown(image)
+        };
+        // Long enough to be asked about; everything else before Running is over in no time.
+        let fetching = t.status.state == TaskState::Preparing && t.status.message.starts_with("fetching");
+        let doing = if fetching {
+            format!(": {}", t.status.message)
+        } else {
+            String::new()
+        };
         rows.push(json!({
             "ID": id, "Shown": render::short(&id, args.no_trunc), "Name": t.name(), "ShownName": format!("{}{}", if again { " \\_ " } else { "" }, t.name()),
-            "Image": t.spec.container.image, "Node": t.node.and_then(|n| nodes.get(&n).cloned()).unwrap_or_default(),
-            "DesiredState": desired, "CurrentState": format!("{} {}", title(t.status.state.as_str()), render::ago(t.status.at.0).to_lowercase()),
+            "Image": image, "Node": t.node.and_then(|n| nodes.get(&n).cloned()).unwrap_or_default(),
+            "DesiredState": desired, "CurrentState": format!("{} {}{doing}", title(t.status.state.as_str()), render::ago(t.status.at.0).to_lowercase()),
             "Error": error, "Ports": inspect::ports(&ports), "Raw": inspect::task(t),
         }));
     }

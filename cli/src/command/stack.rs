@@ -8,7 +8,7 @@ use deploy::{Compose, Problem, Source, Surroundings};
 use futures::future::join_all;
 use model::object::Object;
 use model::spec::{STACK_LABEL, check_name};
-use proto::control::{Change, DeployStackRequest, RemoveStacksRequest, StackChange};
+use proto::control::{Change, DeployStackRequest, RemoveStacksRequest, ResolveImage, StackChange};
 use proto::types::Kind;
 use serde_json::{Value, json};
 
@@ -76,6 +76,24 @@ pub(crate) struct Files {
     files: Vec<String>,
 }
 
+/// When names of images are looked up.
+#[derive(Clone, Copy, clap::ValueEnum)]
+enum Resolve {
+    Always,
+    Changed,
+    Never,
+}
+
+impl From<Resolve> for ResolveImage {
+    fn from(when: Resolve) -> Self {
+        match when {
+            Resolve::Always => Self::Always,
+            Resolve::Changed => Self::Changed,
+            Resolve::Never => Self::Never,
+        }
+    }
+}
+
 /// What is deployed and how.
 #[derive(clap::Args)]
 pub(crate) struct DeployArgs {
@@ -86,9 +104,9 @@ pub(crate) struct DeployArgs {
     prune: bool,
     #[command(flatten)]
     wait: Wait,
-    /// Accepted for Docker's habits: images are resolved on the nodes.
-    #[arg(long, value_name = "always|changed|never")]
-    resolve_image: Option<String>,
+    /// When to look up which image a name means: at each deploy, only where the name changed, or never.
+    #[arg(long, value_enum, default_value = "always")]
+    resolve_image: Resolve,
     /// Accepted for Docker's habits: there is no registry yet.
     #[arg(long)]
     with_registry_auth: bool,
@@ -162,6 +180,7 @@ async fn deploy_stack(client: &Client, args: &DeployArgs) -> Result<u8, Fail> {
     let request = DeployStackRequest {
         stack: Some((&stack).into()),
         prune: args.prune,
+        resolve_image: ResolveImage::from(args.resolve_image).into(),
     };
     let reply = client.control().await?.deploy_stack(request).await?.into_inner();
     reply.warnings.iter().for_each(|w| eprintln!("Warning: {w}"));

@@ -379,14 +379,17 @@ async fn authority(
         key: read(key)?,
     };
     client.control().await?.rotate_authority(request).await?;
+    if detach {
+        return Ok(());
+    }
     let mut last = String::new();
-    while !detach {
+    loop {
         let security = &cluster().await?.security;
         let Some(next) = &security.next else {
             if !quiet {
                 render::text(&security.authority.certificate);
             }
-            break;
+            return Ok(());
         };
         let nodes = client.list(Kind::Node, &[]).await?;
         let issuers: Vec<&str> = (nodes.iter())
@@ -409,7 +412,6 @@ async fn authority(
         }
         tokio::time::sleep(std::time::Duration::from_millis(200)).await;
     }
-    Ok(())
 }
 
 pub(crate) async fn info(client: &Client, args: InfoArgs) -> Result<u8, Fail> {

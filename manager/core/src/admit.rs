@@ -5,6 +5,7 @@ mod file;
 mod join;
 mod network;
 mod node;
+mod pin;
 mod service;
 mod stack;
 mod validate;
@@ -26,6 +27,7 @@ pub use join::{
 };
 pub use network::{create_network, remove_networks};
 pub use node::{remove_nodes, update_node};
+pub use pin::{Pinning, ResolveImage};
 pub use service::{create_service, remove_services, rollback_service, scale_services, update_service};
 pub use stack::{StackChange, StackVerdict, deploy_stack, remove_stacks};
 

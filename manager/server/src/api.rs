@@ -2,6 +2,7 @@
 
 mod cluster;
 mod filter;
+mod pins;
 mod watch;
 
 use std::collections::BTreeSet;
@@ -359,15 +360,21 @@ impl Control for Api {
 
     async fn create(&self, request: Request<wire::CreateRequest>) -> Reply<wire::CreateReply> {
         let id = request_id(&request);
-        let spec = spec_of(request.into_inner().spec)?;
+        let request = request.into_inner();
+        let spec = spec_of(request.spec)?;
         if matches!(spec, Spec::Node(_)) {
             return Err(Status::invalid_argument(
                 "a node is made by joining the cluster, not by a request",
             ));
         }
+        let pinning = self.pinning_of(&spec, request.no_resolve_image)?;
         let written = self
             .write(id, move |state, now, ids| match &spec {
-                Spec::Service(spec) => admit::create_service(state, (**spec).clone(), now, ids),
+                Spec::Service(spec) => {
+                    let mut spec = (**spec).clone();
+                    let warning = pinning.as_ref().and_then(|p| p.apply(state, &mut spec));
+                    pins::warned(admit::create_service(state, spec, now, ids), warning)
+                }
                 Spec::Network(spec) => admit::create_network(state, spec.clone(), now, ids),
                 Spec::Secret(spec) => admit::create_secret(state, spec.clone(), now, ids),
                 Spec::Config(spec) => admit::create_config(state, spec.clone(), now, ids),
@@ -391,10 +398,14 @@ impl Control for Api {
                 "a network cannot be changed: remove it and make it again",
             ));
         }
+        let pinning = self.pinning_of(&spec, request.no_resolve_image)?;
         let written = self
             .write(id, move |state, now, _| match &spec {
                 Spec::Service(spec) => {
-                    admit::update_service(state, &reference, version, (**spec).clone(), now)
+                    let mut spec = (**spec).clone();
+                    let warning = pinning.as_ref().and_then(|p| p.apply(state, &mut spec));
+                    let admitted = admit::update_service(state, &reference, version, spec, now);
+                    pins::warned(admitted, warning)
                 }
                 Spec::Secret(spec) => admit::update_secret_labels(state, &reference, version, spec),
                 Spec::Config(spec) => admit::update_config_labels(state, &reference, version, spec),
@@ -467,15 +478,20 @@ impl Control for Api {
     ) -> Reply<wire::DeployStackReply> {
         let id = request_id(&request);
         let request = request.into_inner();
+        let when = request.resolve_image();
         let stack: model::spec::StackSpec = request
             .stack
             .ok_or_else(|| Status::invalid_argument("the request has no stack"))?
             .try_into()
             .map_err(|e: WireError| Status::from(e))?;
-        let prune = request.prune;
+        let (prune, when) = (request.prune, pins::when(when));
+        let pinning = self.pinning(&stack.services, when)?;
         let written = self
             .write(id, move |state, now, ids| {
-                admit::deploy_stack(state, stack.clone(), prune, now, ids)
+                let mut stack = stack.clone();
+                let pin = |spec| pinning.apply(state, spec);
+                let warnings: Vec<String> = stack.services.iter_mut().filter_map(pin).collect();
+                pins::warned(admit::deploy_stack(state, stack, prune, now, ids), warnings)
             })
             .await?;
         Ok(deployed(written))

@@ -2,6 +2,7 @@
 
 mod frames;
 mod health;
+mod images;
 mod reports;
 
 use std::collections::{BTreeMap, BTreeSet};
@@ -41,6 +42,7 @@ const REPORTS_MAX: usize = 10_000;
 pub(crate) struct Dispatcher {
     log: Arc<Log>,
     reports: Reports,
+    images: Mutex<manager_core::images::Inventory>,
     nodes: Mutex<BTreeMap<NodeId, Session>>,
     health_changed: Notify,
     streams: Mutex<JoinSet<()>>,
@@ -92,6 +94,7 @@ impl Dispatcher {
         let dispatcher = Arc::new(Self {
             log,
             reports,
+            images: Mutex::default(),
             nodes: Mutex::default(),
             health_changed: Notify::new(),
             streams: Mutex::default(),

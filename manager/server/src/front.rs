@@ -216,11 +216,8 @@ impl Gate {
                 Some(response)
             } else if let Some((node, address)) = log.leader() {
                 let channel = self.manager.shared.links.to(node, &address);
-                match whole(channel, rebuild(&parts, &body)).await {
-                    Ok(response) => Some(response),
-                    // It broke: whether it was carried out is found out by the next try, as it is the same request.
-                    Err(_) => None,
-                }
+                // When it breaks, whether it was carried out is found out by the next try: it is the same request.
+                whole(channel, rebuild(&parts, &body)).await.ok()
             } else {
                 None
             };

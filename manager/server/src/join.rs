@@ -336,6 +336,7 @@ pub(crate) async fn withdraw(manager: &Manager) -> Result<(), String> {
             spec: Some(Spec {
                 spec: Some(spec::Spec::Node((&spec).into())),
             }),
+            ..UpdateRequest::default()
         };
         if node.spec.role == NodeRole::Manager {
             let reached = log.reached().await;

@@ -129,4 +129,26 @@ impl Dispatcher for DispatcherRpc {
         cluster.dispatcher.report(node, &request.session, updates).await?;
         Ok(Response::new(wire::UpdateTaskStatusReply {}))
     }
+
+    async fn report_images(
+        &self,
+        request: Request<wire::ReportImagesRequest>,
+    ) -> Result<Response<wire::ReportImagesReply>, Status> {
+        let node = node(&request)?;
+        let r = request.into_inner();
+        let cluster = self.cluster()?;
+        cluster.dispatcher.report_images(node, &r.session, r.images)?;
+        Ok(Response::new(wire::ReportImagesReply {}))
+    }
+
+    async fn find_image(
+        &self,
+        request: Request<wire::FindImageRequest>,
+    ) -> Result<Response<wire::FindImageReply>, Status> {
+        let node = node(&request)?;
+        let r = request.into_inner();
+        let cluster = self.cluster()?;
+        let found = cluster.dispatcher.find_image(node, &r.session, &r.reference)?;
+        Ok(Response::new(found))
+    }
 }

@@ -323,6 +323,7 @@ impl Manager {
         if let Some(cluster) = self.shared.cluster.swap(None) {
             cluster.stop().await;
         }
+        drop(self.take_listener());
     }
 
     /// Becomes what the cluster says this node is to be: a manager makes itself a log, which the others fill; who is a

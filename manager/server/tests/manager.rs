@@ -184,6 +184,7 @@ fn service(name: &str, replicas: u32) -> control::CreateRequest {
         spec: Some(control::Spec {
             spec: Some(control::spec::Spec::Service((&spec).into())),
         }),
+        ..control::CreateRequest::default()
     }
 }
 
@@ -197,6 +198,7 @@ fn config(name: &str) -> control::CreateRequest {
         spec: Some(control::Spec {
             spec: Some(control::spec::Spec::Config(spec)),
         }),
+        ..control::CreateRequest::default()
     }
 }
 

@@ -16,7 +16,7 @@ pub const MEMORY_MIN: Bytes = Bytes(4 << 20);
 /// The container of a task.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub struct ContainerSpec {
-    /// Image reference, as given.
+    /// Image reference: as given, or with the digest of the one image it meant when the service was written.
     pub image: String,
     /// Replaces the image's entrypoint when not empty.
     pub command: Vec<String>,

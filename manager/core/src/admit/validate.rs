@@ -2,8 +2,8 @@
 
 use model::object::Cluster;
 use model::spec::{
-    CPU_MIN, ContainerSpec, Labels, MEMORY_MIN, Mount, MountKind, Protocol, REPLICAS_MAX, ServiceMode,
-    ServiceSpec, UpdateConfig, check_name,
+    CPU_MIN, ContainerSpec, IMAGE_MAX, ImageRef, Labels, MEMORY_MIN, Mount, MountKind, Protocol,
+    REPLICAS_MAX, ServiceMode, ServiceSpec, UpdateConfig, check_name,
 };
 use model::units::format_duration;
 use model::{Bytes, NanoCpus};
@@ -14,6 +14,8 @@ use crate::schedule::constraint::{self, CONSTRAINTS_MAX};
 /// Most labels of one object, and most bytes of one label's key and value: objects stay below a Raft entry.
 const LABELS_MAX: usize = 1_000;
 const LABEL_MAX: usize = 16 << 10;
+/// Longest digest of an image with its `@`.
+const DIGEST_MAX: usize = 80;
 /// Most entries of a list of a container spec.
 const LIST_MAX: usize = 1_000;
 /// Most bytes of all words of a container spec; the kernel takes 2 MiB of arguments and environment (execve(2)).
@@ -101,7 +103,14 @@ fn container(c: &ContainerSpec) -> Result<(), String> {
     if c.image.trim().is_empty() {
         return Err("an image is needed".into());
     }
-    if c.image.len() > 512 || c.image.chars().any(|ch| ch.is_whitespace() || ch.is_control()) {
+    let bare = ImageRef {
+        digest: None,
+        ..ImageRef::parse(&c.image)
+    };
+    if bare.key().len() > IMAGE_MAX
+        || c.image.len() > IMAGE_MAX + DIGEST_MAX
+        || c.image.chars().any(|ch| ch.is_whitespace() || ch.is_control())
+    {
         return Err("the image reference has white space or more than 512 characters".into());
     }
     let lists = [
