@@ -133,11 +133,16 @@ pub struct Place {
     pub address: String,
     /// Managers: node and address.
     pub managers: Vec<(NodeId, String)>,
+    /// Highest epoch of the cluster that was heard of.
+    pub epoch: u64,
 }
 
 impl Place {
     fn write(&self) -> String {
-        let mut text = format!("listen {}\naddress {}\n", self.listen, self.address);
+        let mut text = format!(
+            "listen {}\naddress {}\nepoch {}\n",
+            self.listen, self.address, self.epoch
+        );
         for (node, address) in self.managers.iter().take(MANAGERS_MAX) {
             text.push_str(&format!("manager {node} {address}\n"));
         }
@@ -150,6 +155,7 @@ impl Place {
             let words: Vec<&str> = line.split(' ').collect();
             match words.as_slice() {
                 ["listen", at] => place.listen = (*at).into(),
+                ["epoch", n] => place.epoch = n.parse().map_err(|e| content("place", e))?,
                 ["address", at] => place.address = (*at).into(),
                 ["manager", node, at] => {
                     let node = node.parse().map_err(|e| content("place", e))?;
@@ -494,17 +500,18 @@ impl Keychain {
         })
     }
 
-    /// Remembers which managers there are.
+    /// Remembers which managers there are, and the epoch of their cluster.
     ///
     /// # Errors
     /// [`IdentityError::Io`]; they are known until the next start all the same.
-    pub fn set_managers(&self, managers: Vec<(NodeId, String)>) -> Result<(), IdentityError> {
+    pub fn set_managers(&self, managers: Vec<(NodeId, String)>, epoch: u64) -> Result<(), IdentityError> {
         let text = {
             let mut place = self.inner.place.lock().unwrap_or_else(PoisonError::into_inner);
-            if place.managers == managers || managers.is_empty() {
+            if (place.managers == managers && place.epoch == epoch) || managers.is_empty() {
                 return Ok(());
             }
             place.managers = managers;
+            place.epoch = epoch;
             place.write()
         };
         let path = self.inner.dir.join(PLACE);
@@ -596,6 +603,7 @@ mod tests {
             listen: "0.0.0.0:2377".into(),
             address: "10.0.0.1:2377".into(),
             managers: vec![(NodeId(5), "10.0.0.2:2377".into())],
+            epoch: 3,
         };
         assert_eq!(Place::read(&place.write()).ok(), Some(place));
         assert!(Place::read("nonsense 1\n").is_err());

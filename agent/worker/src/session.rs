@@ -154,6 +154,14 @@ async fn serve(shared: &Arc<Shared>, tasks: &mut Tasks, pause: &mut Duration, ta
         Ok(Err(status)) => return status.into(),
         Err(_) => return String::from("the manager does not answer").into(),
     };
+    let known = keychain.place().epoch;
+    if first.epoch < known {
+        return format!(
+            "this manager is of epoch {} of the cluster, which went on without it in epoch {known}: it has to leave and join again",
+            first.epoch
+        )
+        .into();
+    }
     *pause = PAUSE_FIRST;
     tracing::info!(manager = %target.1, "registered with the manager");
     let session = first.session.clone();
@@ -188,7 +196,7 @@ fn take(shared: &Shared, told: &watch::Sender<Told>, message: w::SessionMessage)
     let managers = (message.managers.into_iter())
         .filter_map(|peer| Some((peer.node_id.parse().ok()?, peer.address)))
         .collect();
-    if let Err(error) = keychain.set_managers(managers) {
+    if let Err(error) = keychain.set_managers(managers, message.epoch) {
         tracing::warn!(%error, "remember the managers");
     }
     let role = if message.manager {

@@ -1,12 +1,13 @@
 //! `swarm`, `info`, `version`.
 
 use std::collections::BTreeMap;
+use std::io::{Read, Write};
 
 use model::object::{Availability, Object};
 use model::units::parse_duration;
 use proto::control::{
-    GetInfoRequest, InitClusterRequest, JoinClusterRequest, JoinTokenRequest, LeaveClusterRequest,
-    RotateAuthorityRequest, UnlockKeyRequest, UpdateClusterRequest,
+    BackupRequest, GetInfoRequest, InitClusterRequest, JoinClusterRequest, JoinTokenRequest,
+    LeaveClusterRequest, RestoreRequest, RotateAuthorityRequest, UnlockKeyRequest, UpdateClusterRequest,
 };
 use proto::identity::digest as issuer_of;
 use proto::types::{self, Kind};
@@ -14,6 +15,11 @@ use serde_json::json;
 
 use crate::client::{Client, Fail};
 use crate::render;
+
+/// Bytes of a backup in one message.
+const PIECE_BYTES: usize = 256 << 10;
+/// Such messages under way.
+const PIECES_QUEUED: usize = 4;
 
 /// Make, join, change or leave a cluster.
 #[derive(clap::Subcommand)]
@@ -86,6 +92,35 @@ pub(crate) enum Command {
         /// Make a new one.
         #[arg(long)]
         rotate: bool,
+    },
+    /// Write the whole state of the cluster to a file, while it goes on.
+    #[command(
+        after_help = "The file holds everything: services, secrets, the certificate authority. It opens only with its key, which is printed once, or kept in --key-file; keep the two apart."
+    )]
+    Backup {
+        /// File to write; it must not exist.
+        #[arg(long, short)]
+        output: std::path::PathBuf,
+        /// File with the key; made with a new one where it does not exist.
+        #[arg(long)]
+        key_file: Option<std::path::PathBuf>,
+    },
+    /// Make this node, which is part of no cluster, the first manager of the cluster in a backup.
+    #[command(
+        after_help = "Nodes of the old cluster are refused until they leave it and join this one. The key is read from --key-file, or from a line of the standard input."
+    )]
+    Restore {
+        /// File with the key.
+        #[arg(long)]
+        key_file: Option<std::path::PathBuf>,
+        /// Where to listen for other nodes: IP or IP:PORT.
+        #[arg(long, default_value = "0.0.0.0:2377")]
+        listen_addr: String,
+        /// Where others reach this node.
+        #[arg(long, default_value = "")]
+        advertise_addr: String,
+        /// The backup.
+        file: std::path::PathBuf,
     },
     /// Take this node out of its cluster.
     #[command(after_help = "Unlike in Docker, a node that leaves is no longer listed by the others.")]
@@ -279,6 +314,13 @@ pub(crate) async fn run(client: &Client, command: Command) -> Result<u8, Fail> {
                 unlock_line(&key);
             }
         }
+        Command::Backup { output, key_file } => backup(client, &output, key_file.as_deref()).await?,
+        Command::Restore {
+            key_file,
+            listen_addr,
+            advertise_addr,
+            file,
+        } => restore(client, &file, key_file.as_deref(), listen_addr, advertise_addr).await?,
         Command::Leave { force } => {
             let request = LeaveClusterRequest { force };
             let reply = client.control().await?.leave_cluster(request).await?.into_inner();
@@ -332,6 +374,124 @@ async fn join(client: &Client, args: JoinArgs) -> Result<(), Fail> {
         "This node joined a swarm as a {}.",
         if reply.manager { "manager" } else { "worker" }
     ));
+    Ok(())
+}
+
+fn of_file<'a>(what: &'a str, path: &'a std::path::Path) -> impl FnOnce(std::io::Error) -> Fail + use<'a> {
+    move |e| Fail::new(format!("{what} {}: {e}", path.display()))
+}
+
+/// Makes a file only its owner reads, which must not exist.
+fn fresh(path: &std::path::Path) -> std::io::Result<std::fs::File> {
+    use std::os::unix::fs::OpenOptionsExt;
+    let mut options = std::fs::OpenOptions::new();
+    options.write(true).create_new(true).mode(0o600).open(path)
+}
+
+async fn backup(
+    client: &Client,
+    output: &std::path::Path,
+    key_file: Option<&std::path::Path>,
+) -> Result<(), Fail> {
+    let known = key_file.filter(|path| path.exists());
+    let key = match known {
+        Some(path) => std::fs::read_to_string(path)
+            .map_err(of_file("read the key in", path))?
+            .trim()
+            .to_owned(),
+        None => manager_server::UnlockKey::random()?.to_string(),
+    };
+    let mut stream = client
+        .control()
+        .await?
+        .backup(BackupRequest { key: key.clone() })
+        .await?
+        .into_inner();
+    let aside = output.with_extension("partial");
+    if output.exists() {
+        return Err(Fail::new(format!(
+            "{} exists already: choose another name",
+            output.display()
+        )));
+    }
+    // A rest of one that was cut off.
+    let _ = std::fs::remove_file(&aside);
+    let mut file = fresh(&aside).map_err(of_file("make", &aside))?;
+    let mut bytes = 0;
+    while let Some(piece) = stream.message().await? {
+        bytes += piece.data.len();
+        file.write_all(&piece.data).map_err(of_file("write", &aside))?;
+    }
+    file.sync_all().map_err(of_file("write", &aside))?;
+    std::fs::rename(&aside, output).map_err(of_file("write", output))?;
+    render::line(format!(
+        "Backup of {bytes} bytes written to {}.",
+        output.display()
+    ));
+    match key_file {
+        Some(path) if known.is_none() => {
+            let mut file = fresh(path).map_err(of_file("make", path))?;
+            writeln!(file, "{key}").map_err(of_file("write", path))?;
+            render::line(format!("Its key is in {}: keep the two apart.", path.display()));
+        }
+        Some(_) => {}
+        None => render::line(format!(
+            "\nIt opens only with this key, which is shown once:\n\n    {key}\n\nKeep it apart from the file."
+        )),
+    }
+    Ok(())
+}
+
+async fn restore(
+    client: &Client,
+    path: &std::path::Path,
+    key_file: Option<&std::path::Path>,
+    listen_addr: String,
+    advertise_addr: String,
+) -> Result<(), Fail> {
+    let key = match key_file {
+        Some(path) => std::fs::read_to_string(path).map_err(of_file("read the key in", path))?,
+        None => {
+            let mut line = String::new();
+            std::io::stdin().read_line(&mut line)?;
+            line
+        }
+    };
+    let file = std::fs::File::open(path).map_err(of_file("open", path))?;
+    let first = RestoreRequest {
+        key: key.trim().to_owned(),
+        listen_addr,
+        advertise_addr,
+        data: Vec::new(),
+    };
+    let (send, messages) = tokio::sync::mpsc::channel(PIECES_QUEUED);
+    tokio::task::spawn_blocking(move || {
+        let mut file = file;
+        let mut message = first;
+        while send.blocking_send(message).is_ok() {
+            let mut data = vec![0; PIECE_BYTES];
+            match file.read(&mut data) {
+                Ok(0) | Err(_) => return,
+                Ok(n) => data.truncate(n),
+            }
+            message = RestoreRequest {
+                data,
+                ..RestoreRequest::default()
+            };
+        }
+    });
+    let stream = tokio_stream::wrappers::ReceiverStream::new(messages);
+    let reply = client
+        .control()
+        .await?
+        .restore_cluster(stream)
+        .await?
+        .into_inner();
+    render::line(format!(
+        "Swarm restored: current node ({}) is now its only manager.\n",
+        reply.node_id
+    ));
+    join_line("worker", &reply.token, &reply.address);
     Ok(())
 }
 

@@ -22,8 +22,8 @@ pub use file::{
     create_config, create_secret, remove_configs, remove_secrets, update_config_labels, update_secret_labels,
 };
 pub use join::{
-    JoinRequest, TokenRequest, begin_rotation, end_rotation, join, leave, make_token, registered, renewed,
-    rotate_token,
+    JoinRequest, Revival, TokenRequest, begin_rotation, end_rotation, join, leave, make_token, registered,
+    renewed, revive, rotate_token,
 };
 pub use network::{create_network, remove_networks};
 pub use node::{remove_nodes, update_node};

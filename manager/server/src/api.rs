@@ -17,7 +17,7 @@ use proto::control as wire;
 use proto::control::control_server::Control;
 use proto::convert::WireError;
 use proto::types;
-use tonic::{Request, Response, Status};
+use tonic::{Request, Response, Status, Streaming};
 
 use crate::dispatcher::Streamed;
 use crate::front::REQUEST;
@@ -121,10 +121,12 @@ fn changing(error: ClusterError) -> Status {
         ClusterError::Active
         | ClusterError::Inactive
         | ClusterError::LastManager
+        | ClusterError::NoManager
         | ClusterError::Manager(_) => Status::failed_precondition(error.to_string()),
         ClusterError::Locked | ClusterError::NotLocked => Status::failed_precondition(error.to_string()),
         ClusterError::WrongKey => Status::unauthenticated(error.to_string()),
-        ClusterError::Address(_) => Status::invalid_argument(error.to_string()),
+        ClusterError::Address(_) | ClusterError::Backup(_) => Status::invalid_argument(error.to_string()),
+        ClusterError::State(_) => Status::data_loss(error.to_string()),
         ClusterError::Ca(error) => error.into(),
         ClusterError::Join(error) => match error {
             JoinError::Token(_) | JoinError::Nowhere => Status::invalid_argument(error.to_string()),
@@ -305,8 +307,15 @@ impl Control for Api {
         self.rotate(request).await
     }
 
-    async fn backup(&self, _request: Request<wire::BackupRequest>) -> Reply<Self::BackupStream> {
-        Err(Status::unimplemented("backups are not made yet"))
+    async fn backup(&self, request: Request<wire::BackupRequest>) -> Reply<Self::BackupStream> {
+        self.make_backup(request).await
+    }
+
+    async fn restore_cluster(
+        &self,
+        request: Request<Streaming<wire::RestoreRequest>>,
+    ) -> Reply<wire::InitClusterReply> {
+        self.restore(request).await
     }
 
     async fn leave_cluster(

@@ -57,6 +57,7 @@ struct News {
     authorities: String,
     issuer: String,
     heartbeat: Duration,
+    epoch: u64,
     /// Nodes of the members of the log.
     members: BTreeSet<NodeId>,
 }
@@ -222,6 +223,7 @@ impl Dispatcher {
             managers: managers.collect(),
             authorities: security.map(ca::authorities).unwrap_or_default(),
             issuer: security.map(ca::current_issuer).unwrap_or_default(),
+            epoch: security.map(|s| s.epoch).unwrap_or_default(),
             heartbeat: state.cluster().map(|c| c.heartbeat).unwrap_or_default(),
             members: self.log.members().into_iter().map(|(_, node, ..)| node).collect(),
         };
@@ -393,6 +395,7 @@ fn message(told: &Told, now: Timestamp) -> wire::SessionMessage {
         manager: told.manager,
         authorities: told.news.authorities.clone(),
         now_ms: now.0,
+        epoch: told.news.epoch,
         renew: told.renew,
     }
 }

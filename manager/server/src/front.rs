@@ -245,12 +245,13 @@ const CONNECT_LIMIT: Duration = Duration::from_secs(6);
 
 /// Whether a call is carried out by the leader. Reads are not: any manager can answer them.
 fn led(path: &str) -> bool {
-    const HERE: [&str; 10] = [
+    const HERE: [&str; 11] = [
         "GetInfo",
         "InitCluster",
         "JoinCluster",
         "LeaveCluster",
         "Unlock",
+        "RestoreCluster",
         "List",
         "Get",
         "Watch",

@@ -214,6 +214,7 @@ pub(crate) fn place(listen: &str, advertise: &str, listener: &TcpListener) -> Re
         listen: bound.to_string(),
         address,
         managers: Vec::new(),
+        epoch: 0,
     })
 }
 

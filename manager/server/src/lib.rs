@@ -25,6 +25,7 @@ mod ca;
 mod init;
 mod join;
 mod lock;
+mod revive;
 mod rpc_ca;
 mod strangers;
 
@@ -35,6 +36,7 @@ pub use api::Api;
 pub use ca::{CaError, TokenError};
 pub use front::{Gate, Gated, NODE, REQUEST, Side};
 pub use join::JoinError;
+pub use raft::UnlockKey;
 pub use rpc::DispatcherRpc;
 pub use rpc_ca::CaRpc;
 pub use server::{ClusterError, Manager, ManagerConfig, Membership};

@@ -22,11 +22,13 @@ use crate::ca::{self, CaError};
 use crate::dispatcher::Dispatcher;
 use crate::join::{self, JoinError};
 use crate::raft::network::{Links, MESSAGE_MAX};
-use crate::raft::{KeyError, KeyRing, LockedRing, Log, LogError, OpenError, Opened, RaftRpc, UnlockKey};
+use crate::raft::{
+    BackupError, KeyError, KeyRing, LockedRing, Log, LogError, OpenError, Opened, RaftRpc, UnlockKey,
+};
 use crate::rpc::DispatcherRpc;
 use crate::rpc_ca::CaRpc;
 use crate::writer::{RandomIds, WriteError, Writer};
-use crate::{leader, lock, members};
+use crate::{leader, lock, members, revive};
 
 /// What every call says while there is no cluster.
 pub(crate) const NOT_IN_CLUSTER: &str =
@@ -83,6 +85,15 @@ pub enum ClusterError {
          where that is possible"
     )]
     Manager(usize),
+    /// Only a manager has the state.
+    #[error("this node is not a manager: only one that is has the cluster's state to go on with")]
+    NoManager,
+    /// The state cannot be read.
+    #[error("the cluster's state cannot be read from this manager's log: {0}")]
+    State(String),
+    /// A backup.
+    #[error(transparent)]
+    Backup(#[from] BackupError),
     /// An address cannot be used.
     #[error("{0}")]
     Address(String),
@@ -183,6 +194,7 @@ impl Manager {
             wipe(&dir)?;
             return Ok(manager);
         };
+        revive::take_over(&dir)?;
         let keys = if Log::exists(&dir) {
             Some(KeyRing::open(&dir)?)
         } else {
@@ -344,9 +356,7 @@ impl Manager {
             }
             (NodeRole::Worker, Some(cluster)) => {
                 tracing::info!("this node is a manager no more");
-                self.shared.cluster.store(None);
-                self.shared.raft_id.send_replace(0);
-                cluster.stop().await;
+                self.stop_managing(&cluster).await;
                 wipe(&self.dir())?;
                 self.shared.membership.send_replace(Membership::Worker);
             }
@@ -401,9 +411,7 @@ impl Manager {
                 (true, 0 | 1) => cluster.dispatcher.dismiss().await,
                 (true, _) => warning = join::withdraw(self).await.err(),
             }
-            self.shared.cluster.store(None);
-            self.shared.raft_id.send_replace(0);
-            cluster.stop().await;
+            self.stop_managing(&cluster).await;
         }
         // Of the last manager's cluster nothing is left to be told.
         if self.dir().exists() {
@@ -444,6 +452,12 @@ impl Manager {
         self.shared.cluster.store(Some(Arc::new(cluster)));
         self.shared.raft_id.send_replace(raft_id);
         self.shared.membership.send_replace(Membership::Manager);
+    }
+
+    pub(crate) async fn stop_managing(&self, cluster: &Cluster) {
+        self.shared.cluster.store(None);
+        self.shared.raft_id.send_replace(0);
+        cluster.stop().await;
     }
 
     /// Which of the managers answer.

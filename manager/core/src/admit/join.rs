@@ -215,6 +215,68 @@ fn edit_node(state: &State, id: NodeId, edit: impl FnOnce(&mut Node)) -> Result<
     Ok(Admitted::new(scratch, vec![Key::Node(id)]))
 }
 
+/// A manager that goes on alone with a state.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Revival {
+    /// Its node.
+    pub node: NodeId,
+    /// Its certificate and its number in the new log.
+    pub identity: NodeIdentity,
+    /// Its name and address.
+    pub description: NodeDescription,
+    /// Whether the other nodes stay, as workers. Of a backup nobody knows which of them are still there: they have to
+    /// join again.
+    pub keep_nodes: bool,
+}
+
+/// Makes one manager the only one, in a new epoch: managers of the old one are refused from then on.
+///
+/// # Errors
+/// [`Refusal`] when there is no cluster in the state.
+pub fn revive(state: &State, request: &Revival, now: Timestamp) -> Result<Admitted, Refusal> {
+    let Some(cluster) = state.cluster() else {
+        return Err(Refusal::new(RefusalKind::NotFound, "there is no cluster"));
+    };
+    let mut scratch = Scratch::new(state);
+    let mut cluster = (**cluster).clone();
+    cluster.security.epoch += 1;
+    scratch.put(Object::Cluster(Arc::new(cluster)));
+    for other in state.nodes().filter(|n| n.id != request.node) {
+        if request.keep_nodes {
+            let mut other = (**other).clone();
+            other.spec.role = NodeRole::Worker;
+            other.identity.raft_id = None;
+            scratch.put(Object::Node(Arc::new(other)));
+        } else {
+            orphan(
+                &mut scratch,
+                other.id,
+                "the cluster was restored without its node",
+            );
+            scratch.delete(Key::Node(other.id));
+        }
+    }
+    let known = state.node(request.node);
+    let mut spec = known.map(|n| n.spec.clone()).unwrap_or_default();
+    spec.role = NodeRole::Manager;
+    scratch.put(Object::Node(Arc::new(Node {
+        id: request.node,
+        meta: Meta {
+            version: 0,
+            created_at: now,
+            updated_at: now,
+        },
+        spec,
+        description: known.map_or_else(|| request.description.clone(), |n| n.description.clone()),
+        status: known.map(|n| n.status.clone()).unwrap_or_default(),
+        identity: request.identity.clone(),
+    })));
+    Ok(Admitted::new(
+        scratch,
+        vec![Key::Cluster, Key::Node(request.node)],
+    ))
+}
+
 /// Ends what a node still runs when it goes for good.
 pub(super) fn orphan(scratch: &mut Scratch, id: NodeId, why: &str) {
     let tasks: Vec<_> = scratch.tasks_of_node(id).map(|t| t.id).collect();

@@ -9,16 +9,21 @@ use model::NodeId;
 use model::object::NodeRole;
 use proto::control as wire;
 use proto::types;
-use tonic::{Request, Response, Status};
+use tokio::sync::mpsc;
+use tokio_stream::wrappers::ReceiverStream;
+use tonic::{Request, Response, Status, Streaming};
 
 use super::{Api, Reply, changing};
 use crate::ca;
-use crate::init::{self, InitRequest, listen_address, now};
+use crate::dispatcher::Streamed;
+use crate::init::{self, InitRequest, Made, listen_address, now};
 use crate::join;
-use crate::raft::UnlockKey;
+use crate::raft::{UnlockKey, UnlockKeyError};
 use crate::server::Membership;
 use crate::writer::{RandomIds, random};
 
+/// Pieces of a backup under way.
+const PIECES_QUEUED: usize = 4;
 /// Managers a joining host may name.
 const NAMED_MAX: usize = 16;
 
@@ -52,6 +57,21 @@ fn init_request(request: &wire::InitClusterRequest) -> Result<InitRequest, Statu
         listen: request.listen_addr.clone(),
         advertise: request.advertise_addr.clone(),
     })
+}
+
+fn made(made: Made, unlock_key: String) -> wire::InitClusterReply {
+    wire::InitClusterReply {
+        node_id: made.node.to_string(),
+        cluster_id: made.cluster.to_string(),
+        token: made.token,
+        address: made.address,
+        unlock_key,
+    }
+}
+
+fn read_key(text: &str) -> Result<UnlockKey, Status> {
+    text.parse()
+        .map_err(|e: UnlockKeyError| Status::invalid_argument(e.to_string()))
 }
 
 impl Api {
@@ -109,16 +129,64 @@ impl Api {
         &self,
         request: Request<wire::InitClusterRequest>,
     ) -> Reply<wire::InitClusterReply> {
+        if request.get_ref().force_new {
+            return Ok(Response::new(made(
+                self.manager.force_new().await.map_err(changing)?,
+                String::new(),
+            )));
+        }
         let request = init_request(request.get_ref())?;
         let unlock_key = unlock_text(&request.cluster.security.unlock_key);
         let made = self.manager.init(request).await.map_err(changing)?;
-        Ok(Response::new(wire::InitClusterReply {
-            node_id: made.node.to_string(),
-            cluster_id: made.cluster.to_string(),
-            token: made.token,
-            address: made.address,
-            unlock_key,
-        }))
+        Ok(Response::new(self::made(made, unlock_key)))
+    }
+
+    pub(super) async fn make_backup(
+        &self,
+        request: Request<wire::BackupRequest>,
+    ) -> Reply<Streamed<wire::BackupPiece>> {
+        let key = read_key(&request.get_ref().key)?;
+        // With all that was acknowledged before.
+        self.read().await?;
+        let mut pieces = self.cluster()?.writer.log.backup(key);
+        let (send, stream) = mpsc::channel(PIECES_QUEUED);
+        tokio::spawn(async move {
+            while let Some(piece) = pieces.recv().await {
+                let piece = piece
+                    .map(|data| wire::BackupPiece { data })
+                    .map_err(Status::internal);
+                if send.send(piece).await.is_err() {
+                    return;
+                }
+            }
+        });
+        Ok(Response::new(ReceiverStream::new(stream)))
+    }
+
+    pub(super) async fn restore(
+        &self,
+        request: Request<Streaming<wire::RestoreRequest>>,
+    ) -> Reply<wire::InitClusterReply> {
+        let mut messages = request.into_inner();
+        let first = messages.message().await?.unwrap_or_default();
+        let key = read_key(&first.key)?;
+        let listen = listen_address(&first.listen_addr).map_err(changing)?;
+        let (send, pieces) = mpsc::channel(PIECES_QUEUED);
+        let mut data = first.data;
+        tokio::spawn(async move {
+            // What is cut off here is seen as a backup without its end.
+            while send.send(data).await.is_ok() {
+                match messages.message().await {
+                    Ok(Some(message)) => data = message.data,
+                    Ok(None) | Err(_) => return,
+                }
+            }
+        });
+        let done = self
+            .manager
+            .restore(&key, pieces, &listen, &first.advertise_addr)
+            .await;
+        Ok(Response::new(made(done.map_err(changing)?, String::new())))
     }
 
     pub(super) async fn join(

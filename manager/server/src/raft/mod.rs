@@ -3,6 +3,7 @@
 //! Types of openraft stay inside this folder.
 
 mod answer;
+mod backup;
 mod codec;
 mod crash;
 mod disk;
@@ -17,6 +18,7 @@ mod memory;
 pub(crate) mod network;
 mod record;
 mod replace;
+mod revive;
 mod seal;
 mod segment;
 mod serve;
@@ -43,9 +45,11 @@ use members::Count;
 use network::Links;
 use state_machine::{Outcome, Published, StateMachine};
 
+pub use backup::BackupError;
 pub use disk::DiskState;
 pub use error::LogError;
 pub use keys::{KeyError, KeyRing, LockedRing, Opened};
+pub(crate) use revive::Restore;
 pub use segment::TornTail;
 pub use serve::RaftRpc;
 pub use state_machine::Event;

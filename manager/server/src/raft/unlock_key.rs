@@ -47,6 +47,11 @@ impl UnlockKey {
         Secret::random().map(Self)
     }
 
+    /// The key of one use: another `salt` or `purpose` gives another key.
+    pub(super) fn derive(&self, salt: &[u8], purpose: &[u8]) -> super::seal::Cipher {
+        self.0.derive(salt, purpose)
+    }
+
     /// The key of these bytes; none when they are not 32.
     pub fn from_bytes(bytes: &[u8]) -> Option<Self> {
         Secret::from_bytes(bytes).map(Self)
