@@ -1,6 +1,7 @@
 //! What the user asked for; never edited by us.
 
 mod container;
+mod disconnect;
 mod network;
 mod placement;
 mod secret;
@@ -9,6 +10,7 @@ mod stack;
 mod update;
 
 pub use container::*;
+pub use disconnect::*;
 pub use network::*;
 pub use placement::*;
 pub use secret::*;

@@ -127,10 +127,7 @@ impl Cluster {
                     memory: Bytes(8 << 30),
                     ..NodeDescription::default()
                 },
-                status: NodeStatus {
-                    state: NodeState::Ready,
-                    message: String::new(),
-                },
+                status: NodeStatus::ready(),
             };
             self.seen.insert(node.id, self.now);
             self.hosts.insert(node.id, Host::new());

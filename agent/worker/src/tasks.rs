@@ -529,6 +529,8 @@ fn unreachable_task(id: TaskId) -> Arc<Task> {
         run_at: Default::default(),
         status: TaskStatus::new(Default::default()),
         running_at: None,
+        ended_at: None,
+        fence: 0,
         addresses: Vec::new(),
         host_ports: Vec::new(),
     })

@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use deploy::grammar;
 use model::spec::{
-    EndpointMode, FailureAction, Healthcheck, RestartCondition, ServiceMode, ServiceSpec, UpdateConfig,
+    EndpointMode, FailureAction, Healthcheck, OnDisconnect, RestartCondition, ServiceMode, ServiceSpec, UpdateConfig,
     UpdateOrder,
 };
 use model::units::parse_duration;
@@ -70,6 +70,9 @@ pub(crate) struct SpecArgs {
     restart_max_attempts: Option<u64>,
     #[arg(long)]
     restart_window: Option<String>,
+    /// What becomes of its tasks on a node that is cut off: keep, or stop-after=TIME.
+    #[arg(long)]
+    on_disconnect: Option<String>,
     #[arg(long)]
     update_parallelism: Option<u32>,
     #[arg(long)]
@@ -262,6 +265,18 @@ fn order(text: &str) -> Result<UpdateOrder, Fail> {
     }
 }
 
+fn on_disconnect(text: &str) -> Result<OnDisconnect, Fail> {
+    match (text, text.strip_prefix("stop-after=")) {
+        ("keep", _) => Ok(OnDisconnect::Keep),
+        (_, Some(time)) => parse_duration(time)
+            .map(OnDisconnect::StopAfter)
+            .map_err(|e| Fail::new(format!("--on-disconnect: {e}"))),
+        (other, None) => Err(Fail::new(format!(
+            "--on-disconnect {other}: use keep, or stop-after=TIME such as stop-after=30s"
+        ))),
+    }
+}
+
 impl SpecArgs {
     /// Puts what was given into a spec; the rest stays.
     fn apply(&self, s: &mut ServiceSpec) -> Result<(), Fail> {
@@ -343,6 +358,9 @@ impl SpecArgs {
             &mut restart.window,
         )?;
         set(&self.restart_max_attempts, &mut restart.max_attempts);
+        if let Some(text) = &self.on_disconnect {
+            s.task.on_disconnect = on_disconnect(text)?;
+        }
         self.rollout(s)?;
         if let Some(mode) = &self.endpoint_mode {
             s.endpoint.mode = match mode.as_str() {

@@ -22,6 +22,9 @@ pub mod schedule;
 pub mod assignments;
 pub mod node_health;
 
+// By which clock.
+pub mod log_time;
+
 #[cfg(test)]
 mod admit_tests;
 #[cfg(test)]

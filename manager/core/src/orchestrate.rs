@@ -180,7 +180,7 @@ fn retire_ended(scratch: &mut Scratch, tasks: &[Arc<Task>]) {
 
 /// Whether a task may still have a process, so that its successor must wait.
 fn holds_slot(scratch: &Scratch, task: &Task) -> bool {
-    !task.status.state.is_terminal() && task.node.is_some_and(|n| !node::is_down(scratch, n))
+    !task.status.state.is_terminal() && task.node.is_some_and(|n| !node::is_lost(scratch, n, task))
 }
 
 #[expect(clippy::too_many_arguments, reason = "a task is made of this many things")]
@@ -212,6 +212,8 @@ pub(crate) fn make_task(
         run_at,
         status: TaskStatus::new(now),
         running_at: None,
+        ended_at: None,
+        fence: 0,
         addresses: Vec::new(),
         host_ports: Vec::new(),
     })));

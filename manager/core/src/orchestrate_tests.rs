@@ -36,10 +36,7 @@ pub(crate) fn node(id: u128, hostname: &str) -> Node {
             memory: Bytes(8 << 30),
             ..NodeDescription::default()
         },
-        status: NodeStatus {
-            state: NodeState::Ready,
-            message: String::new(),
-        },
+        status: NodeStatus::ready(),
     }
 }
 
@@ -142,7 +139,7 @@ impl Sim {
     fn node_seen(&mut self, id: u128, state: NodeState) {
         let status = NodeStatus {
             state,
-            message: String::new(),
+            ..NodeStatus::default()
         };
         self.commit(Txn {
             expect: Vec::new(),

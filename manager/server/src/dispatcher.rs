@@ -111,10 +111,7 @@ impl Dispatcher {
             // Given when the cluster was made.
             description.address.clone_from(&known.description.address);
         }
-        let ready = NodeStatus {
-            state: NodeState::Ready,
-            message: String::new(),
-        };
+        let ready = NodeStatus::ready();
         let id = format!("{:032x}", RandomIds.next_id());
         let (open, stream) = mpsc::channel(1);
         let first = wire::SessionMessage {

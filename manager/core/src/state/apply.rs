@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use model::Timestamp;
-use model::object::{Key, Meta, Node, NodeSpec, Object, Task, TaskStatus};
+use model::object::{Key, Meta, Object, Task, TaskStatus};
 use model::task_state::TaskState;
 
 use super::State;
@@ -58,6 +58,7 @@ impl State {
                 let was = self.object(key);
                 let created = was.as_ref().map_or(entry.now, |o| o.meta().created_at);
                 let object = self.shared(object.clone());
+                let object = fenced(object, was.as_ref(), entry.index);
                 self.put(stamped(object, entry.index, created, entry.now));
                 Some((key, was))
             }
@@ -77,32 +78,20 @@ impl State {
                 description,
                 status,
             } => {
-                let old = self.nodes.get(node).cloned();
-                let mut new = match &old {
-                    Some(n) => (**n).clone(),
-                    None => Node {
-                        id: *node,
-                        meta: Meta {
-                            version: 0,
-                            created_at: entry.now,
-                            updated_at: entry.now,
-                        },
-                        spec: NodeSpec::default(),
-                        description: Default::default(),
-                        status: Default::default(),
-                    },
-                };
+                // News of a node that was removed meanwhile must not bring it back.
+                let old = self.nodes.get(node).cloned()?;
+                let mut new = (*old).clone();
                 if let Some(d) = description {
                     new.description = d.clone();
                 }
                 new.status = status.clone();
-                if old.as_deref() == Some(&new) {
+                if *old == new {
                     return None;
                 }
                 new.meta.version = entry.index;
                 new.meta.updated_at = entry.now;
                 self.put(Object::Node(Arc::new(new)));
-                Some((Key::Node(*node), old.map(Object::Node)))
+                Some((Key::Node(*node), Some(Object::Node(old))))
             }
         }
     }
@@ -150,9 +139,24 @@ fn reported(old: &Task, seen: &TaskStatus, entry: &Entry) -> Option<Task> {
     if seen.state == TaskState::Running && new.running_at.is_none() {
         new.running_at = Some(entry.now);
     }
+    if seen.state.is_terminal() {
+        new.ended_at = Some(entry.now);
+    }
     new.meta.version = entry.index;
     new.meta.updated_at = entry.now;
     Some(new)
+}
+
+/// Gives a new task the index of its entry, and every later version of it the one it was given.
+fn fenced(object: Object, was: Option<&Object>, index: u64) -> Object {
+    let Object::Task(task) = object else { return object };
+    let fence = match was {
+        Some(Object::Task(old)) => old.fence,
+        _ => index,
+    };
+    let mut task = Arc::unwrap_or_clone(task);
+    task.fence = fence;
+    Object::Task(Arc::new(task))
 }
 
 fn stamped(object: Object, version: u64, created_at: Timestamp, updated_at: Timestamp) -> Object {
