@@ -6,8 +6,8 @@ use model::object::{
     Availability, Config, Network, Node, NodeRole, NodeState, Secret, Service, SlotKey, Task,
 };
 use model::spec::{
-    FailureAction, OnDisconnect, PortSpec, PublishMode, RestartCondition, ServiceMode, ServiceSpec, TaskSpec, UpdateConfig,
-    UpdateOrder,
+    FailureAction, OnDisconnect, PortSpec, PublishMode, RestartCondition, ServiceMode, ServiceSpec, TaskSpec,
+    UpdateConfig, UpdateOrder,
 };
 use serde_json::{Value, json};
 

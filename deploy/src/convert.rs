@@ -5,10 +5,10 @@ use std::time::Duration;
 
 use model::spec::{
     ConfigRef, ConfigSpec, ContainerSpec, DnsConfig, EndpointMode, EndpointSpec, FailureAction, FileTarget,
-    Healthcheck, Labels, Limits, LogDriver, Mount, MountKind, NetworkAttachment, NetworkSpec,
-    OnDisconnect, Placement, PortSpec, Protocol, PublishMode, Reservations, Resources, RestartCondition, RestartPolicy, STACK_LABEL,
-    SecretRef, SecretSpec, ServiceMode, ServiceSpec, StackSpec, TaskSpec, Ulimit, UpdateConfig, UpdateOrder,
-    check_name,
+    Healthcheck, Labels, Limits, LogDriver, Mount, MountKind, NetworkAttachment, NetworkSpec, OnDisconnect,
+    Placement, PortSpec, Protocol, PublishMode, Reservations, Resources, RestartCondition, RestartPolicy,
+    STACK_LABEL, SecretRef, SecretSpec, ServiceMode, ServiceSpec, StackSpec, TaskSpec, Ulimit, UpdateConfig,
+    UpdateOrder, check_name,
 };
 use model::units::parse_duration;
 use model::{Bytes, ConfigId, NanoCpus, NetworkId, SecretId};

@@ -84,7 +84,9 @@ impl LocalTask {
     fn cut_off_at(&self, now: Timestamp) -> Option<Timestamp> {
         match self.on_disconnect {
             OnDisconnect::Keep => None,
-            OnDisconnect::StopAfter(after) => self.away_since.map(|since| since + after).filter(|at| *at > now),
+            OnDisconnect::StopAfter(after) => {
+                self.away_since.map(|since| since + after).filter(|at| *at > now)
+            }
         }
     }
 }
@@ -126,7 +128,11 @@ fn step_now(task: &LocalTask, now: Timestamp) -> Step {
             // Before it is out of the balancers: those of other hosts cannot be told anyway, and time is short.
             Seen::Running(_) => return Step::Stop,
             // An earlier stop has more grace than there is time.
-            Seen::Stopping if task.killed_by.is_none_or(|at| at > now + task.stop_grace(Duration::MAX, now)) => {
+            Seen::Stopping
+                if task
+                    .killed_by
+                    .is_none_or(|at| at > now + task.stop_grace(Duration::MAX, now)) =>
+            {
                 return Step::Stop;
             }
             // It goes on when there is a manager again.
@@ -229,21 +235,35 @@ mod tests {
     #[test]
     fn a_task_that_may_not_outlive_its_manager_is_stopped_in_time() {
         let s = Duration::from_secs;
-        let away = |seen, seconds: u64| LocalTask {
-            on_disconnect: OnDisconnect::StopAfter(s(20)),
-            away_since: Some(Timestamp(1_000)),
-            ..task(Some(DesiredState::Running), seen, true, false)
-        }
-        .at(Timestamp(1_000) + s(seconds));
+        let away = |seen, seconds: u64| {
+            LocalTask {
+                on_disconnect: OnDisconnect::StopAfter(s(20)),
+                away_since: Some(Timestamp(1_000)),
+                ..task(Some(DesiredState::Running), seen, true, false)
+            }
+            .at(Timestamp(1_000) + s(seconds))
+        };
         let running = || Seen::Running(Health::Healthy);
         for (name, (task, now), want) in [
             ("not yet", away(running(), 0), Step::Wait(Some(Timestamp(21_000)))),
-            ("a moment before", away(running(), 19), Step::Wait(Some(Timestamp(21_000)))),
-            ("now, before the balancers are told", away(running(), 20), Step::Stop),
+            (
+                "a moment before",
+                away(running(), 19),
+                Step::Wait(Some(Timestamp(21_000))),
+            ),
+            (
+                "now, before the balancers are told",
+                away(running(), 20),
+                Step::Stop,
+            ),
             ("nothing is begun", away(Seen::Nothing, 20), Step::Wait(None)),
             ("nor started", away(Seen::Prepared, 20), Step::Wait(None)),
             ("before, it is", away(Seen::Prepared, 19), Step::Start),
-            ("a stop with more grace than time is hurried", away(Seen::Stopping, 20), Step::Stop),
+            (
+                "a stop with more grace than time is hurried",
+                away(Seen::Stopping, 20),
+                Step::Stop,
+            ),
         ] {
             assert_eq!(next_step(&task, now), want, "{name}");
         }

@@ -12,6 +12,7 @@ use proto::host::host_server::HostServer;
 use runtime::{Runtime, RuntimeConfig};
 use tokio::sync::{Notify, Semaphore, watch};
 
+use crate::contact::Contact;
 use crate::host::HostService;
 use crate::network::Network;
 use crate::volumes::Volumes;
@@ -70,6 +71,7 @@ pub(crate) struct Shared {
     pub(crate) outbox: Mutex<Outbox>,
     pub(crate) told: Notify,
     pub(crate) starts: Semaphore,
+    pub(crate) contact: Contact,
 }
 
 impl Agent {
@@ -99,6 +101,7 @@ impl Agent {
             outbox: Mutex::new(Outbox::default()),
             told: Notify::new(),
             starts: Semaphore::new(STARTS),
+            contact: Contact::open(config.data_dir.join("contact")),
             config,
         };
         Ok(Self {

@@ -11,6 +11,7 @@ use tokio::sync::watch;
 use tonic::transport::Channel;
 
 use crate::agent::Shared;
+use crate::contact::boottime;
 use crate::report;
 use crate::tasks::Tasks;
 
@@ -29,6 +30,7 @@ pub(crate) async fn run(shared: Arc<Shared>, mut stop: watch::Receiver<bool>) {
             result = serve(&shared, &mut tasks, &mut pause) => result,
             _ = stop.wait_for(|s| *s) => return,
         };
+        shared.contact.lost();
         tracing::info!(reason = %ended, "the session with the manager ended");
         let wait = pause.mul_f64(random_share());
         pause = (pause * 2).min(PAUSE_MAX);
@@ -63,6 +65,7 @@ async fn serve(shared: &Arc<Shared>, tasks: &mut Tasks, pause: &mut Duration) ->
         node_id: node_id.clone(),
         description,
     };
+    let sent = boottime();
     let mut messages = match client.session(request).await {
         Ok(reply) => reply.into_inner(),
         Err(status) => return status.message().to_owned(),
@@ -73,7 +76,9 @@ async fn serve(shared: &Arc<Shared>, tasks: &mut Tasks, pause: &mut Duration) ->
         Err(status) => return status.message().to_owned(),
     };
     *pause = PAUSE_FIRST;
+    shared.contact.heard(sent);
     let heartbeat = heartbeats(
+        shared,
         client.clone(),
         node_id.clone(),
         first.session.clone(),
@@ -94,6 +99,7 @@ async fn serve(shared: &Arc<Shared>, tasks: &mut Tasks, pause: &mut Duration) ->
 }
 
 async fn heartbeats(
+    shared: &Shared,
     mut client: DispatcherClient<Channel>,
     node_id: String,
     session: String,
@@ -107,10 +113,16 @@ async fn heartbeats(
             node_id: node_id.clone(),
             session: session.clone(),
         };
-        match client.heartbeat(request).await {
-            Ok(reply) => period_ns = reply.into_inner().heartbeat_ns,
-            Err(status) => return status,
+        // One that is not answered within a period ends the session: what may not outlive its manager depends on it.
+        let sent = boottime();
+        match tokio::time::timeout(period, client.heartbeat(request)).await {
+            Ok(Ok(reply)) => period_ns = reply.into_inner().heartbeat_ns,
+            Ok(Err(status)) => return status,
+            Err(_) => {
+                return tonic::Status::deadline_exceeded("a heartbeat was not answered within its period");
+            }
         }
+        shared.contact.heard(sent);
     }
 }
 

@@ -4,8 +4,8 @@ use std::time::Duration;
 
 use deploy::grammar;
 use model::spec::{
-    EndpointMode, FailureAction, Healthcheck, OnDisconnect, RestartCondition, ServiceMode, ServiceSpec, UpdateConfig,
-    UpdateOrder,
+    EndpointMode, FailureAction, Healthcheck, OnDisconnect, RestartCondition, ServiceMode, ServiceSpec,
+    UpdateConfig, UpdateOrder,
 };
 use model::units::parse_duration;
 use model::{Bytes, NanoCpus};

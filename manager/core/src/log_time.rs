@@ -73,7 +73,11 @@ mod tests {
             ("1970", 0, YEARS + 9_000),
         ] {
             let mut clock = LogClock::new(Timestamp(YEARS), Timestamp(5));
-            assert_eq!(clock.now(Timestamp(wall), Timestamp(10_005)), Timestamp(want), "{name}");
+            assert_eq!(
+                clock.now(Timestamp(wall), Timestamp(10_005)),
+                Timestamp(want),
+                "{name}"
+            );
         }
     }
 
@@ -82,10 +86,16 @@ mod tests {
         let mut clock = LogClock::new(Timestamp(1_000), Timestamp(0));
         clock.applied(Timestamp(YEARS), Timestamp(100));
         assert_eq!(clock.now(Timestamp(1_100), Timestamp(100)), Timestamp(YEARS));
-        assert_eq!(clock.now(Timestamp(11_100), Timestamp(10_100)), Timestamp(YEARS + 9_000));
+        assert_eq!(
+            clock.now(Timestamp(11_100), Timestamp(10_100)),
+            Timestamp(YEARS + 9_000)
+        );
         // Old ones, as a manager applies them when it starts, change nothing.
         clock.applied(Timestamp(7), Timestamp(10_100));
-        assert_eq!(clock.now(Timestamp(11_101), Timestamp(10_101)), Timestamp(YEARS + 9_000));
+        assert_eq!(
+            clock.now(Timestamp(11_101), Timestamp(10_101)),
+            Timestamp(YEARS + 9_000)
+        );
     }
 
     #[test]
@@ -98,6 +108,9 @@ mod tests {
             assert!(now >= last, "at {ms} ms");
             last = now;
         }
-        assert!((Timestamp(YEARS + 17_900)..=Timestamp(YEARS + 22_100)).contains(&last), "{last:?}");
+        assert!(
+            (Timestamp(YEARS + 17_900)..=Timestamp(YEARS + 22_100)).contains(&last),
+            "{last:?}"
+        );
     }
 }

@@ -98,8 +98,13 @@ impl Watch {
         period: Duration,
         now: Timestamp,
     ) -> bool {
-        let counts = state.node(node).is_some_and(|n| n.status.state != NodeState::Down);
-        let heard = self.heard.get_mut(&node).filter(|h| h.session.as_deref() == Some(session));
+        let counts = state
+            .node(node)
+            .is_some_and(|n| n.status.state != NodeState::Down);
+        let heard = self
+            .heard
+            .get_mut(&node)
+            .filter(|h| h.session.as_deref() == Some(session));
         match heard.filter(|_| counts) {
             Some(heard) => {
                 heard.at = now;
@@ -120,7 +125,10 @@ impl Watch {
     /// Ends the session of a node that is declared down, unless it was heard of meanwhile. Answers whether it did.
     pub fn end_silent(&mut self, node: NodeId, now: Timestamp) -> bool {
         let silent = |h: &Heard| now.since(h.at) >= down_after(h.period);
-        let ends = self.heard.get(&node).is_some_and(|h| h.session.is_some() && silent(h));
+        let ends = self
+            .heard
+            .get(&node)
+            .is_some_and(|h| h.session.is_some() && silent(h));
         if ends {
             self.end(node);
         }
@@ -221,9 +229,20 @@ mod tests {
 
     #[test]
     fn heartbeats_of_all_nodes_are_a_hundred_a_second_at_most() {
-        for (configured, nodes, want) in [(5, 0, 5), (5, 1, 5), (5, 500, 5), (5, 501, 6), (5, 10_000, 100), (1, 200, 2)] {
+        for (configured, nodes, want) in [
+            (5, 0, 5),
+            (5, 1, 5),
+            (5, 500, 5),
+            (5, 501, 6),
+            (5, 10_000, 100),
+            (1, 200, 2),
+        ] {
             let period = heartbeat_for(Duration::from_secs(configured), nodes);
-            assert_eq!(period.as_secs_f64().ceil(), f64::from(want), "{configured} s, {nodes} nodes");
+            assert_eq!(
+                period.as_secs_f64().ceil(),
+                f64::from(want),
+                "{configured} s, {nodes} nodes"
+            );
             assert!(nodes as f64 / period.as_secs_f64() <= 100.0, "{nodes} nodes");
         }
     }
@@ -272,7 +291,10 @@ mod tests {
         assert_eq!((first.declare.len(), first.look_at), (DOWN_BATCH_MAX, Some(now)));
         told(&mut state, &first);
         let second = watch.review(&state, BEAT, now);
-        assert_eq!((second.declare.len(), second.look_at), (300 - DOWN_BATCH_MAX, None));
+        assert_eq!(
+            (second.declare.len(), second.look_at),
+            (300 - DOWN_BATCH_MAX, None)
+        );
         told(&mut state, &second);
         assert_eq!(watch.review(&state, BEAT, at(9_999.0)), Review::default());
     }

@@ -8,10 +8,11 @@ use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
+use manager_core::node_health::{Watch, heartbeat_for};
 use manager_core::{Action, State, Txn, assignments};
 use model::assignment::AssignmentSet;
 use model::ids::IdSource;
-use model::object::{NodeDescription, NodeState, NodeStatus};
+use model::object::{NodeDescription, NodeStatus};
 use model::{NodeId, TaskId, Timestamp};
 use proto::dispatch as wire;
 use tokio::sync::{Notify, mpsc};
@@ -36,18 +37,22 @@ const REPORTS_MAX: usize = 10_000;
 pub(crate) struct Dispatcher {
     log: Arc<Log>,
     reports: Reports,
-    nodes: Mutex<BTreeMap<NodeId, Session>>,
+    nodes: Mutex<Nodes>,
     health_changed: Notify,
     streams: Mutex<JoinSet<()>>,
     began: Instant,
 }
 
-/// A node that is heard of, or is waited for since this leader began.
+/// The nodes as this leader knows them.
+struct Nodes {
+    /// Who is heard of, in time since `began`: the wall clock may be set.
+    watch: Watch,
+    sessions: BTreeMap<NodeId, Session>,
+}
+
+/// A node that has registered.
 struct Session {
-    /// Empty: no agent has registered since this leader began.
     id: String,
-    /// When it was last heard of, in time since `began`: the wall clock may be set.
-    seen: Timestamp,
     /// Told when its assignments may have changed, and when the session ends.
     wake: Arc<Notify>,
     /// Keeps the session stream open.
@@ -66,7 +71,10 @@ impl Dispatcher {
         let dispatcher = Arc::new(Self {
             log,
             reports,
-            nodes: Mutex::default(),
+            nodes: Mutex::new(Nodes {
+                watch: Watch::new(Timestamp::default()),
+                sessions: BTreeMap::new(),
+            }),
             health_changed: Notify::new(),
             streams: Mutex::default(),
             began: Instant::now(),
@@ -76,7 +84,7 @@ impl Dispatcher {
         dispatcher
     }
 
-    fn nodes(&self) -> MutexGuard<'_, BTreeMap<NodeId, Session>> {
+    fn nodes(&self) -> MutexGuard<'_, Nodes> {
         self.nodes.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
@@ -91,7 +99,8 @@ impl Dispatcher {
 
     fn heartbeat(&self) -> Result<Duration, Status> {
         let state = self.log.read();
-        Ok(state.cluster().ok_or_else(no_cluster)?.heartbeat)
+        let configured = state.cluster().ok_or_else(no_cluster)?.heartbeat;
+        Ok(heartbeat_for(configured, state.nodes().count()))
     }
 
     /// Registers a node: a new session, which ends an older one of the same node.
@@ -122,14 +131,14 @@ impl Dispatcher {
         let _ = open.try_send(Ok(first));
         {
             let mut nodes = self.nodes();
+            nodes.watch.register(node, id.clone(), heartbeat, self.uptime());
             let session = Session {
                 id,
-                seen: self.uptime(),
                 wake: Arc::new(Notify::new()),
                 _open: Some(open),
                 leaving: false,
             };
-            if let Some(old) = nodes.insert(node, session) {
+            if let Some(old) = nodes.sessions.insert(node, session) {
                 old.wake.notify_one();
             }
         }
@@ -155,25 +164,15 @@ impl Dispatcher {
     /// Keeps a session alive.
     pub(crate) fn beat(&self, node: NodeId, session: &str) -> Result<Duration, Status> {
         let heartbeat = self.heartbeat()?;
-        let down = self
-            .log
-            .read()
-            .node(node)
-            .is_none_or(|n| n.status.state == NodeState::Down);
-        let mut nodes = self.nodes();
-        let found = nodes
-            .get_mut(&node)
-            .filter(|s| s.id == session && !session.is_empty());
-        // A node that was declared down a moment before it was heard of has to say again what it is.
-        found.filter(|_| !down).ok_or_else(no_session)?.seen = self.uptime();
-        Ok(heartbeat)
+        let (state, now) = (self.log.read(), self.uptime());
+        let known = self.nodes().watch.beat(&state, node, session, heartbeat, now);
+        known.then_some(heartbeat).ok_or_else(no_session)
     }
 
     fn check(&self, node: NodeId, session: &str) -> Result<Arc<Notify>, Status> {
         let nodes = self.nodes();
-        let found = nodes
-            .get(&node)
-            .filter(|s| s.id == session && !session.is_empty());
+        let current = nodes.watch.is_current(node, session);
+        let found = nodes.sessions.get(&node).filter(|_| current);
         Ok(found.ok_or_else(no_session)?.wake.clone())
     }
 
@@ -200,7 +199,7 @@ impl Dispatcher {
     ) {
         let mut told: Option<AssignmentSet> = None;
         loop {
-            let leaving = match self.nodes().get(&node) {
+            let leaving = match self.nodes().sessions.get(&node) {
                 Some(current) if current.id == session => current.leaving,
                 _ => break,
             };
@@ -256,7 +255,7 @@ impl Dispatcher {
 
     /// Tells every node to stop everything, and waits a bounded time until all have taken the message.
     pub(crate) async fn dismiss(&self) {
-        for session in self.nodes().values_mut() {
+        for session in self.nodes().sessions.values_mut() {
             session.leaving = true;
             session.wake.notify_one();
         }
@@ -269,7 +268,9 @@ impl Dispatcher {
 
     /// Ends all sessions.
     pub(crate) fn close(&self) {
-        for session in std::mem::take(&mut *self.nodes()).into_values() {
+        let mut nodes = self.nodes();
+        for (node, session) in std::mem::take(&mut nodes.sessions) {
+            nodes.watch.end(node);
             session.wake.notify_one();
         }
     }
@@ -294,12 +295,12 @@ async fn route(dispatcher: Arc<Dispatcher>, mut subscription: crate::raft::Subsc
         match event {
             Event::Applied(changes) => {
                 for node in assignments::nodes_affected(&dispatcher.log.read(), &changes) {
-                    if let Some(session) = nodes.get(&node) {
+                    if let Some(session) = nodes.sessions.get(&node) {
                         session.wake.notify_one();
                     }
                 }
             }
-            Event::Replaced => nodes.values().for_each(|s| s.wake.notify_one()),
+            Event::Replaced => nodes.sessions.values().for_each(|s| s.wake.notify_one()),
         }
     }
 }

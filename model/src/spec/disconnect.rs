@@ -63,12 +63,21 @@ mod tests {
     fn the_node_is_done_before_the_manager_begins() {
         let s = Duration::from_secs;
         // T, asked grace, away when it notices: the kill comes before the replacement, whatever was asked for.
-        for (after, asked, away) in [(10, 10, 10), (10, 0, 10), (60, 300, 61), (10, 10, 45), (3600, 600, 3600)] {
+        for (after, asked, away) in [
+            (10, 10, 10),
+            (10, 0, 10),
+            (60, 300, 61),
+            (10, 10, 45),
+            (3600, 600, 3600),
+        ] {
             let rule = OnDisconnect::StopAfter(s(after));
             assert!(rule.stops(s(away)), "{after} s");
             let killed = s(away) + rule.grace(s(asked), s(away));
             let late = s(away).saturating_sub(s(after));
-            assert!(killed + s(1) <= rule.replace_after() + late, "{after} s, {asked} s, {away} s");
+            assert!(
+                killed + s(1) <= rule.replace_after() + late,
+                "{after} s, {asked} s, {away} s"
+            );
         }
         assert!(!OnDisconnect::StopAfter(s(10)).stops(Duration::from_millis(9_999)));
         assert_eq!(OnDisconnect::StopAfter(s(20)).replace_after(), s(24));

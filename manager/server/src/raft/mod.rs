@@ -2,6 +2,7 @@
 //!
 //! Types of openraft stay inside this folder.
 
+mod clock;
 mod codec;
 mod log;
 mod network;
@@ -11,8 +12,7 @@ mod state_machine;
 
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
-use std::time::{Duration, SystemTime, UNIX_EPOCH};
+use std::time::Duration;
 
 use manager_core::{Changes, Stale, State, Txn};
 use model::Timestamp;
@@ -155,7 +155,6 @@ pub struct Log {
     store: LogStore,
     published: Arc<Published>,
     role: watch::Receiver<Role>,
-    clock: AtomicU64,
     torn: Option<TornTail>,
 }
 
@@ -214,7 +213,6 @@ impl Log {
             store,
             published,
             role,
-            clock: AtomicU64::new(0),
             torn,
         };
         log.begin(id).await?;
@@ -338,11 +336,9 @@ impl Log {
         self.role.clone()
     }
 
-    /// The wall clock, except that it never steps back.
+    /// The time for the next entry: the wall clock, but for its leaps (see [`manager_core::log_time`]).
     pub fn now(&self) -> Timestamp {
-        let since = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
-        let now = u64::try_from(since.as_millis()).unwrap_or(u64::MAX);
-        Timestamp(self.clock.fetch_max(now, Ordering::Relaxed).max(now))
+        self.published.clock.now()
     }
 
     /// Stops, with everything written.

@@ -12,6 +12,7 @@ use openraft::storage::{EntryResponder, RaftStateMachine};
 use openraft::{EntryPayload, OptionalSend, RaftSnapshotBuilder};
 use tokio::sync::broadcast;
 
+use super::clock::Clock;
 use super::codec;
 use super::record::SnapshotHeader;
 use super::segment::LogError;
@@ -44,6 +45,7 @@ pub enum Event {
 pub(super) struct Published {
     pub(super) state: ArcSwap<State>,
     pub(super) events: broadcast::Sender<Event>,
+    pub(super) clock: Clock,
 }
 
 /// A snapshot on disk, open for reading.
@@ -79,6 +81,7 @@ impl StateMachine {
         let published = Arc::new(Published {
             state: ArcSwap::from_pointee(state.clone()),
             events: broadcast::Sender::new(EVENTS_MAX),
+            clock: Clock::new(),
         });
         Ok((
             Self {
@@ -96,6 +99,7 @@ impl StateMachine {
         let (now, txn) = codec::decode_txn(bytes).map_err(|why| {
             io::Error::other(format!("entry {index} of the raft log cannot be read: {why}"))
         })?;
+        self.published.clock.applied(now);
         let result = self.state.apply(&CoreEntry { index, now, txn });
         // Published before the proposer is answered, so that it reads what it wrote.
         self.published.state.store(Arc::new(self.state.clone()));
