@@ -142,7 +142,7 @@ impl Watch {
     fn silence(&self, node: NodeId, known: &NodeStatus, now: Timestamp) -> Duration {
         match self.heard.get(&node) {
             Some(heard) => now.since(heard.at),
-            None if known.state == NodeState::Down => known.silent + now.since(self.since),
+            None if known.state == NodeState::Down => known.silent.saturating_add(now.since(self.since)),
             None => now.since(self.since + STALE_LEADER_MAX),
         }
     }

@@ -14,9 +14,10 @@ impl State {
     /// Applies one entry.
     ///
     /// # Errors
-    /// [`Stale`] when an expected version differs; then nothing changed but the index.
+    /// [`Stale`] when an expected version differs; then nothing changed but index and time.
     pub fn apply(&mut self, entry: &Entry) -> Result<Changes, Stale> {
         self.index = self.index.max(entry.index);
+        self.time = self.time.max(entry.now);
         for (key, expected) in &entry.txn.expect {
             let found = self.version(*key);
             if found != *expected {

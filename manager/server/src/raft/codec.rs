@@ -247,7 +247,10 @@ fn decode_snapshot(input: &mut SummingReader<'_>) -> Result<(SnapshotHeader, Sta
     if u32::from_le_bytes(stored) != crc {
         return Err("its checksum is wrong".into());
     }
-    Ok((header.clone(), State::from_objects(header.index, objects)))
+    Ok((
+        header.clone(),
+        State::from_snapshot(header.index, Timestamp(header.time), objects),
+    ))
 }
 
 struct Summing {

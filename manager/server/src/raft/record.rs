@@ -120,6 +120,9 @@ pub(super) struct SnapshotHeader {
     /// How many objects follow.
     #[prost(uint64, tag = "5")]
     pub(super) objects: u64,
+    /// Newest time of an entry, in milliseconds since 1970.
+    #[prost(uint64, tag = "6")]
+    pub(super) time: u64,
 }
 
 /// A record, encoded as one element of a [`Batch`], so that batches are made by putting such texts together.

@@ -83,6 +83,7 @@ impl StateMachine {
             events: broadcast::Sender::new(EVENTS_MAX),
             clock: Clock::new(),
         });
+        published.clock.applied(state.time());
         Ok((
             Self {
                 path,
@@ -166,6 +167,7 @@ impl RaftStateMachine<TypeConfig> for StateMachine {
         if header.last.map(LogId::from) != meta.last_log_id {
             return Err(io::Error::other("the snapshot is not the one that was announced"));
         }
+        self.published.clock.applied(state.time());
         self.state = state;
         self.applied = meta.last_log_id;
         self.membership = meta.last_membership.clone();
@@ -213,6 +215,7 @@ impl RaftSnapshotBuilder<TypeConfig> for Builder {
             membership_id: self.membership.log_id().map(Into::into),
             membership: Some(self.membership.membership().into()),
             index: self.state.index(),
+            time: self.state.time().0,
             objects: codec::count(&self.state),
         };
         let (path, state) = (self.path.clone(), self.state.clone());
