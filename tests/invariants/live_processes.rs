@@ -57,7 +57,7 @@ pub(super) fn check(cluster: &Cluster) -> Result<(), String> {
                 node.0
             ));
         }
-        if !slot.kept && slot.moving > most {
+        if !slot.kept && most == 1 && slot.moving > 1 {
             return Err(format!(
                 "(I21b) slot {key:?} of {service} has {} processes",
                 slot.moving
@@ -78,8 +78,10 @@ fn count(
     slot.moving += u32::from(!still);
     let task: Option<&Task> = cluster.state.task(id).map(|t| &**t);
     let over = |t: &Task| t.status.state.is_terminal();
-    if task.is_some_and(|t| !over(t)) {
-        slot.known += 1;
+    if let Some(task) = task.filter(|t| !over(t)) {
+        // Of rollouts that follow one another and start first, more than one may still be stopping.
+        let counts = task.desired.is_live() || !cluster.start_first.contains(&task.service);
+        slot.known += u32::from(counts);
         return Ok(());
     }
     *slot.extra.entry(node).or_default() += 1;

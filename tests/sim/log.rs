@@ -178,6 +178,8 @@ impl Cluster {
                         t.status.state,
                         TaskState::Failed | TaskState::Rejected | TaskState::Complete | TaskState::Orphaned
                     );
+                    // One that its host stopped, cut off as it was, did not stop for a rollout either.
+                    let ended = ended || (t.status.state == TaskState::Shutdown && t.desired.is_live());
                     if ended && was != Some(t.status.state) {
                         self.healthy_updates.remove(&t.service);
                     }

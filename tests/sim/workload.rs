@@ -232,7 +232,7 @@ impl Cluster {
             .tasks_of_service(service.id)
             .filter(|t| t.status.state == TaskState::Running && t.desired == DesiredState::Running)
             .count();
-        idle && running == replicas as usize
+        idle && running == replicas as usize && self.dirty.is_empty()
     }
 
     fn drain(&mut self) -> Result<(), String> {

@@ -47,6 +47,7 @@ impl Dirty {
             match change.key {
                 Key::Service(id) => {
                     self.services.insert(id);
+                    self.room |= let_go(change.before.as_ref(), change.after.as_ref());
                 }
                 Key::Node(id) => {
                     self.nodes.insert(id);
@@ -78,6 +79,24 @@ fn freed(before: Option<&Object>, after: Option<&Object>) -> bool {
     holds(before) && !holds(after)
 }
 
+/// Whether a service gave back a virtual address, which a task may be waiting for.
+fn let_go(before: Option<&Object>, after: Option<&Object>) -> bool {
+    let vips = |o: Option<&Object>| match o {
+        Some(Object::Service(s)) => s.endpoint.vips.clone(),
+        Some(
+            Object::Cluster(_)
+            | Object::Node(_)
+            | Object::Task(_)
+            | Object::Network(_)
+            | Object::Secret(_)
+            | Object::Config(_),
+        )
+        | None => Vec::new(),
+    };
+    let kept = vips(after);
+    vips(before).iter().any(|v| !kept.contains(v))
+}
+
 /// What to do next.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub struct Plan {
@@ -101,13 +120,17 @@ pub fn plan(state: &State, dirty: &Dirty, now: Timestamp, ids: &mut dyn IdSource
         dirty.nodes.iter().copied().collect()
     };
     for node in nodes {
+        let touched = scratch.touched();
         orchestrate::enforce_node(&mut scratch, node, &mut services);
+        rely(&mut scratch, touched, Key::Node(node));
     }
     let mut wake = BTreeMap::new();
     for id in &services {
+        let touched = scratch.touched();
         if let Some(at) = orchestrate::reconcile(&mut scratch, *id, now, ids) {
             wake.insert(*id, at);
         }
+        rely(&mut scratch, touched, Key::Service(*id));
     }
     let room = dirty.room || dirty.all;
     let mut report = BTreeMap::new();
@@ -122,5 +145,12 @@ pub fn plan(state: &State, dirty: &Dirty, now: Timestamp, ids: &mut dyn IdSource
         txn: scratch.into_txn(),
         wake,
         report,
+    }
+}
+
+/// What was decided for a service or a node is stale once that has changed: a slot that was closed may be wanted again.
+fn rely(scratch: &mut Scratch, touched: usize, on: Key) {
+    if scratch.touched() > touched {
+        scratch.rely_on(on);
     }
 }
