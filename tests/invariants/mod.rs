@@ -69,12 +69,10 @@ impl Seen<'_> {
     }
 }
 
-/// A property of an entry, its name and its number in the list of promises.
+/// A property with its name and its number in the list of promises.
+type Property<T> = (&'static str, &'static str, fn(&T) -> Result<(), String>);
+/// A property of an entry.
 type Always = (&'static str, &'static str, fn(&Seen<'_>) -> Result<(), String>);
-/// A property of a planned state.
-type Settled = (&'static str, &'static str, fn(&State) -> Result<(), String>);
-/// A property of the whole cluster at any time, or at rest.
-type Moment = (&'static str, &'static str, fn(&Cluster) -> Result<(), String>);
 
 /// After every entry.
 const ALWAYS: &[Always] = &[
@@ -104,7 +102,7 @@ const ALWAYS: &[Always] = &[
 ];
 
 /// When the leader has nothing left to do.
-const SETTLED: &[Settled] = &[
+const SETTLED: &[Property<State>] = &[
     ("drained_nodes_are_empty", "I27", drained_nodes_are_empty::check),
     ("history_is_bounded", "I24", history_is_bounded::check),
     ("slots_match_replicas", "I22", slots_match_replicas::check),
@@ -112,13 +110,13 @@ const SETTLED: &[Settled] = &[
 ];
 
 /// At every moment.
-const MOMENT: &[Moment] = &[("live_processes", "I21, I21b", live_processes::check)];
+const MOMENT: &[Property<Cluster>] = &[("live_processes", "I21, I21b", live_processes::check)];
 
 /// Some time after the last fault.
-const QUIET: &[Moment] = &[("containers_are_assigned", "I40", containers_are_assigned::check)];
+const QUIET: &[Property<Cluster>] = &[("containers_are_assigned", "I40", containers_are_assigned::check)];
 
 /// The first property of a table that does not hold.
-fn first<T: ?Sized>(table: &[(&str, &str, fn(&T) -> Result<(), String>)], what: &T) -> Option<String> {
+fn first<T>(table: &[Property<T>], what: &T) -> Option<String> {
     table
         .iter()
         .find_map(|(name, number, holds)| holds(what).err().map(|why| format!("{name} ({number}): {why}")))

@@ -178,6 +178,15 @@ impl Cluster {
                         t.status.state,
                         TaskState::Failed | TaskState::Rejected | TaskState::Complete | TaskState::Orphaned
                     );
+                    if t.status.state == TaskState::Shutdown
+                        && t.desired.is_live()
+                        && was != Some(t.status.state)
+                    {
+                        *self
+                            .counts
+                            .entry("tasks stopped by their cut off hosts")
+                            .or_default() += 1;
+                    }
                     // One that its host stopped, cut off as it was, did not stop for a rollout either.
                     let ended = ended || (t.status.state == TaskState::Shutdown && t.desired.is_live());
                     if ended && was != Some(t.status.state) {

@@ -57,10 +57,23 @@ impl Plant {
         Self::NoGrace,
         Self::EarlyReplacement,
     ];
+
+    /// The properties that are about it.
+    pub const fn found_by(self) -> &'static [&'static str] {
+        match self {
+            Self::NoSessionCheck => &["I39"],
+            Self::CountersInRam => &["I35"],
+            Self::KillsOnStart => &["I41"],
+            Self::WallClock | Self::NoGrace => &["I42"],
+            // What the node was told and what it should know differ as well.
+            Self::KeptSecrets => &["I43", "I10"],
+            Self::EarlyReplacement => &["I21b"],
+        }
+    }
 }
 
 /// Events with faults and work before everything is healed.
-const STEPS: u32 = 120;
+const STEPS: u32 = 180;
 /// One seed in so many has healthy services, and only such faults as must not touch a task.
 const QUIET_EVERY: u64 = 8;
 

@@ -237,7 +237,9 @@ fn ask(cluster: &mut Cluster, answer: Result<Admitted, Refusal>) -> Result<Strin
                 .iter()
                 .map(|w| format!("warning: {w}\n"))
                 .collect();
-            cluster.commit(Source::Admit, admitted.txn)?;
+            if !cluster.commit(Source::Admit, admitted.txn)? {
+                return Ok("refused: no manager leads the cluster at the moment\n".into());
+            }
             // The leader notices at once.
             cluster.lead()?;
             Ok(warnings)
@@ -303,6 +305,9 @@ fn deploy(cluster: &mut Cluster, name: &str, knobs: &[&str]) -> Result<String, S
             "on-failure" if value == "rollback" => spec.update.failure_action = FailureAction::Rollback,
             "on-failure" if value == "continue" => spec.update.failure_action = FailureAction::Continue,
             "restart" if value == "none" => spec.task.restart.condition = RestartCondition::None,
+            "ratio" => {
+                spec.update.max_failure_ratio = value.parse().map_err(|_| format!("{value} is no share"))?
+            }
             "restart-delay" => spec.task.restart.delay = time()?,
             "on-disconnect" if value == "keep" => spec.task.on_disconnect = OnDisconnect::Keep,
             "stop-after" => spec.task.on_disconnect = OnDisconnect::StopAfter(time()?),
@@ -317,6 +322,12 @@ fn deploy(cluster: &mut Cluster, name: &str, knobs: &[&str]) -> Result<String, S
         }
     }
     let now = cluster.managers.log_now(cluster.now);
+    if let Some(old) = old
+        .as_ref()
+        .filter(|old| cluster.is_well(old) && old.spec.task != spec.task)
+    {
+        cluster.healthy_updates.insert(old.id);
+    }
     let made = match old {
         Some(_) => admit::update_service(&cluster.state, name, None, spec, now),
         None => admit::create_service(&cluster.state, spec, now, &mut cluster.rng),

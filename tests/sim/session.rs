@@ -2,7 +2,8 @@
 
 use std::time::Duration;
 
-use manager_core::node_health::{MISSES, heartbeat_for};
+use agent_core::contact::session_over;
+use manager_core::node_health::heartbeat_for;
 use manager_core::{Action, Txn, assignments};
 use model::object::{NodeState, NodeStatus, TaskStatus};
 use model::{NodeId, TaskId, Timestamp};
@@ -97,7 +98,7 @@ impl Cluster {
         let Some(session) = host.session.clone() else {
             return;
         };
-        let stale = now.since(host.contact) >= session.period * MISSES;
+        let stale = session_over(host.contact, session.period, now);
         if stale || session.deadline.is_some_and(|at| at <= now) {
             return self.lose(node, "a heartbeat was not answered");
         }

@@ -222,7 +222,7 @@ impl Cluster {
     }
 
     /// Whether every slot of a replicated service runs what it should, and no rollout is under way.
-    fn is_well(&self, service: &Service) -> bool {
+    pub(super) fn is_well(&self, service: &Service) -> bool {
         let ServiceMode::Replicated { replicas } = service.spec.mode else {
             return false;
         };

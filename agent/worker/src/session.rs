@@ -4,6 +4,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use agent_core::assignments::Frames;
+use agent_core::contact::session_over;
 use model::assignment::AssignmentSet;
 use proto::dispatch as w;
 use proto::dispatch::dispatcher_client::DispatcherClient;
@@ -105,6 +106,7 @@ async fn heartbeats(
     session: String,
     mut period_ns: u64,
 ) -> tonic::Status {
+    let mut last = boottime();
     loop {
         // Within 10 % of the period, so that agents do not beat in step.
         let period = Duration::from_nanos(period_ns.max(10_000_000)).mul_f64(0.9 + 0.2 * random_share());
@@ -115,6 +117,11 @@ async fn heartbeats(
         };
         // One that is not answered within a period ends the session: what may not outlive its manager depends on it.
         let sent = boottime();
+        if session_over(last, period, sent) {
+            return tonic::Status::deadline_exceeded(
+                "this host stood still for longer than its session lasts",
+            );
+        }
         match tokio::time::timeout(period, client.heartbeat(request)).await {
             Ok(Ok(reply)) => period_ns = reply.into_inner().heartbeat_ns,
             Ok(Err(status)) => return status,
@@ -123,6 +130,7 @@ async fn heartbeats(
             }
         }
         shared.contact.heard(sent);
+        last = sent;
     }
 }
 

@@ -109,8 +109,10 @@ impl Dispatcher {
         node: NodeId,
         mut description: NodeDescription,
     ) -> Result<Streamed<wire::SessionMessage>, Status> {
+        // A leader that others have replaced must not hand out what is old.
+        let newest = self.log.read_latest().await;
+        let state = newest.map_err(|e| Status::unavailable(e.to_string()))?;
         let heartbeat = self.heartbeat()?;
-        let state = self.log.read();
         let known = state.node(node).ok_or_else(|| {
             Status::failed_precondition(format!(
                 "node {node} is not part of this cluster; run rswarm swarm init"
