@@ -4,8 +4,8 @@ use std::time::Duration;
 
 use deploy::grammar;
 use model::spec::{
-    EndpointMode, FailureAction, Healthcheck, OnDisconnect, RestartCondition, ServiceMode, ServiceSpec,
-    UpdateConfig, UpdateOrder,
+    EndpointMode, FailureAction, Healthcheck, RestartCondition, ServiceMode, ServiceSpec, UpdateConfig,
+    UpdateOrder,
 };
 use model::units::parse_duration;
 use model::{Bytes, NanoCpus};
@@ -265,18 +265,6 @@ fn order(text: &str) -> Result<UpdateOrder, Fail> {
     }
 }
 
-fn on_disconnect(text: &str) -> Result<OnDisconnect, Fail> {
-    match (text, text.strip_prefix("stop-after=")) {
-        ("keep", _) => Ok(OnDisconnect::Keep),
-        (_, Some(time)) => parse_duration(time)
-            .map(OnDisconnect::StopAfter)
-            .map_err(|e| Fail::new(format!("--on-disconnect: {e}"))),
-        (other, None) => Err(Fail::new(format!(
-            "--on-disconnect {other}: use keep, or stop-after=TIME such as stop-after=30s"
-        ))),
-    }
-}
-
 impl SpecArgs {
     /// Puts what was given into a spec; the rest stays.
     fn apply(&self, s: &mut ServiceSpec) -> Result<(), Fail> {
@@ -359,7 +347,7 @@ impl SpecArgs {
         )?;
         set(&self.restart_max_attempts, &mut restart.max_attempts);
         if let Some(text) = &self.on_disconnect {
-            s.task.on_disconnect = on_disconnect(text)?;
+            s.task.on_disconnect = grammar::parse_on_disconnect(text)?;
         }
         self.rollout(s)?;
         if let Some(mode) = &self.endpoint_mode {
