@@ -113,6 +113,14 @@ impl Host {
         }
     }
 
+    /// A manager is reached again.
+    pub fn reached(&mut self, now: Timestamp) {
+        for local in self.tasks.values_mut() {
+            local.task.reached(self.contact, now);
+        }
+        self.contact = now;
+    }
+
     /// A bug that is planted: the agent removes what it finds when it starts.
     pub fn kill_all(&mut self) {
         for local in self.tasks.values_mut().filter(|l| l.runs()) {
@@ -156,6 +164,7 @@ impl Host {
                     stopped_by_us: false,
                     on_disconnect: task.spec.on_disconnect,
                     away_since: None,
+                    overdue_since: None,
                     killed_by: None,
                     retry_at: None,
                 },

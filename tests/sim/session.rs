@@ -237,7 +237,7 @@ impl Cluster {
         );
         let beat = period / 1_000 * u32::try_from(self.rng.below(1_000)).unwrap_or(0);
         if let Some(host) = self.hosts.get_mut(&node) {
-            host.contact = sent;
+            host.reached(sent);
             host.session = Some(Session {
                 manager,
                 id,

@@ -54,6 +54,8 @@ pub struct LocalTask {
     pub on_disconnect: OnDisconnect,
     /// The last contact with a manager, while there is no session; absent: there is one.
     pub away_since: Option<Timestamp>,
+    /// The last contact before a time without one that was too long for it, found only afterwards.
+    pub overdue_since: Option<Timestamp>,
     /// When the stop that was asked for kills it at the latest.
     pub killed_by: Option<Timestamp>,
     /// No step before this time: something is to be tried again.
@@ -64,7 +66,16 @@ impl LocalTask {
     /// Whether its host is cut off for so long that it must not run.
     pub fn cut_off(&self, now: Timestamp) -> bool {
         let away = self.away_since.map(|since| now.since(since));
-        away.is_some_and(|away| self.on_disconnect.stops(away))
+        self.overdue_since.is_some() || away.is_some_and(|away| self.on_disconnect.stops(away))
+    }
+
+    /// A manager is reached at `now`, for the first time since `since`. A host that stood still meanwhile finds out only
+    /// now for how long, and by now the task may have been replaced.
+    pub fn reached(&mut self, since: Timestamp, now: Timestamp) {
+        let runs = matches!(self.seen, Seen::Running(_) | Seen::Stopping);
+        if runs && self.on_disconnect.stops(now.since(since)) {
+            self.overdue_since = Some(since);
+        }
     }
 
     /// Whether it is wanted to run, now or soon, and may.
@@ -74,7 +85,7 @@ impl LocalTask {
 
     /// Time between stop signal and kill, where its spec asks for `asked`.
     pub fn stop_grace(&self, asked: Duration, now: Timestamp) -> Duration {
-        match self.away_since {
+        match self.overdue_since.or(self.away_since) {
             Some(since) if self.cut_off(now) => self.on_disconnect.grace(asked, now.since(since)),
             Some(_) | None => asked,
         }
@@ -227,6 +238,7 @@ mod tests {
             stopped_by_us: false,
             on_disconnect: OnDisconnect::Keep,
             away_since: None,
+            overdue_since: None,
             killed_by: None,
             retry_at: None,
         }
@@ -280,6 +292,18 @@ mod tests {
         let (mut back, now) = away(running(), 10_000);
         back.away_since = None;
         assert_eq!(next_step(&back, now), Step::Wait(None));
+        // A host that stood still and finds a manager at once kills at once; what had not begun may begin.
+        let (mut late, now) = away(running(), 90);
+        let (mut waiting, _) = away(Seen::Prepared, 90);
+        for task in [&mut late, &mut waiting] {
+            task.away_since = None;
+            task.reached(Timestamp(1_000), now);
+        }
+        assert_eq!(
+            (next_step(&late, now), late.stop_grace(s(10), now)),
+            (Step::Stop, Duration::ZERO)
+        );
+        assert_eq!(next_step(&waiting, now), Step::Start);
         // A failed step that would be tried again later delays no stop.
         let (mut failing, now) = away(running(), 20);
         failing.retry_at = Some(now + RETRY);

@@ -5,7 +5,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use model::Timestamp;
-use model::spec::OnDisconnect;
+use model::spec::{OnDisconnect, STOP_AFTER_MIN};
 use runtime::ContainerState;
 use rustix::time::{ClockId, clock_gettime};
 use tokio::sync::watch;
@@ -24,12 +24,21 @@ pub(crate) fn boottime() -> Timestamp {
     Timestamp(part(t.tv_sec) * 1_000 + part(t.tv_nsec) / 1_000_000)
 }
 
+/// Whether managers are reached.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub(crate) struct Away {
+    /// The last contact while there is no session; absent: there is one.
+    pub(crate) since: Option<Timestamp>,
+    /// The last time without a session that may have been too long for a task, from contact to contact.
+    pub(crate) gap: Option<(Timestamp, Timestamp)>,
+}
+
 /// When a manager was heard of last.
 pub(crate) struct Contact {
     path: PathBuf,
     /// The last contact, and the one the file has.
     last: Mutex<(Timestamp, Timestamp)>,
-    away: watch::Sender<Option<Timestamp>>,
+    away: watch::Sender<Away>,
 }
 
 impl Contact {
@@ -44,7 +53,10 @@ impl Contact {
         Self {
             path,
             last: Mutex::new((last, last)),
-            away: watch::Sender::new(Some(last)),
+            away: watch::Sender::new(Away {
+                since: Some(last),
+                gap: None,
+            }),
         }
     }
 
@@ -60,17 +72,25 @@ impl Contact {
             }
         }
         drop(last);
-        self.away.send_if_modified(|away| away.take().is_some());
+        self.away.send_if_modified(|away| {
+            let Some(since) = away.since.take() else {
+                return false;
+            };
+            if sent.since(since) >= STOP_AFTER_MIN {
+                away.gap = Some((since, sent));
+            }
+            true
+        });
     }
 
     /// The session ended.
     pub(crate) fn lost(&self) {
         let last = self.last.lock().unwrap_or_else(PoisonError::into_inner).0;
-        self.away.send_replace(Some(last));
+        self.away.send_modify(|away| away.since = Some(last));
     }
 
-    /// The last contact while there is no session; absent: there is one.
-    pub(crate) fn away(&self) -> watch::Receiver<Option<Timestamp>> {
+    /// Whether managers are reached, from now on.
+    pub(crate) fn away(&self) -> watch::Receiver<Away> {
         self.away.subscribe()
     }
 }
@@ -85,7 +105,7 @@ fn boot_id() -> String {
 pub(crate) async fn guard(shared: Arc<Shared>) {
     let mut away = shared.contact.away();
     loop {
-        let since = *away.borrow_and_update();
+        let since = away.borrow_and_update().since;
         let mut next: Option<Timestamp> = None;
         for (id, rule) in bound(&shared) {
             let Some(since) = since else { break };
@@ -145,17 +165,24 @@ mod tests {
         let path = folder.path().join("contact");
         let first = Contact::open(path.clone());
         let away = first.away();
-        assert!(away.borrow().is_some(), "there is no session yet");
+        assert!(away.borrow().since.is_some(), "there is no session yet");
         let later = boottime() + WRITE_EVERY;
         first.heard(later);
-        assert_eq!(*away.borrow(), None);
+        assert_eq!((away.borrow().since, away.borrow().gap), (None, None));
         first.lost();
-        assert_eq!(*away.borrow(), Some(later));
+        assert_eq!(away.borrow().since, Some(later));
+        // A session after a long time tells how long it was.
+        let back = later + STOP_AFTER_MIN;
+        first.heard(back);
+        assert_eq!(
+            (away.borrow().since, away.borrow().gap),
+            (None, Some((later, back)))
+        );
 
         let early = Timestamp(1);
         std::fs::write(&path, format!("{} {}", boot_id(), early.0)).unwrap();
-        assert_eq!(*Contact::open(path.clone()).away().borrow(), Some(early));
+        assert_eq!(Contact::open(path.clone()).away().borrow().since, Some(early));
         std::fs::write(&path, format!("another-boot {}", early.0)).unwrap();
-        assert_ne!(*Contact::open(path).away().borrow(), Some(early));
+        assert_ne!(Contact::open(path).away().borrow().since, Some(early));
     }
 }

@@ -15,7 +15,7 @@ use runtime::{ContainerState, ExitStatus};
 use tokio::sync::{mpsc, watch};
 
 use crate::agent::{Shared, now};
-use crate::contact::{self, boottime};
+use crate::contact::{self, Away, boottime};
 use crate::translate::{self, Place};
 use crate::{probe, report};
 
@@ -143,8 +143,9 @@ struct Worker {
     news: (mpsc::Sender<News>, mpsc::Receiver<News>),
     message: String,
     unhealthy: Option<String>,
-    /// The last contact with a manager while there is no session.
-    away: watch::Receiver<Option<Timestamp>>,
+    /// Whether managers are reached, and the last long time without that was seen.
+    away: watch::Receiver<Away>,
+    gap: Option<(Timestamp, Timestamp)>,
     /// The last status that was reported in this life of the agent.
     told: Option<TaskStatus>,
 }
@@ -161,11 +162,13 @@ impl Worker {
             stopped_by_us: false,
             on_disconnect: task.spec.on_disconnect,
             away_since: None,
+            overdue_since: None,
             killed_by: None,
             retry_at: None,
         };
         Self {
             away: shared.contact.away(),
+            gap: None,
             shared,
             id,
             order,
@@ -185,7 +188,14 @@ impl Worker {
     async fn run(mut self) {
         self.look().await;
         loop {
-            self.local.away_since = *self.away.borrow_and_update();
+            let away = *self.away.borrow_and_update();
+            self.local.away_since = away.since;
+            if self.gap != away.gap
+                && let Some((since, until)) = away.gap
+            {
+                self.local.reached(since, until);
+            }
+            self.gap = away.gap;
             self.tell();
             let step = next_step(&self.local, boottime());
             match step {
