@@ -5,7 +5,7 @@ use std::time::Duration;
 use model::object::{Availability, Endpoint, Key, Object, UpdateState};
 use model::spec::{
     ConfigRef, ConfigSpec, FileTarget, Labels, Mount, MountKind, OnDisconnect, PortSpec, PublishMode,
-    STACK_LABEL, ServiceSpec, StackSpec,
+    STACK_LABEL, ServiceSpec, StackSpec, UpdateOrder,
 };
 use model::{ConfigId, NodeId};
 
@@ -245,13 +245,34 @@ fn the_time_without_a_manager_has_bounds() {
         let mut spec = service(&format!("s{seconds}"));
         spec.task.on_disconnect = OnDisconnect::StopAfter(Duration::from_secs(seconds));
         match (cluster.create(spec), fits) {
-            (Ok(_), true) => {}
+            (Ok(made), true) => assert_eq!(made.warnings, Vec::<String>::new(), "{seconds} s"),
             (Err(refused), false) => {
                 let text = refused.to_string();
                 assert!(text.contains("10s") && text.contains("168h"), "{text}");
             }
             (answer, _) => panic!("{seconds} s: {:?}", answer.map(|_| ())),
         }
+    }
+}
+
+#[test]
+fn a_time_without_a_manager_that_is_short_for_this_cluster_is_said() {
+    let mut cluster = Cluster::new();
+    let mut slow = (**cluster.state.cluster().expect("made")).clone();
+    slow.heartbeat = Duration::from_secs(5);
+    cluster.state = State::from_objects(1, [Object::Cluster(slow.into())]);
+    for (seconds, order, parts) in [
+        (29, UpdateOrder::StopFirst, &["six heartbeats (30s)"][..]),
+        (30, UpdateOrder::StopFirst, &[]),
+        (30, UpdateOrder::StartFirst, &["starts first"]),
+    ] {
+        let mut spec = service("web");
+        spec.task.on_disconnect = OnDisconnect::StopAfter(Duration::from_secs(seconds));
+        spec.update.order = order;
+        let warnings = cluster.create(spec).expect("allowed").warnings;
+        assert_eq!(warnings.len(), parts.len(), "{seconds} s: {warnings:?}");
+        let all = warnings.join(" ");
+        assert!(parts.iter().all(|p| all.contains(p)), "{all}");
     }
 }
 
