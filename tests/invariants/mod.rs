@@ -86,7 +86,11 @@ const ALWAYS: &[Always] = &[
     ("log_time_is_steady", "M25", log_time_is_steady::check),
     ("networks_are_apart", "I31", networks_are_apart::check),
     ("one_task_a_slot", "I20", one_task_a_slot::check),
-    ("placement_is_allowed", "I26, I27", placement_is_allowed::check),
+    (
+        "placement_is_allowed",
+        "I25, I26, I27",
+        placement_is_allowed::check,
+    ),
     ("ports_are_unique", "I30", ports_are_unique::check),
     ("rollback_is_final", "I36", rollback_is_final::check),
     ("rollout_keeps_serving", "I34", rollout_keeps_serving::check),

@@ -6,8 +6,9 @@ use manager_core::{Admitted, Refusal, RefusalKind, admit};
 use model::NanoCpus;
 use model::object::{Availability, Service};
 use model::spec::{
-    FailureAction, FileTarget, NetworkAttachment, NetworkSpec, OnDisconnect, PortSpec, PublishMode,
-    RestartCondition, STACK_LABEL, SecretRef, SecretSpec, ServiceMode, ServiceSpec, StackSpec, UpdateOrder,
+    FailureAction, FileTarget, NetworkAttachment, NetworkSpec, OnDisconnect, Placement, PortSpec,
+    PublishMode, RestartCondition, STACK_LABEL, SecretRef, SecretSpec, ServiceMode, ServiceSpec, StackSpec,
+    UpdateOrder,
 };
 use model::task_state::{DesiredState, TaskState};
 use model::{NetworkId, SecretId};
@@ -125,6 +126,9 @@ impl Cluster {
         ];
         restart.condition = self.rng.pick(&conditions).unwrap_or_default();
         spec.task.on_disconnect = self.on_disconnect();
+        if self.rng.percent(15) {
+            spec.task.placement.max_replicas_per_node = u32::try_from(1 + self.rng.below(2)).unwrap_or(1);
+        }
         self.rollout_knobs(&mut spec);
         let made = admit::create_service(&self.state, spec, now, &mut self.rng);
         self.ask("services created", made)
@@ -283,7 +287,7 @@ impl Cluster {
         for service in services {
             let mut spec = (*service.spec).clone();
             spec.task.container.image = "healed".into();
-            spec.task.placement.constraints.clear();
+            spec.task.placement = Placement::default();
             spec.task.restart.condition = RestartCondition::Any;
             spec.task.restart.max_attempts = 0;
             let made = admit::update_service(&self.state, &service.id.to_string(), None, spec, now);

@@ -154,3 +154,53 @@ fn rely(scratch: &mut Scratch, touched: usize, on: Key) {
         scratch.rely_on(on);
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::sync::Arc;
+
+    use model::NetworkId;
+    use model::object::{Endpoint, Meta, Service};
+
+    use super::*;
+    use crate::txn::Change;
+
+    #[test]
+    fn a_service_that_gives_its_address_back_makes_room_for_tasks_that_wait_for_one() {
+        let service = |addresses: &[&str]| {
+            let vip = |a: &&str| (NetworkId(1), a.parse().expect("an address"));
+            Object::Service(Arc::new(Service {
+                id: ServiceId(1),
+                meta: Meta::default(),
+                spec: Arc::default(),
+                spec_version: 1,
+                previous_spec: None,
+                update: None,
+                endpoint: Endpoint {
+                    ports: Vec::new(),
+                    vips: addresses.iter().map(vip).collect(),
+                },
+            }))
+        };
+        let one = || Some(service(&["10.0.0.2"]));
+        for (name, before, after, room) in [
+            ("removed", one(), None, true),
+            ("left the network", one(), Some(service(&[])), true),
+            ("kept it", one(), one(), false),
+            ("got one", Some(service(&[])), one(), false),
+            ("never had one", Some(service(&[])), None, false),
+        ] {
+            let mut dirty = Dirty::default();
+            let change = Change {
+                key: Key::Service(ServiceId(1)),
+                before,
+                after,
+            };
+            dirty.add(&Changes {
+                index: 1,
+                items: vec![change],
+            });
+            assert_eq!(dirty.room, room, "{name}");
+        }
+    }
+}
