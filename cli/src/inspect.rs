@@ -6,8 +6,8 @@ use model::object::{
     Availability, Config, Network, Node, NodeRole, NodeState, Secret, Service, SlotKey, Task,
 };
 use model::spec::{
-    FailureAction, ImageRef, PortSpec, PublishMode, RestartCondition, ServiceMode, ServiceSpec, TaskSpec,
-    UpdateConfig, UpdateOrder,
+    FailureAction, ImageRef, OnDisconnect, PortSpec, PublishMode, RestartCondition, ServiceMode, ServiceSpec,
+    TaskSpec, UpdateConfig, UpdateOrder,
 };
 use serde_json::{Value, json};
 
@@ -81,6 +81,10 @@ fn task_spec(t: &TaskSpec) -> Value {
         "Placement": {"Constraints": t.placement.constraints, "MaxReplicas": t.placement.max_replicas_per_node},
         "Networks": t.networks.iter().map(|n| json!({"Target": n.network.to_string(), "Aliases": n.aliases})).collect::<Vec<_>>(),
         "ForceUpdate": t.force_update,
+        "OnDisconnect": match t.on_disconnect {
+            OnDisconnect::Keep => json!("keep"),
+            OnDisconnect::StopAfter(after) => json!({"StopAfter": ns(after)}),
+        },
     })
 }
 

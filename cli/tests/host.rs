@@ -658,6 +658,13 @@ fn adoption(host: &mut Host) -> Result<(), Failed> {
     Ok(())
 }
 
+/// What storage outside the cluster is shown by a task.
+fn fence(pid: u32) -> Result<u64, Failed> {
+    let env = fs::read_to_string(format!("/proc/{pid}/environ"))?;
+    let value = env.split('\0').find_map(|e| e.strip_prefix("RSWARM_FENCE="));
+    Ok(value.ok_or("no RSWARM_FENCE in its environment")?.parse()?)
+}
+
 fn replacement(host: &mut Host) -> Result<(), Failed> {
     host.types(
         "service create --name web -p 18181:8080 --replicas 2 --update-monitor 0s --restart-delay 0s web:v1",
@@ -666,6 +673,7 @@ fn replacement(host: &mut Host) -> Result<(), Failed> {
     host.refused(&["exec", "web", "true"], &["ambiguous"])?;
     let before = host.pids("web.1")?;
     let (_, pid) = before.iter().next().ok_or("web.1 does not run")?;
+    let first_fence = fence(*pid)?;
     let raw = rustix::process::Pid::from_raw(i32::try_from(*pid)?).ok_or("no pid")?;
     rustix::process::kill_process(raw, rustix::process::Signal::KILL)?;
     let mut failed = 0;
@@ -675,6 +683,11 @@ fn replacement(host: &mut Host) -> Result<(), Failed> {
         Ok(now.len() == 1 && now != before)
     })?;
     println!("requests that failed while one of two was killed and replaced: {failed}");
+    let after = host.pids("web.1")?;
+    let (_, pid) = after.iter().next().ok_or("web.1 does not run")?;
+    let next_fence = fence(*pid)?;
+    equal(next_fence > first_fence && first_fence > 0, true)
+        .map_err(|_| format!("fence {first_fence}, then {next_fence}"))?;
     let rows = host.types("service ps --no-trunc --format '{{.Name}} {{.CurrentState}} {{.Error}}' web")?;
     equal(rows.contains("Failed") && rows.contains("137"), true).map_err(|_| rows)?;
     // Memory over the limit is named as such.

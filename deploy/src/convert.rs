@@ -5,10 +5,10 @@ use std::time::Duration;
 
 use model::spec::{
     ConfigRef, ConfigSpec, ContainerSpec, DnsConfig, EndpointMode, EndpointSpec, FailureAction, FileTarget,
-    Healthcheck, Labels, Limits, LogDriver, Mount, MountKind, NetworkAttachment, NetworkSpec, Placement,
-    PortSpec, Protocol, PublishMode, Reservations, Resources, RestartCondition, RestartPolicy, STACK_LABEL,
-    SecretRef, SecretSpec, ServiceMode, ServiceSpec, StackSpec, TaskSpec, Ulimit, UpdateConfig, UpdateOrder,
-    check_name,
+    Healthcheck, Labels, Limits, LogDriver, Mount, MountKind, NetworkAttachment, NetworkSpec, OnDisconnect,
+    Placement, PortSpec, Protocol, PublishMode, Reservations, Resources, RestartCondition, RestartPolicy,
+    STACK_LABEL, SecretRef, SecretSpec, ServiceMode, ServiceSpec, StackSpec, TaskSpec, Ulimit, UpdateConfig,
+    UpdateOrder, check_name,
 };
 use model::units::parse_duration;
 use model::{Bytes, ConfigId, NanoCpus, NetworkId, SecretId};
@@ -340,6 +340,8 @@ impl Converter<'_> {
                     options: pairs(node, &["logging", "options"]),
                 },
                 force_update: 0,
+                on_disconnect: duration(node, &["deploy", "on_disconnect", "stop_after"])
+                    .map_or(OnDisconnect::Keep, OnDisconnect::StopAfter),
             },
             mode: self.mode(&path, node),
             update: update(node, "update_config"),

@@ -1,11 +1,12 @@
-//! Short forms that files and flags share: ports, mounts, secrets, networks, environment.
+//! Short forms that files and flags share: ports, mounts, secrets, networks, environment, what a cut off task does.
 
 use std::collections::BTreeMap;
 
 use model::spec::{
-    ConfigRef, FileTarget, Mount, MountKind, NetworkAttachment, PortSpec, Protocol, PublishMode, SecretRef,
-    Ulimit,
+    ConfigRef, FileTarget, Mount, MountKind, NetworkAttachment, OnDisconnect, PortSpec, Protocol,
+    PublishMode, SecretRef, Ulimit,
 };
+use model::units::parse_duration;
 use model::{Bytes, ConfigId, NetworkId, SecretId};
 
 /// Most ports one range stands for.
@@ -262,6 +263,21 @@ pub fn parse_secret(text: &str) -> Result<SecretRef, String> {
     })
 }
 
+/// `keep`, or `stop-after=TIME`.
+///
+/// # Errors
+/// One sentence that names what cannot be read.
+pub fn parse_on_disconnect(text: &str) -> Result<OnDisconnect, String> {
+    match (text, text.strip_prefix("stop-after=")) {
+        ("keep", _) => Ok(OnDisconnect::Keep),
+        (_, Some(time)) => (parse_duration(time).map(OnDisconnect::StopAfter))
+            .map_err(|e| format!("on-disconnect {text}: {e}")),
+        (other, None) => Err(format!(
+            "on-disconnect \"{other}\" is neither keep nor stop-after=TIME, such as stop-after=30s"
+        )),
+    }
+}
+
 /// As [`parse_secret`], for a config.
 ///
 /// # Errors
@@ -343,6 +359,25 @@ pub fn parse_env_file(text: &str, vars: &dyn Fn(&str) -> Option<String>) -> Resu
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_cut_off_task_is_kept_or_stopped_after_a_time() {
+        let read = |text: &str| parse_on_disconnect(text).ok();
+        assert_eq!(read("keep"), Some(OnDisconnect::Keep));
+        let half = std::time::Duration::from_secs(30);
+        assert_eq!(read("stop-after=30s"), Some(OnDisconnect::StopAfter(half)));
+        for text in [
+            "",
+            "stop",
+            "stop-after",
+            "stop-after=",
+            "stop-after=x",
+            "stop-after=-1s",
+            "keep=1",
+        ] {
+            assert_eq!(read(text), None, "{text}");
+        }
+    }
 
     #[test]
     fn ports_in_every_form() {

@@ -45,7 +45,8 @@ pub(crate) fn merge(base: Node, over: Node, shape: &Shape) -> Node {
         | Shape::Restart
         | Shape::Command
         | Shape::Test
-        | Shape::External => over,
+        | Shape::External
+        | Shape::OnDisconnect => over,
     }
 }
 

@@ -62,6 +62,8 @@ pub(crate) enum Shape {
     Ulimits,
     /// `true`, or a mapping with a name.
     External,
+    /// `keep`, or a mapping with `stop_after`.
+    OnDisconnect,
 }
 
 /// One key of a mapping.
@@ -288,6 +290,7 @@ const DEPLOY: Shape = Shape::Object(&[
             used("max_replicas_per_node", Shape::Int(0, U32)),
         ]),
     ),
+    used("on_disconnect", Shape::OnDisconnect),
 ]);
 
 const UPDATE: Shape = Shape::Object(&[
@@ -366,6 +369,8 @@ const CONFIG: Shape = Shape::Object(&[
 ]);
 
 const EXTERNAL: Shape = Shape::Object(&[used("name", Shape::Text)]);
+
+const ON_DISCONNECT: Shape = Shape::Object(&[used("stop_after", Shape::Duration)]);
 
 const PORT: Shape = Shape::Object(&[
     used("target", Shape::Int(1, 65_535)),
@@ -562,6 +567,10 @@ pub(crate) fn normalise(node: &Node, shape: &Shape, path: &str, report: &mut Rep
         Shape::External => match &node.value {
             Value::Map(_) => normalise(node, &EXTERNAL, path, report),
             _ => normalise(node, &Shape::Bool, path, report),
+        },
+        Shape::OnDisconnect => match &node.value {
+            Value::Map(_) => normalise(node, &ON_DISCONNECT, path, report),
+            _ => normalise(node, &Shape::Word(&["keep"]), path, report),
         },
     }
 }

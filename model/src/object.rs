@@ -217,6 +217,19 @@ pub struct NodeStatus {
     pub state: NodeState,
     /// Why.
     pub message: String,
+    /// How long a node that is down has been silent at least, by the clock of its leaders that nobody sets; zero
+    /// otherwise. Written again when it passes a time for which a task of the node waits.
+    pub silent: Duration,
+}
+
+impl NodeStatus {
+    /// A node that is heard of.
+    pub fn ready() -> Self {
+        Self {
+            state: NodeState::Ready,
+            ..Self::default()
+        }
+    }
 }
 
 /// Whether a node is heard of.
@@ -359,6 +372,11 @@ pub struct Task {
     pub status: TaskStatus,
     /// When it was first seen Running, by the clock of the log.
     pub running_at: Option<Timestamp>,
+    /// When it was first seen over, by the clock of the log: its node's clock may be wrong by years.
+    pub ended_at: Option<Timestamp>,
+    /// Index of the log entry that made it: grows from each task of a slot to the next, so that storage outside the
+    /// cluster can refuse the one that was replaced. Its container finds it as `RSWARM_FENCE`.
+    pub fence: u64,
     /// Address in each network.
     pub addresses: Vec<(NetworkId, IpAddr)>,
     /// Ports published on its node (mode host).
@@ -366,6 +384,11 @@ pub struct Task {
 }
 
 impl Task {
+    /// When it ended, by the clock of the log where that is known.
+    pub fn over_at(&self) -> Timestamp {
+        self.ended_at.unwrap_or(self.status.at)
+    }
+
     /// `web.1`, or `web.<node id>` of a global service.
     pub fn name(&self) -> String {
         match self.slot {

@@ -1,6 +1,7 @@
 //! What the user asked for; never edited by us.
 
 mod container;
+mod disconnect;
 mod image;
 mod network;
 mod placement;
@@ -10,6 +11,7 @@ mod stack;
 mod update;
 
 pub use container::*;
+pub use disconnect::*;
 pub use image::*;
 pub use network::*;
 pub use placement::*;

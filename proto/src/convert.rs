@@ -81,3 +81,31 @@ fn wire<M, W: From<M>>(items: impl IntoIterator<Item = M>) -> Vec<W> {
 fn id_or_empty<T: PartialEq + ToString>(id: T, nil: T) -> String {
     if id == nil { String::new() } else { id.to_string() }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use model::object::{NodeState, NodeStatus};
+    use model::spec::{OnDisconnect, TaskSpec};
+
+    #[test]
+    fn what_becomes_of_a_cut_off_task_survives_the_wire() {
+        for rule in [
+            OnDisconnect::Keep,
+            OnDisconnect::StopAfter(Duration::from_millis(12_345)),
+        ] {
+            let spec = TaskSpec {
+                on_disconnect: rule,
+                ..TaskSpec::default()
+            };
+            let wire = crate::types::TaskSpec::from(&spec);
+            assert_eq!(TaskSpec::try_from(wire), Ok(spec));
+        }
+        let status = NodeStatus {
+            state: NodeState::Down,
+            message: "silent".into(),
+            silent: Duration::from_millis(16_500),
+        };
+        assert_eq!(NodeStatus::from(crate::types::NodeStatus::from(&status)), status);
+    }
+}

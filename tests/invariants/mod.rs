@@ -2,25 +2,39 @@
 
 mod addresses_are_unique;
 mod capacity_is_kept;
+mod containers_are_assigned;
+mod counters_survive;
 mod desired_grows;
+mod down_needs_misses;
+mod drained_nodes_are_empty;
+mod ends_have_a_cause;
 mod history_is_bounded;
+mod ids_and_fences_are_new;
+mod live_processes;
+mod log_time_is_steady;
 mod networks_are_apart;
 mod one_task_a_slot;
 mod placement_is_allowed;
 mod ports_are_unique;
 mod rollback_is_final;
 mod rollout_keeps_serving;
+mod same_state;
 mod secrets_stay_near;
+mod session_is_current;
+mod slots_match_replicas;
 mod state_grows;
 mod state_is_sound;
+mod stops_have_a_reason;
 mod task_is_fixed;
 mod tasks_have_a_service;
 mod transition_by_owner;
 mod versions_grow;
 mod views_are_whole;
 
+use std::collections::BTreeMap;
+
 use manager_core::{Changes, Entry, State};
-use model::object::{Object, Task};
+use model::object::{Key, Object, Task};
 
 use crate::sim::cluster::Cluster;
 use crate::sim::log::Source;
@@ -55,47 +69,89 @@ impl Seen<'_> {
     }
 }
 
-/// A property of an entry and its name.
-type Always = (&'static str, fn(&Seen<'_>) -> Result<(), String>);
-/// A property of a planned state and its name.
-type Settled = (&'static str, fn(&State) -> Result<(), String>);
+/// A property with its name and its number in the list of promises.
+type Property<T> = (&'static str, &'static str, fn(&T) -> Result<(), String>);
+/// A property of an entry.
+type Always = (&'static str, &'static str, fn(&Seen<'_>) -> Result<(), String>);
 
 /// After every entry.
 const ALWAYS: &[Always] = &[
-    ("addresses_are_unique", addresses_are_unique::check),
-    ("capacity_is_kept", capacity_is_kept::check),
-    ("desired_grows", desired_grows::check),
-    ("networks_are_apart", networks_are_apart::check),
-    ("one_task_a_slot", one_task_a_slot::check),
-    ("placement_is_allowed", placement_is_allowed::check),
-    ("ports_are_unique", ports_are_unique::check),
-    ("rollback_is_final", rollback_is_final::check),
-    ("rollout_keeps_serving", rollout_keeps_serving::check),
-    ("secrets_stay_near", secrets_stay_near::check),
-    ("state_grows", state_grows::check),
-    ("state_is_sound", state_is_sound::check),
-    ("task_is_fixed", task_is_fixed::check),
-    ("transition_by_owner", transition_by_owner::check),
-    ("versions_grow", versions_grow::check),
-    ("views_are_whole", views_are_whole::check),
+    ("addresses_are_unique", "I28", addresses_are_unique::check),
+    ("capacity_is_kept", "I25", capacity_is_kept::check),
+    ("counters_survive", "I35", counters_survive::check),
+    ("desired_grows", "I13", desired_grows::check),
+    ("down_needs_misses", "I42", down_needs_misses::check),
+    ("ends_have_a_cause", "I41", ends_have_a_cause::check),
+    ("ids_and_fences_are_new", "I17", ids_and_fences_are_new::check),
+    ("log_time_is_steady", "M25", log_time_is_steady::check),
+    ("networks_are_apart", "I31", networks_are_apart::check),
+    ("one_task_a_slot", "I20", one_task_a_slot::check),
+    (
+        "placement_is_allowed",
+        "I25, I26, I27",
+        placement_is_allowed::check,
+    ),
+    ("ports_are_unique", "I30", ports_are_unique::check),
+    ("rollback_is_final", "I36", rollback_is_final::check),
+    ("rollout_keeps_serving", "I34", rollout_keeps_serving::check),
+    ("secrets_stay_near", "I43", secrets_stay_near::check),
+    ("session_is_current", "I39", session_is_current::check),
+    ("state_grows", "I12", state_grows::check),
+    ("state_is_sound", "I29", state_is_sound::check),
+    ("stops_have_a_reason", "I41", stops_have_a_reason::check),
+    ("task_is_fixed", "I14, I15", task_is_fixed::check),
+    ("transition_by_owner", "I16, I19", transition_by_owner::check),
+    ("versions_grow", "I11", versions_grow::check),
+    ("views_are_whole", "I10", views_are_whole::check),
 ];
 
 /// When the leader has nothing left to do.
-const SETTLED: &[Settled] = &[
-    ("history_is_bounded", history_is_bounded::check),
-    ("tasks_have_a_service", tasks_have_a_service::check),
+const SETTLED: &[Property<State>] = &[
+    ("drained_nodes_are_empty", "I27", drained_nodes_are_empty::check),
+    ("history_is_bounded", "I24", history_is_bounded::check),
+    ("slots_match_replicas", "I22", slots_match_replicas::check),
+    ("tasks_have_a_service", "I18", tasks_have_a_service::check),
 ];
+
+/// At every moment.
+const MOMENT: &[Property<Cluster>] = &[("live_processes", "I21, I21b", live_processes::check)];
+
+/// Some time after the last fault.
+const QUIET: &[Property<Cluster>] = &[("containers_are_assigned", "I40", containers_are_assigned::check)];
+
+/// The first property of a table that does not hold.
+fn first<T>(table: &[Property<T>], what: &T) -> Option<String> {
+    table
+        .iter()
+        .find_map(|(name, number, holds)| holds(what).err().map(|why| format!("{name} ({number}): {why}")))
+}
 
 /// The first property that an entry broke.
 pub fn check(seen: &Seen<'_>) -> Option<String> {
     ALWAYS
         .iter()
-        .find_map(|(name, holds)| holds(seen).err().map(|why| format!("{name}: {why}")))
+        .find_map(|(name, number, holds)| holds(seen).err().map(|why| format!("{name} ({number}): {why}")))
 }
 
 /// The first property that a planned state breaks.
 pub fn check_settled(state: &State) -> Option<String> {
-    SETTLED
-        .iter()
-        .find_map(|(name, holds)| holds(state).err().map(|why| format!("{name}: {why}")))
+    first(SETTLED, state)
+}
+
+/// The first property that the cluster breaks right now.
+pub fn check_moment(cluster: &Cluster) -> Option<String> {
+    first(MOMENT, cluster)
+}
+
+/// The first property that the cluster breaks at rest.
+pub fn check_quiet(cluster: &Cluster) -> Option<String> {
+    first(QUIET, cluster)
+}
+
+/// Whether a manager that has applied the whole log has the state of the log (I2, I4).
+///
+/// # Errors
+/// What differs.
+pub fn same_state(mine: &State, log: &State, acked: &BTreeMap<Key, u64>) -> Result<(), String> {
+    same_state::check(mine, log, acked).map_err(|why| format!("same_state (I2, I4): {why}"))
 }

@@ -1,4 +1,6 @@
-//! A task is given only a node that is ready, active and meets its constraints (I26, I27).
+//! A task is given only a node that is ready, active and meets its constraints, with room among its siblings (I25-I27).
+
+use std::collections::BTreeSet;
 
 use manager_core::schedule::filter;
 use model::object::{Availability, NodeState, Object};
@@ -19,6 +21,14 @@ pub(super) fn check(seen: &Seen<'_>) -> Result<(), String> {
                 && n.spec.availability == Availability::Active
                 && filter::suits(n, &after.spec)
         });
+        let most = after.spec.placement.max_replicas_per_node;
+        // Slots, as a rollout that starts first has two tasks in one; under another bound others may be beside them.
+        let siblings = seen.after.tasks_of_service(after.service).filter(|t| {
+            let live = t.desired.is_live() && !t.status.state.is_terminal();
+            live && t.node == Some(id) && t.spec.placement.max_replicas_per_node == most
+        });
+        let slots: BTreeSet<_> = siblings.map(|t| t.slot).collect();
+        let fits = fits && (most == 0 || slots.len() <= most as usize);
         if !fits {
             return Err(format!(
                 "task {} was given node {}, which may not have it",

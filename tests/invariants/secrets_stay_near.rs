@@ -3,7 +3,7 @@
 use super::Seen;
 
 pub(super) fn check(seen: &Seen<'_>) -> Result<(), String> {
-    for (node, view) in &seen.cluster.views {
+    for (node, (_, view)) in &seen.cluster.views {
         for secret in view.secrets.keys() {
             let needed = seen.after.tasks_of_node(*node).any(|t| {
                 let live = t.desired.is_live() && !t.status.state.is_terminal();

@@ -1,41 +1,60 @@
-//! The leader and its hosts, moved on event by event.
+//! Managers and hosts, moved on event by event.
 
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::time::Duration;
 
-use manager_core::{Action, Dirty, State, Txn, admit, node_health, plan};
+use manager_core::{Action, Dirty, State, Txn, admit};
 use model::assignment::AssignmentSet;
-use model::object::{Availability, Node, NodeDescription, NodeSpec, NodeState, NodeStatus, Object};
-use model::spec::{Platform, ServiceMode};
-use model::task_state::{DesiredState, TaskState};
-use model::{Bytes, NanoCpus, NodeId, ServiceId, Timestamp};
+use model::object::{Availability, Key, Node, NodeDescription, NodeSpec, NodeStatus, Object, SlotKey};
+use model::spec::Platform;
+use model::{Bytes, NanoCpus, NodeId, ServiceId, TaskId, Timestamp};
 
+use super::Plant;
 use super::host::Host;
 use super::log::Source;
+use super::manager::Managers;
 use super::rng::Rng;
+use super::session::Flight;
+use crate::invariants;
 
 /// Events kept to explain a failure.
 const LAST_MAX: usize = 40;
-/// Plans until nothing is left to do at one time; more are a plan that never settles.
-const PLANS_MAX: u32 = 40;
-/// Simulated time within which everything runs once faults have ended.
-const HEAL: Duration = Duration::from_secs(240);
 /// CPUs of a node.
 pub const NODE_CPUS: u64 = 4_000_000_000;
+/// Longest time between two looks at everything.
+const TICK: Duration = Duration::from_millis(450);
 
 /// Everything simulated.
 #[derive(Debug)]
 pub struct Cluster {
-    /// The replicated state.
+    /// The state after every entry of the log, as the leader has it.
     pub state: State,
-    /// The time.
+    /// The time, by a clock that nobody sets.
     pub now: Timestamp,
     /// Whether faults happen.
     pub faults: bool,
+    /// Whether only those happen that must not touch a task.
+    pub quiet: bool,
+    /// A bug that was put in.
+    pub plant: Option<Plant>,
+    /// Time between two heartbeats; zero: what a cluster has by itself.
+    pub heartbeat: Duration,
+    /// The managers.
+    pub managers: Managers,
     /// The hosts.
     pub hosts: BTreeMap<NodeId, Host>,
-    /// What each node knows, from diffs.
-    pub views: BTreeMap<NodeId, AssignmentSet>,
+    /// What each node with a session is to know, and the number of that.
+    pub views: BTreeMap<NodeId, (u64, AssignmentSet)>,
+    /// When the leader last heard of a node, by the time itself.
+    pub heard: BTreeMap<NodeId, Timestamp>,
+    /// Objects a user wrote and was told so, with the entry that did.
+    pub acked: BTreeMap<Key, u64>,
+    /// Every task that ever was.
+    pub ids: BTreeSet<TaskId>,
+    /// Term, time in the log and time itself of the last entry.
+    pub last_entry: Option<(u64, Timestamp, Timestamp)>,
+    /// The session whose report is being written.
+    pub reporting: Option<(NodeId, String)>,
     /// Services whose rollout began while all was well and that nothing has disturbed since.
     pub healthy_updates: BTreeSet<ServiceId>,
     /// Services that ever had a start-first rollout among their knobs.
@@ -47,9 +66,17 @@ pub struct Cluster {
     /// The last events.
     pub last: VecDeque<String>,
     pub(super) rng: Rng,
+    // What the leader has in memory.
     pub(super) dirty: Dirty,
     pub(super) wake: BTreeMap<ServiceId, Timestamp>,
-    pub(super) seen: BTreeMap<NodeId, Timestamp>,
+    pub(super) counters: BTreeMap<ServiceId, (Timestamp, Vec<SlotKey>)>,
+    // What is under way.
+    pub(super) flights: Vec<Flight>,
+    pub(super) serial: u64,
+    pub(super) told: u64,
+    pub(super) back_on_at: Option<Timestamp>,
+    /// In a quiet run: the tasks that must still run at its end.
+    pub(super) untouched: BTreeSet<TaskId>,
 }
 
 impl Cluster {
@@ -57,10 +84,19 @@ impl Cluster {
     pub fn new(seed: u64) -> Self {
         Self {
             state: State::new(),
-            now: Timestamp(1_000_000_000),
+            now: Timestamp(1_700_000_000_000),
             faults: false,
+            quiet: false,
+            plant: None,
+            heartbeat: Duration::ZERO,
+            managers: Managers::default(),
             hosts: BTreeMap::new(),
             views: BTreeMap::new(),
+            heard: BTreeMap::new(),
+            acked: BTreeMap::new(),
+            ids: BTreeSet::new(),
+            last_entry: None,
+            reporting: None,
             healthy_updates: BTreeSet::new(),
             start_first: BTreeSet::new(),
             counts: BTreeMap::new(),
@@ -69,7 +105,12 @@ impl Cluster {
             rng: Rng::new(seed),
             dirty: Dirty::everything(),
             wake: BTreeMap::new(),
-            seen: BTreeMap::new(),
+            counters: BTreeMap::new(),
+            flights: Vec::new(),
+            serial: 0,
+            told: 0,
+            back_on_at: None,
+            untouched: BTreeSet::new(),
         }
     }
 
@@ -85,24 +126,32 @@ impl Cluster {
         self.last.push_back(format!("{:?} {text}", self.now));
     }
 
-    /// Makes the cluster and its nodes.
+    /// Makes the cluster and its nodes; in a quiet run services as well, and waits until they run.
     ///
     /// # Errors
     /// A broken invariant.
     pub fn begin(&mut self) -> Result<(), String> {
         let nodes = 1 + self.rng.below(6);
-        self.begin_with(nodes)?;
+        let managers = self.rng.pick(&[1, 2, 3, 3, 3, 5]).unwrap_or(1);
+        self.heartbeat = Duration::from_millis(self.rng.pick(&[0, 0, 5_000]).unwrap_or(0));
+        self.begin_with(nodes, managers)?;
+        if self.quiet {
+            self.begin_quietly()?;
+        }
         self.faults = true;
         Ok(())
     }
 
-    /// Makes the cluster and so many nodes, `n1`, `n2`, …; no faults happen by themselves.
+    /// Makes the cluster with so many managers and so many nodes, `n1`, `n2`, …; no faults happen by themselves.
     ///
     /// # Errors
     /// A broken invariant.
-    pub fn begin_with(&mut self, nodes: u64) -> Result<(), String> {
+    pub fn begin_with(&mut self, nodes: u64, managers: usize) -> Result<(), String> {
+        self.managers = Managers::new(managers, self.now);
+        self.elect()?;
         let request = admit::ClusterRequest {
             availability: Availability::Drain,
+            heartbeat: self.heartbeat,
             ..Default::default()
         };
         let manager = NodeId(100);
@@ -128,12 +177,8 @@ impl Cluster {
                     ..NodeDescription::default()
                 },
                 identity: Default::default(),
-                status: NodeStatus {
-                    state: NodeState::Ready,
-                    message: String::new(),
-                },
+                status: NodeStatus::ready(),
             };
-            self.seen.insert(node.id, self.now);
             self.hosts.insert(node.id, Host::new());
             let put = Action::Put(Object::Node(node.into()));
             self.commit(
@@ -144,7 +189,8 @@ impl Cluster {
                 },
             )?;
         }
-        Ok(())
+        // They register with the leader.
+        self.agents()
     }
 
     /// Time passes without faults.
@@ -154,10 +200,7 @@ impl Cluster {
     pub fn advance(&mut self, time: Duration) -> Result<(), String> {
         let end = self.now + time;
         while self.now < end {
-            self.now = self.now + Duration::from_millis(200);
-            self.agents()?;
-            self.health()?;
-            self.lead()?;
+            self.tick(Duration::from_millis(200))?;
         }
         Ok(())
     }
@@ -167,243 +210,29 @@ impl Cluster {
     /// # Errors
     /// A broken invariant.
     pub fn step(&mut self) -> Result<(), String> {
-        self.now = self.now + Duration::from_millis(50 + self.rng.below(900));
         match self.rng.below(100) {
-            0..=19 => self.work()?,
+            0..=19 if !self.quiet => self.work()?,
             20..=31 => self.fault(),
             _ => {}
         }
+        let slow = self.rng.percent(10);
+        let mut left = Duration::from_millis(50 + self.rng.below(if slow { 8_000 } else { 900 }));
+        while !left.is_zero() {
+            let time = left.min(TICK);
+            left -= time;
+            self.tick(time)?;
+        }
+        Ok(())
+    }
+
+    /// Time passes, and everybody does what is due.
+    fn tick(&mut self, time: Duration) -> Result<(), String> {
+        self.now = self.now + time;
+        self.power_on();
+        self.manage()?;
         self.agents()?;
         self.health()?;
-        self.lead()
-    }
-
-    /// Every agent does what is due and reports what it can.
-    fn agents(&mut self) -> Result<(), String> {
-        let nodes: Vec<NodeId> = self.hosts.keys().copied().collect();
-        for node in nodes {
-            // A node that is cut off goes on with what it knew; it is told nothing, so it is not asked here.
-            let (Some(host), Some(view)) = (self.hosts.get_mut(&node), self.views.get(&node)) else {
-                continue;
-            };
-            if !host.connected {
-                continue;
-            }
-            let reports = host.tick(view, self.now, &mut self.rng, self.faults)?;
-            let actions: Vec<Action> = reports
-                .into_iter()
-                .map(|(task, status)| Action::TaskStatus { node, task, status })
-                .collect();
-            self.commit(
-                Source::Agent,
-                Txn {
-                    expect: Vec::new(),
-                    actions,
-                },
-            )?;
-        }
-        Ok(())
-    }
-
-    /// The leader's watch over nodes.
-    fn health(&mut self) -> Result<(), String> {
-        let heartbeat = self
-            .state
-            .cluster()
-            .map_or(Duration::from_secs(1), |c| c.heartbeat);
-        let nodes: Vec<NodeId> = self.hosts.keys().copied().collect();
-        for node in nodes {
-            let heard = self.hosts.get(&node).is_some_and(|h| h.up && h.connected);
-            if heard {
-                self.seen.insert(node, self.now);
-            }
-            // A new leader knows no node yet and gives each its time.
-            let seen = *self.seen.entry(node).or_insert(self.now);
-            let status = node_health::status(seen, heartbeat, self.now);
-            let Some(known) = self.state.node(node) else {
-                continue;
-            };
-            if known.status.state != status.state {
-                self.healthy_updates.clear();
-                let kind = if status.state == NodeState::Down {
-                    "node losses"
-                } else {
-                    "node returns"
-                };
-                let action = Action::NodeSeen {
-                    node,
-                    description: None,
-                    status,
-                };
-                if self.commit(
-                    Source::Health,
-                    Txn {
-                        expect: Vec::new(),
-                        actions: vec![action],
-                    },
-                )? {
-                    self.note(kind, format!("{kind}: {}", node.0));
-                }
-            }
-        }
-        Ok(())
-    }
-
-    /// The leader plans until nothing is left; sometimes something comes between plan and proposal.
-    pub(super) fn lead(&mut self) -> Result<(), String> {
-        let due: Vec<ServiceId> = self
-            .wake
-            .iter()
-            .filter(|(_, at)| **at <= self.now)
-            .map(|(id, _)| *id)
-            .collect();
-        for id in due {
-            self.wake.remove(&id);
-            self.dirty.add_service(id);
-        }
-        for _ in 0..PLANS_MAX {
-            if self.dirty.is_empty() {
-                return self.settled();
-            }
-            let dirty = self.dirty.take();
-            let next = plan(&self.state, &dirty, self.now, &mut self.rng);
-            for (id, at) in &next.wake {
-                self.wake
-                    .entry(*id)
-                    .and_modify(|w| *w = (*w).min(*at))
-                    .or_insert(*at);
-            }
-            if self.faults && self.rng.percent(3) {
-                // Another proposal is first in the log.
-                self.work()?;
-            }
-            if !self.commit(Source::Plan, next.txn)? {
-                self.dirty = Dirty::everything();
-                if self.faults && self.rng.percent(50) {
-                    self.new_leader();
-                    return Ok(());
-                }
-            }
-        }
-        Err(format!("{PLANS_MAX} plans were not enough"))
-    }
-
-    /// What must hold once the leader has nothing left to do.
-    fn settled(&mut self) -> Result<(), String> {
-        if !self.rng.percent(25) {
-            return Ok(());
-        }
-        let again = plan(&self.state, &Dirty::everything(), self.now, &mut self.rng.clone());
-        if !again.txn.is_empty() {
-            let mut lines = String::new();
-            for action in &again.txn.actions {
-                match action {
-                    Action::Put(Object::Task(t)) => {
-                        let was = self.state.task(t.id).map(|t| (t.desired, t.status.state, t.node));
-                        lines.push_str(&format!(
-                            "\n  {} {} was {was:?}, becomes {:?} {} {}",
-                            t.name(),
-                            t.id.short(),
-                            (t.desired, t.status.state, t.node),
-                            t.status.message,
-                            t.status.error
-                        ));
-                    }
-                    Action::Put(Object::Service(s)) => {
-                        lines.push_str(&format!("\n  {} becomes {:?}", s.spec.name, s.update));
-                    }
-                    other => lines.push_str(&format!("\n  {other:?}")),
-                }
-            }
-            return Err(format!(
-                "plan_is_settled: the plan of a planned state is not empty:{lines}"
-            ));
-        }
-        for (id, at) in &again.wake {
-            if *at > self.now && self.wake.get(id).is_none_or(|known| known > at) {
-                return Err(format!(
-                    "plan_is_settled: service {id} wants to be woken at {at:?}, but nobody knows"
-                ));
-            }
-        }
-        crate::invariants::check_settled(&self.state).map_or(Ok(()), Err)
-    }
-
-    /// Ends all faults, repairs what users broke, and demands that everything wanted runs.
-    ///
-    /// # Errors
-    /// A broken invariant, or something that still does not run.
-    pub fn heal(&mut self) -> Result<(), String> {
-        self.faults = false;
-        self.note("heals", "all faults end".into());
-        for host in self.hosts.values_mut() {
-            (host.up, host.connected) = (true, true);
-        }
-        self.repair()?;
-        let end = self.now + HEAL;
-        while self.now < end {
-            self.advance(Duration::from_millis(200))?;
-            if self.wrong().is_none() {
-                return Ok(());
-            }
-        }
-        self.wrong().map_or(Ok(()), |what| {
-            Err(format!(
-                "converges: {what} {} s after the last fault",
-                HEAL.as_secs()
-            ))
-        })
-    }
-
-    /// What is not yet as it is wanted.
-    fn wrong(&self) -> Option<String> {
-        for service in self.state.services() {
-            let wanted = match service.spec.mode {
-                ServiceMode::Replicated { replicas } => replicas as usize,
-                ServiceMode::Global => self.hosts.len(),
-            };
-            let running = self
-                .state
-                .tasks_of_service(service.id)
-                .filter(|t| t.status.state == TaskState::Running && t.desired == DesiredState::Running)
-                .filter(|t| *t.spec == service.spec.task)
-                .count();
-            let update = service.update.as_ref().filter(|u| u.state.is_active());
-            if running != wanted || update.is_some() {
-                let tasks: Vec<String> = self
-                    .state
-                    .tasks_of_service(service.id)
-                    .map(|t| {
-                        format!(
-                            "{} {:?} {:?} {}",
-                            t.name(),
-                            t.desired,
-                            t.status.state,
-                            t.status.error
-                        )
-                    })
-                    .collect();
-                return Some(format!(
-                    "tasks {tasks:?}; service {} runs {running} of {wanted}, {:?}",
-                    service.spec.name,
-                    service.update.as_ref().map(|u| (u.state, &u.message))
-                ));
-            }
-        }
-        for (node, host) in &self.hosts {
-            let wanted = |id| {
-                self.state
-                    .task(id)
-                    .is_some_and(|t| t.node == Some(*node) && t.desired.is_live())
-            };
-            if let Some(id) = host.tasks.keys().find(|id| host.runs(**id) && !wanted(**id)) {
-                return Some(format!("node {} still runs the container of task {id}", node.0));
-            }
-        }
-        let alone = self
-            .state
-            .tasks()
-            .find(|t| self.state.service(t.service).is_none());
-        alone.map(|t| format!("task {} has no service", t.name()))
+        self.lead()?;
+        invariants::check_moment(self).map_or(Ok(()), Err)
     }
 }

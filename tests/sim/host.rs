@@ -4,23 +4,50 @@ use std::collections::BTreeMap;
 use std::time::Duration;
 
 use agent_core::health::Health;
+use agent_core::outbox::status_time;
 use agent_core::step::{LocalTask, RETRY, Seen, Step, next_step, state_of};
 use model::assignment::AssignmentSet;
-use model::object::{Task, TaskStatus};
-use model::{TaskId, Timestamp};
+use model::object::{SlotKey, Task, TaskStatus};
+use model::spec::OnDisconnect;
+use model::{ServiceId, TaskId, Timestamp};
 
+use super::manager::set;
 use super::rng::Rng;
+use super::session::Session;
 
 /// Steps of one task at one time; more are an agent that never settles.
 const STEPS_MAX: u32 = 20;
 
-/// One machine.
+/// Longest time that a container takes to end by itself once it is asked to, in ms.
+const STOP_MAX: u64 = 4_000;
+/// Time that a kill takes, in ms.
+const KILL: u64 = 200;
+
+/// One machine. Its clock since the start of the host is the simulated time itself.
 #[derive(Debug, Clone, Default)]
 pub struct Host {
     /// Whether it runs at all.
     pub up: bool,
-    /// Whether it hears and is heard.
-    pub connected: bool,
+    /// Whether what managers send arrives.
+    pub hears: bool,
+    /// Whether what it sends arrives.
+    pub heard: bool,
+    /// Until when the whole machine stands still.
+    pub paused_until: Option<Timestamp>,
+    /// When it last went on after that.
+    pub resumed_at: Timestamp,
+    /// How much its wall clock is ahead, in ms.
+    pub wall: i64,
+    /// Its session with a leader.
+    pub session: Option<Session>,
+    /// When it tries to get one again, and how long it waits after that at most.
+    pub next_try: (Timestamp, Duration),
+    /// When it sent what a manager answered last.
+    pub contact: Timestamp,
+    /// When its node was seen again after it had been down.
+    pub back_at: Timestamp,
+    /// What it was told, and the number of that; absent: its agent has just started.
+    pub known: Option<(u64, AssignmentSet)>,
     /// What its agent knows of its tasks.
     pub tasks: BTreeMap<TaskId, Local>,
 }
@@ -29,6 +56,10 @@ pub struct Host {
 #[derive(Debug, Clone)]
 pub struct Local {
     task: LocalTask,
+    /// Its place.
+    pub slot: (ServiceId, SlotKey),
+    /// Why its container ended, where that was the container's own doing or its host's.
+    pub cause: Option<&'static str>,
     /// What is being done, and when it will be.
     busy: Option<(Step, Timestamp)>,
     since: Timestamp,
@@ -39,17 +70,21 @@ impl Host {
     pub fn new() -> Self {
         Self {
             up: true,
-            connected: true,
-            tasks: BTreeMap::new(),
+            hears: true,
+            heard: true,
+            ..Self::default()
         }
     }
 
     /// Power was cut: nothing runs any more, namespaces are gone, and folders are still there.
     pub fn reboot(&mut self, now: Timestamp) {
+        self.restart(now);
+        self.paused_until = None;
         for local in self.tasks.values_mut() {
-            local.busy = None;
-            local.since = now;
             local.task.in_net = false;
+            if local.runs() {
+                local.cause = Some("power was cut");
+            }
             local.task.seen = match &local.task.seen {
                 Seen::Running(_) | Seen::Stopping => Seen::Ended {
                     code: None,
@@ -62,21 +97,62 @@ impl Host {
         }
     }
 
+    /// The agent starts anew: containers go on, and it knows nothing until it is told.
+    pub fn restart(&mut self, now: Timestamp) {
+        self.session = None;
+        self.known = None;
+        self.next_try = (now, Duration::ZERO);
+        for local in self.tasks.values_mut() {
+            // A step that was cut off is found half-done and done again.
+            local.busy = None;
+            local.since = now;
+            if local.task.seen == Seen::Stopping {
+                local.task.seen = Seen::Running(Health::Healthy);
+                local.task.killed_by = None;
+            }
+        }
+    }
+
+    /// A manager is reached again.
+    pub fn reached(&mut self, now: Timestamp) {
+        for local in self.tasks.values_mut() {
+            local.task.reached(self.contact, now);
+        }
+        self.contact = now;
+    }
+
+    /// A bug that is planted: the agent removes what it finds when it starts.
+    pub fn kill_all(&mut self) {
+        for local in self.tasks.values_mut().filter(|l| l.runs()) {
+            local.task.seen = Seen::Ended {
+                code: None,
+                reason: None,
+            };
+        }
+    }
+
+    /// Whether it is on its feet.
+    pub fn is_awake(&self) -> bool {
+        self.up && self.paused_until.is_none()
+    }
+
     /// Does what is due; answers what has to be reported.
     ///
     /// # Errors
     /// An agent that goes round in circles.
     pub fn tick(
         &mut self,
-        view: &AssignmentSet,
         now: Timestamp,
         rng: &mut Rng,
         faults: bool,
     ) -> Result<Vec<(TaskId, TaskStatus)>, String> {
         let mut reports = Vec::new();
-        if !self.up {
+        if !self.is_awake() {
             return Ok(reports);
         }
+        let nothing = AssignmentSet::default();
+        let view = self.known.as_ref().map_or(&nothing, |(_, view)| view);
+        let away = self.session.is_none().then_some(self.contact);
         for (id, task) in &view.tasks {
             self.tasks.entry(*id).or_insert_with(|| Local {
                 task: LocalTask {
@@ -86,8 +162,14 @@ impl Host {
                     // The disk was lost, or the agent never had it: there is nothing to give back.
                     released: task.status.state.is_terminal(),
                     stopped_by_us: false,
+                    on_disconnect: task.spec.on_disconnect,
+                    away_since: None,
+                    overdue_since: None,
+                    killed_by: None,
                     retry_at: None,
                 },
+                slot: (task.service, task.slot),
+                cause: None,
                 busy: None,
                 since: now,
             });
@@ -95,7 +177,13 @@ impl Host {
         let mut forgotten = Vec::new();
         for (id, local) in &mut self.tasks {
             let task = view.tasks.get(id);
-            local.task.desired = task.map(|t| t.desired);
+            local.task.away_since = away;
+            if self.known.is_some() {
+                local.task.desired = task.map(|t| t.desired);
+            } else if !local.task.cut_off(now) {
+                // Nobody has told the agent of it yet, and only what may not outlive its manager is its business.
+                continue;
+            }
             let image = task.map_or("", |t| t.spec.container.image.as_str());
             misfortune(local, image, now, rng, faults);
             if act(local, image, now, rng, faults)
@@ -104,7 +192,10 @@ impl Host {
                 forgotten.push(*id);
                 continue;
             }
-            reports.extend(task.and_then(|t| report(local, t)).map(|status| (*id, status)));
+            reports.extend(
+                task.and_then(|t| report(local, t, self.wall))
+                    .map(|status| (*id, status)),
+            );
         }
         for id in forgotten {
             self.tasks.remove(&id);
@@ -120,6 +211,7 @@ impl Host {
         let runs = matches!(local.task.seen, Seen::Running(_));
         if runs {
             local.since = now;
+            local.cause = Some("it crashed");
             local.task.seen = Seen::Ended {
                 code: Some(code),
                 reason: None,
@@ -130,14 +222,29 @@ impl Host {
 
     /// Whether a container of the task runs here.
     pub fn runs(&self, id: TaskId) -> bool {
-        self.tasks
-            .get(&id)
-            .is_some_and(|l| matches!(l.task.seen, Seen::Running(_) | Seen::Stopping))
+        self.tasks.get(&id).is_some_and(Local::runs)
+    }
+}
+
+impl Local {
+    /// Whether it has a process.
+    pub fn runs(&self) -> bool {
+        matches!(self.task.seen, Seen::Running(_) | Seen::Stopping)
+    }
+
+    /// What becomes of it when its host is cut off.
+    pub fn on_disconnect(&self) -> OnDisconnect {
+        self.task.on_disconnect
+    }
+
+    /// Whether there is a reason for its end.
+    pub fn is_explained(&self) -> bool {
+        self.cause.is_some() || self.task.stopped_by_us || matches!(self.task.seen, Seen::Failed { .. })
     }
 }
 
 /// What a manager does not know yet.
-fn report(local: &Local, task: &Task) -> Option<TaskStatus> {
+fn report(local: &Local, task: &Task, wall: i64) -> Option<TaskStatus> {
     let state = state_of(&local.task);
     // Whatever was told and lost is told again, as the real outbox does until it is acknowledged.
     (state > task.status.state && !task.status.state.is_terminal()).then(|| TaskStatus {
@@ -146,7 +253,7 @@ fn report(local: &Local, task: &Task) -> Option<TaskStatus> {
             Seen::Failed { error, .. } => error.clone(),
             _ => String::new(),
         },
-        ..TaskStatus::new(local.since)
+        ..TaskStatus::new(status_time(set(local.since, wall), &task.status))
     })
 }
 
@@ -167,6 +274,9 @@ fn misfortune(local: &mut Local, image: &str, now: Timestamp, rng: &mut Rng, fau
         _ if faults && rng.below(1_000) < 1 => *health = Health::Unhealthy,
         _ => return,
     }
+    if !matches!(local.task.seen, Seen::Running(_)) {
+        local.cause = Some("it ended by itself");
+    }
     local.since = now;
 }
 
@@ -175,7 +285,10 @@ fn act(local: &mut Local, image: &str, now: Timestamp, rng: &mut Rng, faults: bo
     for _ in 0..STEPS_MAX {
         if let Some((step, until)) = local.busy.take() {
             if until > now {
-                local.busy = Some((step, until));
+                // The real stop waits beside the worker, who may find that there is less time.
+                let hurry = step == Step::Stop && next_step(&local.task, now) == Step::Stop;
+                let most = if hurry { stop(local, now, rng) } else { u64::MAX };
+                local.busy = Some((step, until.min(now + Duration::from_millis(most))));
                 return Some(false);
             }
             if step == Step::Forget {
@@ -190,17 +303,26 @@ fn act(local: &mut Local, image: &str, now: Timestamp, rng: &mut Rng, faults: bo
         let most = match step {
             Step::Prepare => 4_000,
             Step::Start => 500,
-            Step::Stop => 1_500,
+            Step::Stop => stop(local, now, rng),
             Step::AddEndpoint | Step::DropEndpoint | Step::Release | Step::Forget => 50,
             Step::Wait(_) => 0,
         };
-        if step == Step::Stop {
-            local.task.stopped_by_us = !local.task.desired.is_some_and(|d| d.is_live());
-            local.task.seen = Seen::Stopping;
-        }
-        local.busy = Some((step, now + Duration::from_millis(rng.below(most))));
+        local.busy = Some((step, now + Duration::from_millis(rng.below(most.max(1)))));
     }
     None
+}
+
+/// Begins to stop a container; answers how long that takes at most, in ms.
+fn stop(local: &mut Local, now: Timestamp, rng: &mut Rng) -> u64 {
+    let task = &mut local.task;
+    let grace = task.stop_grace(Duration::from_millis(rng.below(STOP_MAX)), now);
+    task.killed_by = Some(now + grace);
+    task.stopped_by_us |= !task.wanted(now);
+    if matches!(task.seen, Seen::Running(Health::Unhealthy)) {
+        local.cause = Some("it was unhealthy");
+    }
+    task.seen = Seen::Stopping;
+    u64::try_from(grace.as_millis()).unwrap_or(STOP_MAX) + KILL
 }
 
 /// The outcome of a step.

@@ -1,12 +1,16 @@
-//! Stands for Raft: one totally ordered log; proposals are refused, late or doubled, and leaders change.
+//! Proposals into the log: refused, doubled, stale, or lost with their leader, before or after they are in.
 
+use std::time::Duration;
+
+use agent_core::assignments as agent;
 use manager_core::{Action, Changes, Entry, State, Txn, assignments};
-use model::assignment::{AssignmentDiff, AssignmentSet};
 use model::object::Object;
 use model::spec::UpdateOrder;
 use model::task_state::TaskState;
 
+use super::Plant;
 use super::cluster::Cluster;
+use super::manager::Fall;
 use crate::invariants::{self, Seen};
 
 /// Who proposed an entry.
@@ -23,7 +27,7 @@ pub enum Source {
 }
 
 impl Cluster {
-    /// Puts a transaction into the log and applies it. Answers whether it took effect.
+    /// Puts a transaction into the log and applies it. Answers whether it is certain that it took effect.
     ///
     /// # Errors
     /// An invariant that does not hold any more.
@@ -31,8 +35,22 @@ impl Cluster {
         if txn.is_empty() {
             return Ok(true);
         }
+        if self.managers.lead.is_none() {
+            return Ok(false);
+        }
         if self.faults && self.rng.percent(3) {
             self.note("proposals refused", format!("{source:?} proposal refused"));
+            return Ok(false);
+        }
+        if self.faults && self.rng.below(1_000) < 3 {
+            let written = self.rng.percent(50);
+            if written {
+                self.apply(source, txn)?;
+            }
+            let how = self.fall();
+            self.depose(how);
+            let kind = if written { "answers lost" } else { "proposals lost" };
+            self.note(kind, format!("{source:?}: its leader fell"));
             return Ok(false);
         }
         let again = self.faults && self.rng.percent(5);
@@ -44,15 +62,28 @@ impl Cluster {
         Ok(applied)
     }
 
+    /// One of the ways in which a leadership ends.
+    pub(super) fn fall(&mut self) -> Fall {
+        let time = Duration::from_millis(500 + self.rng.below(15_000));
+        match self.rng.below(3) {
+            0 => Fall::Moves,
+            1 => Fall::Dies(time),
+            _ => Fall::CutOff(time),
+        }
+    }
+
     fn apply(&mut self, source: Source, txn: Txn) -> Result<bool, String> {
         let before = self.state.clone();
         let checked = !txn.expect.is_empty();
         let entry = Entry {
-            index: self.state.index() + 1,
-            now: self.now,
+            index: self.managers.log.len() as u64 + 1,
+            now: self.managers.log_now(self.now),
             txn,
         };
-        let changes = match self.state.apply(&entry) {
+        self.managers.log.push(Some(entry.clone()));
+        let applied = self.state.apply(&entry);
+        self.managers.applied(&entry, &self.state, self.now);
+        let changes = match applied {
             Ok(changes) => changes,
             Err(stale) => {
                 self.note("stale proposals", format!("{source:?}: {stale}"));
@@ -80,16 +111,48 @@ impl Cluster {
         if let Some(problem) = invariants::check(&seen) {
             return Err(problem);
         }
+        self.remember(source, &entry, &changes);
         Ok(true)
+    }
+
+    /// Notes what later checks compare with.
+    fn remember(&mut self, source: Source, entry: &Entry, changes: &Changes) {
+        let leader = self.managers.lead.as_ref().map(|l| l.term);
+        self.last_entry = Some((leader.unwrap_or(0), entry.now, self.now));
+        for change in &changes.items {
+            match (&change.before, &change.after) {
+                (_, None) => {
+                    self.acked.remove(&change.key);
+                }
+                (before, Some(object)) => {
+                    if let (None, Object::Task(task)) = (before, object) {
+                        self.ids.insert(task.id);
+                    }
+                    if source == Source::Admit {
+                        self.acked.insert(change.key, entry.index);
+                    }
+                }
+            }
+        }
     }
 
     /// Sends each affected node what changed for it.
     fn tell_nodes(&mut self, changes: &Changes) {
         for node in assignments::nodes_affected(&self.state, changes) {
             let new = assignments::for_node(&self.state, node);
-            let view = self.views.entry(node).or_default();
-            let diff = assignments::diff(view, &new);
-            merge(view, diff);
+            // The others are told everything when they register.
+            let Some((number, view)) = self.views.get_mut(&node) else {
+                continue;
+            };
+            let mut diff = assignments::diff(view, &new);
+            if self.plant == Some(Plant::KeptSecrets) {
+                diff.remove_secrets.clear();
+            }
+            if !diff.is_empty() {
+                agent::apply(view, diff);
+                self.told += 1;
+                *number = self.told;
+            }
         }
     }
 
@@ -115,6 +178,17 @@ impl Cluster {
                         t.status.state,
                         TaskState::Failed | TaskState::Rejected | TaskState::Complete | TaskState::Orphaned
                     );
+                    if t.status.state == TaskState::Shutdown
+                        && t.desired.is_live()
+                        && was != Some(t.status.state)
+                    {
+                        *self
+                            .counts
+                            .entry("tasks stopped by their cut off hosts")
+                            .or_default() += 1;
+                    }
+                    // One that its host stopped, cut off as it was, did not stop for a rollout either.
+                    let ended = ended || (t.status.state == TaskState::Shutdown && t.desired.is_live());
                     if ended && was != Some(t.status.state) {
                         self.healthy_updates.remove(&t.service);
                     }
@@ -145,26 +219,4 @@ impl Cluster {
 
 fn same_objects(a: &State, b: &State) -> bool {
     a.objects().eq(b.objects())
-}
-
-/// What an agent does with a diff.
-fn merge(view: &mut AssignmentSet, diff: AssignmentDiff) {
-    view.tasks.extend(diff.update.tasks);
-    view.networks.extend(diff.update.networks);
-    view.secrets.extend(diff.update.secrets);
-    view.configs.extend(diff.update.configs);
-    view.services.extend(diff.update.services);
-    diff.remove_tasks.iter().for_each(|k| drop(view.tasks.remove(k)));
-    diff.remove_networks
-        .iter()
-        .for_each(|k| drop(view.networks.remove(k)));
-    diff.remove_secrets
-        .iter()
-        .for_each(|k| drop(view.secrets.remove(k)));
-    diff.remove_configs
-        .iter()
-        .for_each(|k| drop(view.configs.remove(k)));
-    diff.remove_services
-        .iter()
-        .for_each(|k| drop(view.services.remove(k)));
 }

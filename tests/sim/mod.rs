@@ -2,10 +2,14 @@
 
 pub mod cluster;
 pub mod faults;
+pub mod heal;
 pub mod host;
+pub mod lead;
 pub mod log;
+pub mod manager;
 pub mod rng;
 pub mod script;
+pub mod session;
 pub mod workload;
 
 use std::collections::BTreeMap;
@@ -23,12 +27,66 @@ pub struct Report {
     pub problem: Option<String>,
 }
 
+/// A bug that is put in on purpose: the invariants have to find it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Plant {
+    /// The dispatcher takes reports of sessions that have ended.
+    NoSessionCheck,
+    /// The leader keeps which slots of a rollout failed in memory only.
+    CountersInRam,
+    /// An agent that starts ends the containers it finds.
+    KillsOnStart,
+    /// The leader measures heartbeats by its wall clock.
+    WallClock,
+    /// A node keeps secrets after the last task that needed them.
+    KeptSecrets,
+    /// A new leader gives nodes no time to register again.
+    NoGrace,
+    /// A task with `stop_after` is replaced as soon as its node is down.
+    EarlyReplacement,
+}
+
+impl Plant {
+    /// Every one.
+    pub const ALL: [Self; 7] = [
+        Self::NoSessionCheck,
+        Self::CountersInRam,
+        Self::KillsOnStart,
+        Self::WallClock,
+        Self::KeptSecrets,
+        Self::NoGrace,
+        Self::EarlyReplacement,
+    ];
+
+    /// The properties that are about it.
+    pub const fn found_by(self) -> &'static [&'static str] {
+        match self {
+            Self::NoSessionCheck => &["I39"],
+            Self::CountersInRam => &["I35"],
+            Self::KillsOnStart => &["I41"],
+            Self::WallClock | Self::NoGrace => &["I42"],
+            // What the node was told and what it should know differ as well.
+            Self::KeptSecrets => &["I43", "I10"],
+            Self::EarlyReplacement => &["I21b"],
+        }
+    }
+}
+
 /// Events with faults and work before everything is healed.
-const STEPS: u32 = 120;
+const STEPS: u32 = 180;
+/// One seed in so many has healthy services, and only such faults as must not touch a task.
+const QUIET_EVERY: u64 = 8;
 
 /// Runs one seed to its end.
 pub fn run(seed: u64) -> Report {
+    run_with(seed, None)
+}
+
+/// Runs one seed with a bug in it.
+pub fn run_with(seed: u64, plant: Option<Plant>) -> Report {
     let mut cluster = cluster::Cluster::new(seed);
+    cluster.plant = plant;
+    cluster.quiet = seed % QUIET_EVERY == QUIET_EVERY - 1;
     let outcome = (|| {
         cluster.begin()?;
         for _ in 0..STEPS {

@@ -8,13 +8,15 @@ use std::time::Duration;
 use manager_core::{Admitted, Refusal, admit};
 use model::object::{Availability, Service};
 use model::spec::{
-    FailureAction, PortSpec, PublishMode, RestartCondition, ServiceMode, ServiceSpec, UpdateOrder,
+    FailureAction, OnDisconnect, PortSpec, PublishMode, RestartCondition, ServiceMode, ServiceSpec,
+    UpdateOrder,
 };
 use model::units::parse_duration;
 use model::{NanoCpus, NodeId};
 
 use super::cluster::Cluster;
 use super::log::Source;
+use super::manager::Fall;
 
 /// Longest simulated time that `settle` waits.
 const SETTLE_MAX: Duration = Duration::from_secs(600);
@@ -71,8 +73,12 @@ fn run(cluster: &mut Cluster, command: &str) -> Result<String, String> {
     let first = rest.first().copied().unwrap_or_default();
     match verb {
         "cluster" => {
-            let nodes = first.strip_prefix("nodes=").and_then(|n| n.parse().ok());
-            cluster.begin_with(nodes.ok_or("write cluster nodes=3")?)?;
+            let count = |name: &str| {
+                let found = rest.iter().find_map(|w| w.strip_prefix(name)?.strip_prefix('='));
+                found.and_then(|n| n.parse::<u32>().ok())
+            };
+            let nodes = count("nodes").ok_or("write cluster nodes=3, and managers=3 if there are several")?;
+            cluster.begin_with(nodes.into(), count("managers").unwrap_or(1) as usize)?;
         }
         "deploy" => return deploy(cluster, first, rest.get(1..).unwrap_or_default()),
         "scale" => {
@@ -81,7 +87,8 @@ fn run(cluster: &mut Cluster, command: &str) -> Result<String, String> {
             return ask(cluster, made);
         }
         "rollback" => {
-            let made = admit::rollback_service(&cluster.state, first, None, cluster.now);
+            let now = cluster.managers.log_now(cluster.now);
+            let made = admit::rollback_service(&cluster.state, first, None, now);
             return ask(cluster, made);
         }
         "remove" => {
@@ -91,8 +98,19 @@ fn run(cluster: &mut Cluster, command: &str) -> Result<String, String> {
         "drain" => return availability(cluster, first, Availability::Drain),
         "pause" => return availability(cluster, first, Availability::Pause),
         "activate" => return availability(cluster, first, Availability::Active),
-        "cut" => host(cluster, first)?.connected = false,
-        "heal" => host(cluster, first)?.connected = true,
+        "cut" => link(cluster, first, false, false)?,
+        "cut-in" => link(cluster, first, false, true)?,
+        "cut-out" => link(cluster, first, true, false)?,
+        "heal" => link(cluster, first, true, true)?,
+        "restart-agent" => {
+            let now = cluster.now;
+            host(cluster, first)?.restart(now);
+        }
+        "pause-host" => {
+            let until = cluster.now + time(rest.get(1))?;
+            host(cluster, first)?.paused_until = Some(until);
+        }
+        "clock" => clock(cluster, first, rest.get(1).copied().unwrap_or_default())?,
         "power-off" => {
             let now = cluster.now;
             let host = host(cluster, first)?;
@@ -100,7 +118,19 @@ fn run(cluster: &mut Cluster, command: &str) -> Result<String, String> {
             host.reboot(now);
         }
         "power-on" => host(cluster, first)?.up = true,
-        "leader" => cluster.new_leader(),
+        "leader" => {
+            cluster.depose(Fall::Moves);
+            cluster.elect()?;
+        }
+        "kill-leader" => {
+            cluster.depose(Fall::Dies(Duration::from_secs(20)));
+        }
+        "cut-leader" => {
+            cluster.depose(Fall::CutOff(Duration::from_secs(20)));
+        }
+        "power-failure" => cluster.power_off_everything(),
+        "processes" => return Ok(processes(cluster, first)),
+        "counts" => return Ok(counts(cluster, &rest)),
         "crash" => {
             let task = cluster
                 .state
@@ -127,6 +157,68 @@ fn run(cluster: &mut Cluster, command: &str) -> Result<String, String> {
     Ok(String::new())
 }
 
+fn time(text: Option<&&str>) -> Result<Duration, String> {
+    parse_duration(text.copied().unwrap_or_default()).map_err(|e| e.to_string())
+}
+
+fn link(cluster: &mut Cluster, name: &str, hears: bool, heard: bool) -> Result<(), String> {
+    let host = host(cluster, name)?;
+    (host.hears, host.heard) = (hears, heard);
+    Ok(())
+}
+
+/// Sets a wall clock: `+1h`, `-1h`, `+87600h` or `1970`, of a node or of the leader.
+fn clock(cluster: &mut Cluster, whose: &str, to: &str) -> Result<(), String> {
+    let ahead = match (to, to.strip_prefix('-')) {
+        ("1970", _) => i64::MIN,
+        (_, Some(back)) => -ms(back)?,
+        (ahead, None) => ms(ahead.trim_start_matches('+'))?,
+    };
+    if whose == "leader" {
+        let at = cluster.managers.lead.as_ref().ok_or("nobody leads")?.manager;
+        cluster.set_manager_clock(at, ahead);
+    } else {
+        let id = whose.strip_prefix('n').and_then(|n| n.parse().ok()).map(NodeId);
+        cluster.set_host_clock(id.ok_or("name a node, or the leader")?, ahead);
+    }
+    Ok(())
+}
+
+fn ms(text: &str) -> Result<i64, String> {
+    let time = parse_duration(text).map_err(|e| e.to_string())?;
+    i64::try_from(time.as_millis()).map_err(|_| format!("{text} is too long"))
+}
+
+/// The hosts that really run a process of a service, and its tasks.
+fn processes(cluster: &Cluster, service: &str) -> String {
+    let mut out = String::new();
+    let id = cluster
+        .state
+        .services()
+        .find(|s| s.spec.name == service)
+        .map(|s| s.id);
+    for (node, host) in &cluster.hosts {
+        for local in host.tasks.values().filter(|l| l.runs() && Some(l.slot.0) == id) {
+            let slot = match local.slot.1 {
+                model::object::SlotKey::Replica(n) => format!("{service}.{n}"),
+                model::object::SlotKey::Node(_) => service.to_owned(),
+            };
+            let _ = writeln!(out, "{slot} on n{}", node.0);
+        }
+    }
+    out
+}
+
+/// How often things happened; their names are written with `-`.
+fn counts(cluster: &Cluster, names: &[&str]) -> String {
+    let count = |name: &&str| {
+        let words = name.replace('-', " ");
+        let count = cluster.counts.get(words.as_str()).copied().unwrap_or(0);
+        format!("{words}: {count}\n")
+    };
+    names.iter().map(count).collect()
+}
+
 fn number(text: &str) -> Result<u32, String> {
     text.parse().map_err(|_| format!("{text} is no number"))
 }
@@ -145,7 +237,9 @@ fn ask(cluster: &mut Cluster, answer: Result<Admitted, Refusal>) -> Result<Strin
                 .iter()
                 .map(|w| format!("warning: {w}\n"))
                 .collect();
-            cluster.commit(Source::Admit, admitted.txn)?;
+            if !cluster.commit(Source::Admit, admitted.txn)? {
+                return Ok("refused: no manager leads the cluster at the moment\n".into());
+            }
             // The leader notices at once.
             cluster.lead()?;
             Ok(warnings)
@@ -217,7 +311,12 @@ fn deploy(cluster: &mut Cluster, name: &str, knobs: &[&str]) -> Result<String, S
             "on-failure" if value == "rollback" => spec.update.failure_action = FailureAction::Rollback,
             "on-failure" if value == "continue" => spec.update.failure_action = FailureAction::Continue,
             "restart" if value == "none" => spec.task.restart.condition = RestartCondition::None,
+            "ratio" => {
+                spec.update.max_failure_ratio = value.parse().map_err(|_| format!("{value} is no share"))?
+            }
             "restart-delay" => spec.task.restart.delay = time()?,
+            "on-disconnect" if value == "keep" => spec.task.on_disconnect = OnDisconnect::Keep,
+            "stop-after" => spec.task.on_disconnect = OnDisconnect::StopAfter(time()?),
             "attempts" => spec.task.restart.max_attempts = number(value)?.into(),
             "constraint" => spec.task.placement.constraints = vec![value.into()],
             "reserve-cpu" => {
@@ -228,9 +327,16 @@ fn deploy(cluster: &mut Cluster, name: &str, knobs: &[&str]) -> Result<String, S
             _ => return Err(format!("there is no knob {knob}")),
         }
     }
+    let now = cluster.managers.log_now(cluster.now);
+    if let Some(old) = old
+        .as_ref()
+        .filter(|old| cluster.is_well(old) && old.spec.task != spec.task)
+    {
+        cluster.healthy_updates.insert(old.id);
+    }
     let made = match old {
-        Some(_) => admit::update_service(&cluster.state, name, None, spec, cluster.now),
-        None => admit::create_service(&cluster.state, spec, cluster.now, &mut cluster.rng),
+        Some(_) => admit::update_service(&cluster.state, name, None, spec, now),
+        None => admit::create_service(&cluster.state, spec, now, &mut cluster.rng),
     };
     ask(cluster, made)
 }

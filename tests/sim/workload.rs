@@ -6,8 +6,9 @@ use manager_core::{Admitted, Refusal, RefusalKind, admit};
 use model::NanoCpus;
 use model::object::{Availability, Service};
 use model::spec::{
-    FailureAction, FileTarget, NetworkAttachment, NetworkSpec, PortSpec, PublishMode, RestartCondition,
-    STACK_LABEL, SecretRef, SecretSpec, ServiceMode, ServiceSpec, StackSpec, UpdateOrder,
+    FailureAction, FileTarget, NetworkAttachment, NetworkSpec, OnDisconnect, Placement, PortSpec,
+    PublishMode, RestartCondition, STACK_LABEL, SecretRef, SecretSpec, ServiceMode, ServiceSpec, StackSpec,
+    UpdateOrder,
 };
 use model::task_state::{DesiredState, TaskState};
 use model::{NetworkId, SecretId};
@@ -26,6 +27,17 @@ impl Cluster {
     /// # Errors
     /// A broken invariant.
     pub(super) fn work(&mut self) -> Result<(), String> {
+        if self.quiet {
+            return Ok(());
+        }
+        if self.managers.lead.is_none() {
+            self.note(
+                "requests without a leader",
+                "nobody leads: a request is refused".into(),
+            );
+            return Ok(());
+        }
+        let now = self.managers.log_now(self.now);
         let services: Vec<_> = self.state.services().cloned().collect();
         let some = self.rng.pick(&services);
         let choice = self.rng.below(20);
@@ -40,7 +52,7 @@ impl Cluster {
             }
             (12, Some(s)) => {
                 self.healthy_updates.remove(&s.id);
-                let back = admit::rollback_service(&self.state, &s.spec.name, None, self.now);
+                let back = admit::rollback_service(&self.state, &s.spec.name, None, now);
                 self.ask("rollbacks asked", back)
             }
             (13, Some(s)) => {
@@ -55,7 +67,7 @@ impl Cluster {
             (18..=19, _) if services.len() < SERVICES_MAX => {
                 let image = self.image();
                 self.healthy_updates.clear();
-                let made = admit::deploy_stack(&self.state, stack(&image), true, self.now, &mut self.rng);
+                let made = admit::deploy_stack(&self.state, stack(&image), true, now, &mut self.rng);
                 self.ask("stacks deployed", made)
             }
             _ => Ok(()),
@@ -85,6 +97,7 @@ impl Cluster {
     }
 
     fn create(&mut self) -> Result<(), String> {
+        let now = self.managers.log_now(self.now);
         let image = self.image();
         let number = self.rng.below(6);
         let mut spec = base(&format!("s{number}"), &image);
@@ -112,9 +125,57 @@ impl Cluster {
             RestartCondition::None,
         ];
         restart.condition = self.rng.pick(&conditions).unwrap_or_default();
+        spec.task.on_disconnect = self.on_disconnect();
+        if self.rng.percent(15) {
+            spec.task.placement.max_replicas_per_node = u32::try_from(1 + self.rng.below(2)).unwrap_or(1);
+        }
         self.rollout_knobs(&mut spec);
-        let made = admit::create_service(&self.state, spec, self.now, &mut self.rng);
+        let made = admit::create_service(&self.state, spec, now, &mut self.rng);
         self.ask("services created", made)
+    }
+
+    fn on_disconnect(&mut self) -> OnDisconnect {
+        let after = |s| OnDisconnect::StopAfter(Duration::from_secs(s));
+        let rules = [
+            OnDisconnect::Keep,
+            OnDisconnect::Keep,
+            after(10),
+            after(14),
+            after(25),
+        ];
+        self.rng.pick(&rules).unwrap_or_default()
+    }
+
+    /// Services that run well, before the faults of a quiet run.
+    ///
+    /// # Errors
+    /// A broken invariant, or a service that does not run.
+    pub(super) fn begin_quietly(&mut self) -> Result<(), String> {
+        for number in 0..1 + self.rng.below(3) {
+            let mut spec = base(&format!("s{number}"), "a");
+            if self.rng.percent(30) {
+                spec.mode = ServiceMode::Global;
+            } else {
+                spec.mode = ServiceMode::Replicated {
+                    replicas: u32::try_from(1 + self.rng.below(REPLICAS_MAX)).unwrap_or(1),
+                };
+            }
+            // Longer than any time without a leader here.
+            let rules = [
+                OnDisconnect::Keep,
+                OnDisconnect::StopAfter(Duration::from_secs(600)),
+            ];
+            spec.task.on_disconnect = self.rng.pick(&rules).unwrap_or_default();
+            let now = self.managers.log_now(self.now);
+            let made = admit::create_service(&self.state, spec, now, &mut self.rng);
+            self.ask("services created", made)?;
+        }
+        self.advance(Duration::from_secs(20))?;
+        self.untouched = self.state.tasks().map(|t| t.id).collect();
+        match self.wrong() {
+            Some(what) => Err(format!("a quiet run begins badly: {what}")),
+            None => Ok(()),
+        }
     }
 
     fn rollout_knobs(&mut self, spec: &mut ServiceSpec) {
@@ -139,8 +200,10 @@ impl Cluster {
     }
 
     fn update(&mut self, service: &Service) -> Result<(), String> {
+        let now = self.managers.log_now(self.now);
         let mut spec = (*service.spec).clone();
-        match self.rng.below(8) {
+        match self.rng.below(9) {
+            8 => spec.task.on_disconnect = self.on_disconnect(),
             0 => spec.task.force_update += 1,
             1 => spec.task.resources.reservations.cpu = NanoCpus((1 + self.rng.below(2)) * 100_000_000),
             2 => self.rollout_knobs(&mut spec),
@@ -151,7 +214,7 @@ impl Cluster {
         let (id, name) = (service.id, spec.name.clone());
         self.healthy_updates.remove(&id);
         let moved = spec.task.placement != service.spec.task.placement;
-        let made = admit::update_service(&self.state, &name, None, spec, self.now);
+        let made = admit::update_service(&self.state, &name, None, spec, now);
         if well && !moved && made.is_ok() {
             self.note(
                 "updates of healthy services",
@@ -163,7 +226,7 @@ impl Cluster {
     }
 
     /// Whether every slot of a replicated service runs what it should, and no rollout is under way.
-    fn is_well(&self, service: &Service) -> bool {
+    pub(super) fn is_well(&self, service: &Service) -> bool {
         let ServiceMode::Replicated { replicas } = service.spec.mode else {
             return false;
         };
@@ -173,7 +236,7 @@ impl Cluster {
             .tasks_of_service(service.id)
             .filter(|t| t.status.state == TaskState::Running && t.desired == DesiredState::Running)
             .count();
-        idle && running == replicas as usize
+        idle && running == replicas as usize && self.dirty.is_empty()
     }
 
     fn drain(&mut self) -> Result<(), String> {
@@ -220,13 +283,14 @@ impl Cluster {
             self.ask("nodes activated", made)?;
         }
         let services: Vec<_> = self.state.services().cloned().collect();
+        let now = self.managers.log_now(self.now);
         for service in services {
             let mut spec = (*service.spec).clone();
             spec.task.container.image = "healed".into();
-            spec.task.placement.constraints.clear();
+            spec.task.placement = Placement::default();
             spec.task.restart.condition = RestartCondition::Any;
             spec.task.restart.max_attempts = 0;
-            let made = admit::update_service(&self.state, &service.id.to_string(), None, spec, self.now);
+            let made = admit::update_service(&self.state, &service.id.to_string(), None, spec, now);
             self.ask("services repaired", made)?;
         }
         Ok(())

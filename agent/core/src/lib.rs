@@ -2,8 +2,9 @@
 #![forbid(unsafe_code)]
 #![deny(clippy::wildcard_enum_match_arm)]
 
-// What the manager wants.
+// What the manager wants, and whether there is one.
 pub mod assignments;
+pub mod contact;
 
 // One task at a time.
 pub mod fetch;

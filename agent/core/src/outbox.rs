@@ -2,11 +2,17 @@
 
 use std::collections::BTreeMap;
 
-use model::TaskId;
 use model::object::TaskStatus;
+use model::{TaskId, Timestamp};
 
 /// Most statuses of one message; one log entry stays below 1 MiB.
 pub const BATCH_MAX: usize = 512;
+
+/// The time of a status that follows `known`. A manager takes no status older than the one it has: where the wall clock
+/// was set back, the time stands still.
+pub fn status_time(wall: Timestamp, known: &TaskStatus) -> Timestamp {
+    wall.max(known.at)
+}
 
 /// The newest status of each task that a manager does not have yet.
 #[derive(Debug, Default)]
@@ -36,5 +42,17 @@ impl Outbox {
                 self.waiting.remove(id);
             }
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_clock_that_was_set_back_hides_no_status() {
+        let known = TaskStatus::new(Timestamp(5_000));
+        assert_eq!(status_time(Timestamp(0), &known), Timestamp(5_000));
+        assert_eq!(status_time(Timestamp(6_000), &known), Timestamp(6_000));
     }
 }

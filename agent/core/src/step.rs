@@ -1,8 +1,11 @@
 //! The next step of one task, and the state to report: total functions of what is wanted and what was seen.
+//!
+//! Every time here is of the clock that counts since the host's start, sleep included (CLOCK_BOOTTIME): nobody sets it.
 
 use std::time::Duration;
 
 use model::Timestamp;
+use model::spec::OnDisconnect;
 use model::task_state::{DesiredState, TaskState};
 
 use crate::health::Health;
@@ -45,10 +48,58 @@ pub struct LocalTask {
     pub in_net: bool,
     /// Whether its network and writable files were given back.
     pub released: bool,
-    /// It was stopped because it was not wanted any more.
+    /// It was stopped because it was not wanted any more, or because its host was cut off.
     pub stopped_by_us: bool,
+    /// What becomes of it when its host is cut off.
+    pub on_disconnect: OnDisconnect,
+    /// The last contact with a manager, while there is no session; absent: there is one.
+    pub away_since: Option<Timestamp>,
+    /// The last contact before a time without one that was too long for it, found only afterwards.
+    pub overdue_since: Option<Timestamp>,
+    /// When the stop that was asked for kills it at the latest.
+    pub killed_by: Option<Timestamp>,
     /// No step before this time: something is to be tried again.
     pub retry_at: Option<Timestamp>,
+}
+
+impl LocalTask {
+    /// Whether its host is cut off for so long that it must not run.
+    pub fn cut_off(&self, now: Timestamp) -> bool {
+        let away = self.away_since.map(|since| now.since(since));
+        self.overdue_since.is_some() || away.is_some_and(|away| self.on_disconnect.stops(away))
+    }
+
+    /// A manager is reached at `now`, for the first time since `since`. A host that stood still meanwhile finds out only
+    /// now for how long, and by now the task may have been replaced.
+    pub fn reached(&mut self, since: Timestamp, now: Timestamp) {
+        let runs = matches!(self.seen, Seen::Running(_) | Seen::Stopping);
+        if runs && self.on_disconnect.stops(now.since(since)) {
+            self.overdue_since = Some(since);
+        }
+    }
+
+    /// Whether it is wanted to run, now or soon, and may.
+    pub fn wanted(&self, now: Timestamp) -> bool {
+        self.desired.is_some_and(DesiredState::is_live) && !self.cut_off(now)
+    }
+
+    /// Time between stop signal and kill, where its spec asks for `asked`.
+    pub fn stop_grace(&self, asked: Duration, now: Timestamp) -> Duration {
+        match self.overdue_since.or(self.away_since) {
+            Some(since) if self.cut_off(now) => self.on_disconnect.grace(asked, now.since(since)),
+            Some(_) | None => asked,
+        }
+    }
+
+    /// When it will be cut off, if it is not yet and no manager is reached before.
+    fn cut_off_at(&self, now: Timestamp) -> Option<Timestamp> {
+        match self.on_disconnect {
+            OnDisconnect::Keep => None,
+            OnDisconnect::StopAfter(after) => {
+                self.away_since.map(|since| since + after).filter(|at| *at > now)
+            }
+        }
+    }
 }
 
 /// One thing to do.
@@ -74,6 +125,34 @@ pub enum Step {
 
 /// Decides the next step.
 pub fn next_step(task: &LocalTask, now: Timestamp) -> Step {
+    let step = step_now(task, now);
+    match (step, task.cut_off_at(now)) {
+        (Step::Wait(None), Some(at)) => Step::Wait(Some(at)),
+        (Step::Wait(Some(until)), Some(at)) => Step::Wait(Some(until.min(at))),
+        (step, _) => step,
+    }
+}
+
+fn step_now(task: &LocalTask, now: Timestamp) -> Step {
+    if task.cut_off(now) {
+        match task.seen {
+            // Before it is out of the balancers: those of other hosts cannot be told anyway, and time is short.
+            Seen::Running(_) => return Step::Stop,
+            // An earlier stop has more grace than there is time.
+            Seen::Stopping
+                if task
+                    .killed_by
+                    .is_none_or(|at| at > now + task.stop_grace(Duration::MAX, now)) =>
+            {
+                return Step::Stop;
+            }
+            // It goes on when there is a manager again.
+            Seen::Nothing | Seen::Prepared if task.desired.is_some_and(DesiredState::is_live) => {
+                return Step::Wait(None);
+            }
+            Seen::Nothing | Seen::Prepared | Seen::Stopping | Seen::Ended { .. } | Seen::Failed { .. } => {}
+        }
+    }
     if let Some(at) = task.retry_at.filter(|at| *at > now) {
         return Step::Wait(Some(at));
     }
@@ -157,7 +236,83 @@ mod tests {
             in_net,
             released,
             stopped_by_us: false,
+            on_disconnect: OnDisconnect::Keep,
+            away_since: None,
+            overdue_since: None,
+            killed_by: None,
             retry_at: None,
+        }
+    }
+
+    #[test]
+    fn a_task_that_may_not_outlive_its_manager_is_stopped_in_time() {
+        let s = Duration::from_secs;
+        let away = |seen, seconds: u64| {
+            LocalTask {
+                on_disconnect: OnDisconnect::StopAfter(s(20)),
+                away_since: Some(Timestamp(1_000)),
+                ..task(Some(DesiredState::Running), seen, true, false)
+            }
+            .at(Timestamp(1_000) + s(seconds))
+        };
+        let running = || Seen::Running(Health::Healthy);
+        for (name, (task, now), want) in [
+            ("not yet", away(running(), 0), Step::Wait(Some(Timestamp(21_000)))),
+            (
+                "a moment before",
+                away(running(), 19),
+                Step::Wait(Some(Timestamp(21_000))),
+            ),
+            (
+                "now, before the balancers are told",
+                away(running(), 20),
+                Step::Stop,
+            ),
+            ("nothing is begun", away(Seen::Nothing, 20), Step::Wait(None)),
+            ("nor started", away(Seen::Prepared, 20), Step::Wait(None)),
+            ("before, it is", away(Seen::Prepared, 19), Step::Start),
+            (
+                "a stop with more grace than time is hurried",
+                away(Seen::Stopping, 20),
+                Step::Stop,
+            ),
+        ] {
+            assert_eq!(next_step(&task, now), want, "{name}");
+        }
+        // 1.05 * 20 s + 1 s after the last contact it is dead; nothing is hurried twice.
+        let (mut stopping, now) = away(Seen::Stopping, 20);
+        assert_eq!(stopping.stop_grace(s(300), now), s(2));
+        stopping.killed_by = Some(now + s(2));
+        assert_eq!(next_step(&stopping, now), Step::Wait(None));
+        // One that is kept is left alone.
+        let (mut kept, now) = away(running(), 10_000);
+        kept.on_disconnect = OnDisconnect::Keep;
+        assert_eq!(next_step(&kept, now), Step::Wait(None));
+        // With a manager again it goes on.
+        let (mut back, now) = away(running(), 10_000);
+        back.away_since = None;
+        assert_eq!(next_step(&back, now), Step::Wait(None));
+        // A host that stood still and finds a manager at once kills at once; what had not begun may begin.
+        let (mut late, now) = away(running(), 90);
+        let (mut waiting, _) = away(Seen::Prepared, 90);
+        for task in [&mut late, &mut waiting] {
+            task.away_since = None;
+            task.reached(Timestamp(1_000), now);
+        }
+        assert_eq!(
+            (next_step(&late, now), late.stop_grace(s(10), now)),
+            (Step::Stop, Duration::ZERO)
+        );
+        assert_eq!(next_step(&waiting, now), Step::Start);
+        // A failed step that would be tried again later delays no stop.
+        let (mut failing, now) = away(running(), 20);
+        failing.retry_at = Some(now + RETRY);
+        assert_eq!(next_step(&failing, now), Step::Stop);
+    }
+
+    impl LocalTask {
+        fn at(self, now: Timestamp) -> (Self, Timestamp) {
+            (self, now)
         }
     }
 

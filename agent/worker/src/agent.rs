@@ -14,6 +14,7 @@ use proto::images::images_server::ImagesServer;
 use runtime::{Runtime, RuntimeConfig};
 use tokio::sync::{Notify, Semaphore, watch};
 
+use crate::contact::Contact;
 use crate::fetch::Fetcher;
 use crate::host::HostService;
 use crate::images::ImagesService;
@@ -83,6 +84,7 @@ pub(crate) struct Shared {
     pub(crate) links: Arc<Links>,
     pub(crate) inventory: Inventory,
     pub(crate) fetcher: Arc<Fetcher>,
+    pub(crate) contact: Contact,
 }
 
 impl Agent {
@@ -117,6 +119,7 @@ impl Agent {
             told: Notify::new(),
             starts: Semaphore::new(STARTS),
             role: watch::Sender::new(None),
+            contact: Contact::open(config.data_dir.join("contact")),
             config,
         };
         Ok(Self {

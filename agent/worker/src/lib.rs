@@ -5,6 +5,7 @@
 #![forbid(unsafe_code)]
 
 // Talking with a manager.
+mod contact;
 mod identity;
 mod inventory;
 mod link;

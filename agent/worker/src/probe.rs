@@ -8,7 +8,8 @@ use runtime::ExecConfig;
 use tokio::io::AsyncReadExt;
 use tokio::sync::watch;
 
-use crate::agent::{Shared, now};
+use crate::agent::Shared;
+use crate::contact::boottime;
 
 /// Probes a container; the verdicts and what the last failing probe said go to `verdict`.
 pub(crate) async fn run(
@@ -21,15 +22,15 @@ pub(crate) async fn run(
         Some("CMD-SHELL") => vec!["/bin/sh".to_owned(), "-c".into(), check.test[1..].join(" ")],
         _ => check.test[1..].to_vec(),
     };
-    let mut counter = Counter::new(check, now());
+    let mut counter = Counter::new(check, boottime());
     loop {
-        tokio::time::sleep(counter.pause(now())).await;
+        tokio::time::sleep(counter.pause(boottime())).await;
         let (success, output) =
             match tokio::time::timeout(counter.timeout(), probe(&shared, &container, &argv)).await {
                 Ok(result) => result,
                 Err(_) => (false, "the probe took too long".into()),
             };
-        counter.observe(success, now());
+        counter.observe(success, boottime());
         if verdict.send((counter.health, output)).is_err() {
             return;
         }

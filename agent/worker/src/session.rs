@@ -4,6 +4,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use agent_core::assignments::Frames;
+use agent_core::contact::session_over;
 use model::assignment::AssignmentSet;
 use model::object::NodeRole;
 use model::{NodeId, Timestamp};
@@ -15,6 +16,7 @@ use tonic::transport::Channel;
 use tonic::{Code, Status};
 
 use crate::agent::Shared;
+use crate::contact::boottime;
 use crate::identity::{self, Told};
 use crate::link::Link;
 use crate::report;
@@ -27,9 +29,6 @@ const PAUSE_MAX: Duration = Duration::from_secs(8);
 const PAUSE_ELECTION: Duration = Duration::from_millis(800);
 /// Largest frame a manager sends.
 const FRAME_MAX: usize = 8 << 20;
-/// A manager that does not answer a heartbeat within its period, and at least this, is gone: without this a host that
-/// lost its power would be waited for until the connection times out.
-const ANSWER_MIN: Duration = Duration::from_secs(1);
 /// How long registering may take; a thousand nodes may do it at the same time.
 const REGISTER_LIMIT: Duration = Duration::from_secs(10);
 
@@ -87,6 +86,7 @@ pub(crate) async fn run(shared: Arc<Shared>, mut stop: watch::Receiver<bool>) {
             result = serve(&shared, &mut tasks, &mut pause, &target) => result,
             _ = stop.wait_for(|s| *s) => return,
         };
+        shared.contact.lost();
         if ended.leader.as_ref().is_some_and(|l| *l != target) {
             // Somebody else leads: no pause, and nothing is wrong.
             next = ended.leader;
@@ -143,6 +143,7 @@ async fn serve(shared: &Arc<Shared>, tasks: &mut Tasks, pause: &mut Duration, ta
         description: Some((&shared.description()).into()),
         raft_id: *raft_id.borrow_and_update(),
     };
+    let sent = boottime();
     let registering = async {
         let mut messages = client.session(request).await?.into_inner();
         let first = messages.message().await?;
@@ -163,6 +164,7 @@ async fn serve(shared: &Arc<Shared>, tasks: &mut Tasks, pause: &mut Duration, ta
         .into();
     }
     *pause = PAUSE_FIRST;
+    shared.contact.heard(sent);
     tracing::info!(manager = %target.1, "registered with the manager");
     let session = first.session.clone();
     let told = watch::Sender::new(Told::default());
@@ -170,7 +172,7 @@ async fn serve(shared: &Arc<Shared>, tasks: &mut Tasks, pause: &mut Duration, ta
         client: client.clone(),
         session: session.clone(),
     });
-    let heartbeat = heartbeats(client.clone(), session.clone(), first.heartbeat_ns);
+    let heartbeat = heartbeats(shared, client.clone(), session.clone(), first.heartbeat_ns);
     take(shared, &told, first);
     let reports = report::run(shared.clone(), client.clone(), session.clone());
     let assignments = assignments(client, session, tasks);
@@ -214,7 +216,13 @@ fn take(shared: &Shared, told: &watch::Sender<Told>, message: w::SessionMessage)
         .send_if_modified(|known| known.replace(role) != Some(role));
 }
 
-async fn heartbeats(mut client: DispatcherClient<Channel>, session: String, mut period_ns: u64) -> Status {
+async fn heartbeats(
+    shared: &Shared,
+    mut client: DispatcherClient<Channel>,
+    session: String,
+    mut period_ns: u64,
+) -> Status {
+    let mut last = boottime();
     loop {
         let period = Duration::from_nanos(period_ns.max(10_000_000));
         // Within 10 % of the period, so that agents do not beat in step.
@@ -222,11 +230,20 @@ async fn heartbeats(mut client: DispatcherClient<Channel>, session: String, mut 
         let request = w::HeartbeatRequest {
             session: session.clone(),
         };
-        match tokio::time::timeout(period.max(ANSWER_MIN), client.heartbeat(request)).await {
+        // One that is not answered within a period ends the session: what may not outlive its manager depends on it.
+        let sent = boottime();
+        if session_over(last, period, sent) {
+            return Status::deadline_exceeded("this host stood still for longer than its session lasts");
+        }
+        match tokio::time::timeout(period, client.heartbeat(request)).await {
             Ok(Ok(reply)) => period_ns = reply.into_inner().heartbeat_ns,
             Ok(Err(status)) => return status,
-            Err(_) => return Status::new(Code::DeadlineExceeded, "the manager does not answer a heartbeat"),
+            Err(_) => {
+                return tonic::Status::deadline_exceeded("a heartbeat was not answered within its period");
+            }
         }
+        shared.contact.heard(sent);
+        last = sent;
     }
 }
 

@@ -6,16 +6,18 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use agent_core::health::Health;
+use agent_core::outbox::status_time;
 use agent_core::step::RETRY;
 use agent_core::{LocalTask, Seen, Step, next_step, state_of};
-use model::TaskId;
 use model::assignment::AssignmentSet;
 use model::object::{ContainerStatus, Task, TaskStatus};
 use model::task_state::{DesiredState, TaskState};
+use model::{TaskId, Timestamp};
 use runtime::{ContainerState, ExitStatus};
 use tokio::sync::{mpsc, watch};
 
 use crate::agent::{Shared, now};
+use crate::contact::{self, Away, boottime};
 use crate::translate::{self, Place};
 use crate::{probe, report};
 use bring::Brought;
@@ -25,6 +27,13 @@ pub(crate) struct Tasks {
     shared: Arc<Shared>,
     workers: BTreeMap<TaskId, watch::Sender<Order>>,
     swept: bool,
+    guard: tokio::task::AbortHandle,
+}
+
+impl Drop for Tasks {
+    fn drop(&mut self) {
+        self.guard.abort();
+    }
 }
 
 /// What a worker is told.
@@ -37,16 +46,19 @@ struct Order {
 
 impl Tasks {
     pub(crate) fn new(shared: Arc<Shared>) -> Self {
+        let guard = tokio::spawn(contact::guard(shared.clone())).abort_handle();
         Self {
             shared,
             workers: BTreeMap::new(),
             swept: false,
+            guard,
         }
     }
 
     /// Takes a new set: new workers for new tasks, news for the others.
     pub(crate) async fn assign(&mut self, set: &AssignmentSet) {
         let first = !std::mem::replace(&mut self.swept, true);
+        self.guard.abort();
         let serving: Vec<TaskId> = if first { self.adopt(set).await } else { Vec::new() };
         if let Err(error) = self.shared.network.assign(set.clone(), &serving).await {
             tracing::error!(%error, "bring the network up to date");
@@ -134,6 +146,9 @@ struct Worker {
     news: (mpsc::Sender<News>, mpsc::Receiver<News>),
     message: String,
     unhealthy: Option<String>,
+    /// Whether managers are reached, and the last long time without that was seen.
+    away: watch::Receiver<Away>,
+    gap: Option<(Timestamp, Timestamp)>,
     /// The last status that was reported in this life of the agent.
     told: Option<TaskStatus>,
 }
@@ -148,9 +163,15 @@ impl Worker {
             in_net: serving,
             released: false,
             stopped_by_us: false,
+            on_disconnect: task.spec.on_disconnect,
+            away_since: None,
+            overdue_since: None,
+            killed_by: None,
             retry_at: None,
         };
         Self {
+            away: shared.contact.away(),
+            gap: None,
             shared,
             id,
             order,
@@ -170,8 +191,16 @@ impl Worker {
     async fn run(mut self) {
         self.look().await;
         loop {
+            let away = *self.away.borrow_and_update();
+            self.local.away_since = away.since;
+            if self.gap != away.gap
+                && let Some((since, until)) = away.gap
+            {
+                self.local.reached(since, until);
+            }
+            self.gap = away.gap;
             self.tell();
-            let step = next_step(&self.local, now());
+            let step = next_step(&self.local, boottime());
             match step {
                 Step::Wait(until) => {
                     if !self.wait(until).await {
@@ -253,7 +282,7 @@ impl Worker {
 
     /// Waits for anything new; answers whether to go on.
     async fn wait(&mut self, until: Option<model::Timestamp>) -> bool {
-        let pause = until.map(|t| t.since(now()));
+        let pause = until.map(|t| t.since(boottime()));
         let verdict = async {
             match &mut self.verdict {
                 Some(v) => v.changed().await.is_ok(),
@@ -285,6 +314,8 @@ impl Worker {
                     self.verdict = None;
                 }
             }
+            // It ends with the agent.
+            changed = self.away.changed() => return changed.is_ok(),
             () = sleep => {}
         }
         true
@@ -425,20 +456,24 @@ impl Worker {
             }
             Err(error) => {
                 tracing::error!(%error, task = %self.id, "change the balancers");
-                self.local.retry_at = Some(now() + RETRY);
+                self.local.retry_at = Some(boottime() + RETRY);
             }
         }
     }
 
     fn stop(&mut self) {
-        let wanted = self.local.desired.is_some_and(DesiredState::is_live);
-        self.local.stopped_by_us = !wanted;
+        let now = boottime();
+        self.local.stopped_by_us |= !self.local.wanted(now);
         self.local.seen = Seen::Stopping;
         self.message = "stopping".into();
+        if self.local.cut_off(now) {
+            self.unhealthy = Some("stopped: its node reached no manager (on-disconnect)".into());
+        }
         self.end_probes();
         let image = self.shared.images.resolve(&self.task.spec.container.image).ok();
         let signal = translate::stop_signal(&self.task.spec.container, image.as_ref());
-        let grace = self.task.spec.container.stop_grace_or_default();
+        let grace = (self.local).stop_grace(self.task.spec.container.stop_grace_or_default(), now);
+        self.local.killed_by = Some(now + grace);
         let (shared, name) = (self.shared.clone(), self.id.to_string());
         tokio::spawn(async move {
             // Its end is seen by the one who waits for it.
@@ -522,7 +557,7 @@ impl Worker {
         };
         let status = TaskStatus {
             state,
-            at: now(),
+            at: status_time(now(), self.told.as_ref().unwrap_or(&self.task.status)),
             message: self.message.clone(),
             error,
             container: self.container.clone(),
@@ -550,6 +585,8 @@ fn unreachable_task(id: TaskId) -> Arc<Task> {
         run_at: Default::default(),
         status: TaskStatus::new(Default::default()),
         running_at: None,
+        ended_at: None,
+        fence: 0,
         addresses: Vec::new(),
         host_ports: Vec::new(),
     })

@@ -6,12 +6,13 @@ use std::path::PathBuf;
 use image::Image;
 use model::assignment::AssignmentSet;
 use model::object::{SlotKey, Task};
-use model::spec::{ContainerSpec, Healthcheck, Mount, MountKind};
+use model::spec::{ContainerSpec, Healthcheck, Mount, MountKind, OnDisconnect};
 use model::{Bytes, NodeId};
 use runtime::{
     ContainerConfig, FileMount, LogConfig, MountConfig, MountSource, NetworkNamespace, Resources, Ulimit,
 };
 
+use crate::contact::STOP_AFTER_LABEL;
 use crate::volumes::{VolumeRecord, Volumes};
 
 /// Who and where a task is, for templates.
@@ -196,12 +197,17 @@ pub(crate) fn container(
         (IMAGE_LABEL.to_owned(), spec.image.clone()),
         (IMAGE_ID_LABEL.to_owned(), image.id.clone()),
     ]);
+    if let OnDisconnect::StopAfter(after) = task.spec.on_disconnect {
+        labels.insert(STOP_AFTER_LABEL.to_owned(), after.as_millis().to_string());
+    }
     let limits = &task.spec.resources.limits;
-    let env = spec
+    let mut env = spec
         .env
         .iter()
         .map(|e| template(e, task, place))
         .collect::<Result<Vec<_>, _>>()?;
+    // Last, so that nothing else has its name.
+    env.push(format!("RSWARM_FENCE={}", task.fence));
     Ok(ContainerConfig {
         id: task.id.to_string(),
         files: files(task, set, &hostname)?,

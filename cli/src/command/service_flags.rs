@@ -70,6 +70,9 @@ pub(crate) struct SpecArgs {
     restart_max_attempts: Option<u64>,
     #[arg(long)]
     restart_window: Option<String>,
+    /// What becomes of its tasks on a node that is cut off: keep, or stop-after=TIME.
+    #[arg(long)]
+    on_disconnect: Option<String>,
     #[arg(long)]
     update_parallelism: Option<u32>,
     #[arg(long)]
@@ -343,6 +346,9 @@ impl SpecArgs {
             &mut restart.window,
         )?;
         set(&self.restart_max_attempts, &mut restart.max_attempts);
+        if let Some(text) = &self.on_disconnect {
+            s.task.on_disconnect = grammar::parse_on_disconnect(text)?;
+        }
         self.rollout(s)?;
         if let Some(mode) = &self.endpoint_mode {
             s.endpoint.mode = match mode.as_str() {

@@ -1,9 +1,11 @@
 //! Rows for what a request may and may not do; each was a defect once.
 
+use std::time::Duration;
+
 use model::object::{Availability, Endpoint, Key, Object, UpdateState};
 use model::spec::{
-    ConfigRef, ConfigSpec, FileTarget, Labels, Mount, MountKind, PortSpec, PublishMode, STACK_LABEL,
-    ServiceSpec, StackSpec,
+    ConfigRef, ConfigSpec, FileTarget, Labels, Mount, MountKind, OnDisconnect, PortSpec, PublishMode,
+    STACK_LABEL, ServiceSpec, StackSpec, UpdateOrder,
 };
 use model::{ConfigId, NodeId};
 
@@ -234,6 +236,44 @@ fn what_another_stack_uses_stays() {
     labelled.configs[0].labels.insert("team".into(), "a".into());
     let made = admit::deploy_stack(&cluster.state, labelled, false, START, &mut cluster.ids);
     assert_eq!(cluster.commit(made).changes[0].verdict, StackVerdict::Updated);
+}
+
+#[test]
+fn the_time_without_a_manager_has_bounds() {
+    let mut cluster = Cluster::new();
+    for (seconds, fits) in [(9, false), (10, true), (604_800, true), (604_801, false)] {
+        let mut spec = service(&format!("s{seconds}"));
+        spec.task.on_disconnect = OnDisconnect::StopAfter(Duration::from_secs(seconds));
+        match (cluster.create(spec), fits) {
+            (Ok(made), true) => assert_eq!(made.warnings, Vec::<String>::new(), "{seconds} s"),
+            (Err(refused), false) => {
+                let text = refused.to_string();
+                assert!(text.contains("10s") && text.contains("168h"), "{text}");
+            }
+            (answer, _) => panic!("{seconds} s: {:?}", answer.map(|_| ())),
+        }
+    }
+}
+
+#[test]
+fn a_time_without_a_manager_that_is_short_for_this_cluster_is_said() {
+    let mut cluster = Cluster::new();
+    let mut slow = (**cluster.state.cluster().expect("made")).clone();
+    slow.heartbeat = Duration::from_secs(5);
+    cluster.state = State::from_objects(1, [Object::Cluster(slow.into())]);
+    for (seconds, order, parts) in [
+        (29, UpdateOrder::StopFirst, &["six heartbeats (30s)"][..]),
+        (30, UpdateOrder::StopFirst, &[]),
+        (30, UpdateOrder::StartFirst, &["starts first"]),
+    ] {
+        let mut spec = service("web");
+        spec.task.on_disconnect = OnDisconnect::StopAfter(Duration::from_secs(seconds));
+        spec.update.order = order;
+        let warnings = cluster.create(spec).expect("allowed").warnings;
+        assert_eq!(warnings.len(), parts.len(), "{seconds} s: {warnings:?}");
+        let all = warnings.join(" ");
+        assert!(parts.iter().all(|p| all.contains(p)), "{all}");
+    }
 }
 
 #[test]

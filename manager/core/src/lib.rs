@@ -24,6 +24,9 @@ pub mod images;
 pub mod members;
 pub mod node_health;
 
+// By which clock.
+pub mod log_time;
+
 #[cfg(test)]
 mod admit_tests;
 #[cfg(test)]

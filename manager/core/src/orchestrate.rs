@@ -42,11 +42,20 @@ pub(crate) fn reconcile(
     // The rollout may have gone back to the spec before.
     let service = scratch.service(id).cloned().unwrap_or(service);
     let mut slots = by_slot(scratch, id);
+    let leaving = leaving(scratch, id);
     for slot in wanted {
         let tasks = slots.remove(&slot).unwrap_or_default();
-        fill_slot(scratch, &service, slot, &tasks, now, ids, &mut wake);
+        fill_slot(
+            scratch,
+            &service,
+            slot,
+            (&tasks, leaving.contains(&slot)),
+            now,
+            ids,
+            &mut wake,
+        );
     }
-    promote(scratch, &service, now, &mut wake);
+    promote(scratch, &service, &leaving, now, &mut wake);
     finish_unplaced(scratch, id, now);
     reap::history(scratch, id);
     wake.at
@@ -136,7 +145,7 @@ fn fill_slot(
     scratch: &mut Scratch,
     service: &Service,
     slot: SlotKey,
-    tasks: &SlotTasks,
+    (tasks, leaving): (&SlotTasks, bool),
     now: Timestamp,
     ids: &mut dyn IdSource,
     wake: &mut Wake,
@@ -156,7 +165,7 @@ fn fill_slot(
         Restart::NotBefore(_) => now,
     };
     let (spec, version) = update::spec_for_slot(service, tasks.last().map(|t| &**t));
-    let busy = tasks.iter().any(|t| holds_slot(scratch, t));
+    let busy = leaving || tasks.iter().any(|t| holds_slot(scratch, t));
     if run_at > now {
         wake.at(run_at);
     }
@@ -178,9 +187,18 @@ fn retire_ended(scratch: &mut Scratch, tasks: &[Arc<Task>]) {
     }
 }
 
+/// Slots that were closed and whose task may still have a process: one that is opened again waits for it.
+fn leaving(scratch: &Scratch, id: ServiceId) -> BTreeSet<SlotKey> {
+    scratch
+        .tasks_of_service(id)
+        .filter(|t| t.desired == DesiredState::Remove && holds_slot(scratch, t))
+        .map(|t| t.slot)
+        .collect()
+}
+
 /// Whether a task may still have a process, so that its successor must wait.
 fn holds_slot(scratch: &Scratch, task: &Task) -> bool {
-    !task.status.state.is_terminal() && task.node.is_some_and(|n| !node::is_down(scratch, n))
+    !task.status.state.is_terminal() && task.node.is_some_and(|n| !node::is_lost(scratch, n, task))
 }
 
 #[expect(clippy::too_many_arguments, reason = "a task is made of this many things")]
@@ -212,6 +230,8 @@ pub(crate) fn make_task(
         run_at,
         status: TaskStatus::new(now),
         running_at: None,
+        ended_at: None,
+        fence: 0,
         addresses: Vec::new(),
         host_ports: Vec::new(),
     })));
@@ -219,8 +239,14 @@ pub(crate) fn make_task(
 }
 
 /// Lets waiting tasks run whose time has come and whose predecessor is gone.
-fn promote(scratch: &mut Scratch, service: &Service, now: Timestamp, wake: &mut Wake) {
-    for tasks in by_slot(scratch, service.id).into_values() {
+fn promote(
+    scratch: &mut Scratch,
+    service: &Service,
+    leaving: &BTreeSet<SlotKey>,
+    now: Timestamp,
+    wake: &mut Wake,
+) {
+    for (slot, tasks) in by_slot(scratch, service.id) {
         let Some(waiting) = tasks
             .iter()
             .find(|t| t.desired == DesiredState::Ready && is_live(t))
@@ -229,7 +255,7 @@ fn promote(scratch: &mut Scratch, service: &Service, now: Timestamp, wake: &mut 
         };
         let others_live = tasks.iter().any(|t| t.id != waiting.id && is_live(t));
         let others_hold = tasks.iter().any(|t| t.id != waiting.id && holds_slot(scratch, t));
-        if others_live || others_hold {
+        if others_live || others_hold || leaving.contains(&slot) {
             continue;
         }
         if waiting.run_at > now {

@@ -37,10 +37,7 @@ pub(crate) fn node(id: u128, hostname: &str) -> Node {
             ..NodeDescription::default()
         },
         identity: Default::default(),
-        status: NodeStatus {
-            state: NodeState::Ready,
-            message: String::new(),
-        },
+        status: NodeStatus::ready(),
     }
 }
 
@@ -143,7 +140,7 @@ impl Sim {
     fn node_seen(&mut self, id: u128, state: NodeState) {
         let status = NodeStatus {
             state,
-            message: String::new(),
+            ..NodeStatus::default()
         };
         self.commit(Txn {
             expect: Vec::new(),

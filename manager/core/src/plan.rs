@@ -47,6 +47,7 @@ impl Dirty {
             match change.key {
                 Key::Service(id) => {
                     self.services.insert(id);
+                    self.room |= let_go(change.before.as_ref(), change.after.as_ref());
                 }
                 Key::Node(id) => {
                     self.nodes.insert(id);
@@ -78,6 +79,24 @@ fn freed(before: Option<&Object>, after: Option<&Object>) -> bool {
     holds(before) && !holds(after)
 }
 
+/// Whether a service gave back a virtual address, which a task may be waiting for.
+fn let_go(before: Option<&Object>, after: Option<&Object>) -> bool {
+    let vips = |o: Option<&Object>| match o {
+        Some(Object::Service(s)) => s.endpoint.vips.clone(),
+        Some(
+            Object::Cluster(_)
+            | Object::Node(_)
+            | Object::Task(_)
+            | Object::Network(_)
+            | Object::Secret(_)
+            | Object::Config(_),
+        )
+        | None => Vec::new(),
+    };
+    let kept = vips(after);
+    vips(before).iter().any(|v| !kept.contains(v))
+}
+
 /// What to do next.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub struct Plan {
@@ -101,13 +120,17 @@ pub fn plan(state: &State, dirty: &Dirty, now: Timestamp, ids: &mut dyn IdSource
         dirty.nodes.iter().copied().collect()
     };
     for node in nodes {
+        let touched = scratch.touched();
         orchestrate::enforce_node(&mut scratch, node, &mut services);
+        rely(&mut scratch, touched, Key::Node(node));
     }
     let mut wake = BTreeMap::new();
     for id in &services {
+        let touched = scratch.touched();
         if let Some(at) = orchestrate::reconcile(&mut scratch, *id, now, ids) {
             wake.insert(*id, at);
         }
+        rely(&mut scratch, touched, Key::Service(*id));
     }
     let room = dirty.room || dirty.all;
     let mut report = BTreeMap::new();
@@ -122,5 +145,62 @@ pub fn plan(state: &State, dirty: &Dirty, now: Timestamp, ids: &mut dyn IdSource
         txn: scratch.into_txn(),
         wake,
         report,
+    }
+}
+
+/// What was decided for a service or a node is stale once that has changed: a slot that was closed may be wanted again.
+fn rely(scratch: &mut Scratch, touched: usize, on: Key) {
+    if scratch.touched() > touched {
+        scratch.rely_on(on);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::Arc;
+
+    use model::NetworkId;
+    use model::object::{Endpoint, Meta, Service};
+
+    use super::*;
+    use crate::txn::Change;
+
+    #[test]
+    fn a_service_that_gives_its_address_back_makes_room_for_tasks_that_wait_for_one() {
+        let service = |addresses: &[&str]| {
+            let vip = |a: &&str| (NetworkId(1), a.parse().expect("an address"));
+            Object::Service(Arc::new(Service {
+                id: ServiceId(1),
+                meta: Meta::default(),
+                spec: Arc::default(),
+                spec_version: 1,
+                previous_spec: None,
+                update: None,
+                endpoint: Endpoint {
+                    ports: Vec::new(),
+                    vips: addresses.iter().map(vip).collect(),
+                },
+            }))
+        };
+        let one = || Some(service(&["10.0.0.2"]));
+        for (name, before, after, room) in [
+            ("removed", one(), None, true),
+            ("left the network", one(), Some(service(&[])), true),
+            ("kept it", one(), one(), false),
+            ("got one", Some(service(&[])), one(), false),
+            ("never had one", Some(service(&[])), None, false),
+        ] {
+            let mut dirty = Dirty::default();
+            let change = Change {
+                key: Key::Service(ServiceId(1)),
+                before,
+                after,
+            };
+            dirty.add(&Changes {
+                index: 1,
+                items: vec![change],
+            });
+            assert_eq!(dirty.room, room, "{name}");
+        }
     }
 }

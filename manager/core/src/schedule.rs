@@ -106,7 +106,7 @@ impl Load {
                 load.put(task.slot, node);
             }
             let failed = matches!(task.status.state, TaskState::Failed | TaskState::Rejected);
-            let recent = now.since(task.status.at).as_millis() < u128::from(FAILURE_WINDOW_MS);
+            let recent = now.since(task.over_at()).as_millis() < u128::from(FAILURE_WINDOW_MS);
             if failed && recent {
                 *load.failures.entry((task.spec_version, node)).or_default() += 1;
             }

@@ -10,7 +10,7 @@ use std::sync::Arc;
 use imbl::{OrdMap, OrdSet};
 use model::object::{Cluster, Config, Key, Network, Node, Object, Secret, Service, SlotKey, Task};
 use model::spec::{Protocol, PublishMode};
-use model::{Bytes, ConfigId, NanoCpus, NetworkId, NodeId, SecretId, ServiceId, TaskId};
+use model::{Bytes, ConfigId, NanoCpus, NetworkId, NodeId, SecretId, ServiceId, TaskId, Timestamp};
 
 use crate::txn::Answer;
 
@@ -21,6 +21,7 @@ pub(crate) use scratch::Scratch;
 #[derive(Debug, Clone, Default)]
 pub struct State {
     index: u64,
+    time: Timestamp,
     cluster: Option<Arc<Cluster>>,
     nodes: OrdMap<NodeId, Arc<Node>>,
     services: OrdMap<ServiceId, Arc<Service>>,
@@ -62,7 +63,15 @@ impl State {
         Self::default()
     }
 
-    /// A state from a snapshot.
+    /// A state from a snapshot: of the entry with this index, and of the newest time in the log up to there.
+    pub fn from_snapshot(index: u64, time: Timestamp, objects: impl IntoIterator<Item = Object>) -> Self {
+        Self {
+            time,
+            ..Self::from_objects(index, objects)
+        }
+    }
+
+    /// A state of these objects.
     pub fn from_objects(index: u64, objects: impl IntoIterator<Item = Object>) -> Self {
         let mut state = Self {
             index,
@@ -107,6 +116,11 @@ impl State {
     /// Index of the last applied entry.
     pub fn index(&self) -> u64 {
         self.index
+    }
+
+    /// Newest time of an applied entry: the next one must not be of an earlier time.
+    pub fn time(&self) -> Timestamp {
+        self.time
     }
 
     /// Every object, for a snapshot.

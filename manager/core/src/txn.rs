@@ -24,7 +24,7 @@ pub enum Action {
         /// What it saw.
         status: TaskStatus,
     },
-    /// A node was heard of, or was not.
+    /// A node was heard of, or was not. One that was removed meanwhile stays so.
     NodeSeen {
         /// The node.
         node: NodeId,

@@ -9,10 +9,11 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
+use manager_core::node_health::{Watch, heartbeat_for};
 use manager_core::{Action, State, admit, assignments};
 use model::assignment::AssignmentSet;
 use model::ids::IdSource;
-use model::object::{NodeDescription, NodeRole, NodeState, NodeStatus};
+use model::object::{NodeDescription, NodeRole, NodeStatus};
 use model::{NodeId, TaskId, Timestamp};
 use proto::{dispatch as wire, types};
 use tokio::sync::{Notify, mpsc};
@@ -43,7 +44,7 @@ pub(crate) struct Dispatcher {
     log: Arc<Log>,
     reports: Reports,
     images: Mutex<manager_core::images::Inventory>,
-    nodes: Mutex<BTreeMap<NodeId, Session>>,
+    nodes: Mutex<Nodes>,
     health_changed: Notify,
     streams: Mutex<JoinSet<()>>,
     began: Instant,
@@ -70,12 +71,16 @@ struct Told {
     renew: bool,
 }
 
-/// A node that is heard of, or is waited for since this leader began.
+/// The nodes as this leader knows them.
+struct Nodes {
+    /// Who is heard of, in time since `began`: the wall clock may be set.
+    watch: Watch,
+    sessions: BTreeMap<NodeId, Session>,
+}
+
+/// A node that has registered.
 struct Session {
-    /// Empty: no agent has registered since this leader began.
     id: String,
-    /// When it was last heard of, in time since `began`: the wall clock may be set.
-    seen: Timestamp,
     /// Told when its assignments may have changed, and when the session ends.
     wake: Arc<Notify>,
     /// Keeps the session stream open, and takes what the node is told.
@@ -96,7 +101,10 @@ impl Dispatcher {
             log,
             reports,
             images: Mutex::default(),
-            nodes: Mutex::default(),
+            nodes: Mutex::new(Nodes {
+                watch: Watch::new(Timestamp::default()),
+                sessions: BTreeMap::new(),
+            }),
             health_changed: Notify::new(),
             streams: Mutex::default(),
             began: Instant::now(),
@@ -107,7 +115,7 @@ impl Dispatcher {
         dispatcher
     }
 
-    fn nodes(&self) -> MutexGuard<'_, BTreeMap<NodeId, Session>> {
+    fn nodes(&self) -> MutexGuard<'_, Nodes> {
         self.nodes.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
@@ -122,12 +130,14 @@ impl Dispatcher {
 
     fn heartbeat(&self) -> Result<Duration, Status> {
         let state = self.log.read();
-        Ok(state.cluster().ok_or_else(no_cluster)?.heartbeat)
+        let configured = state.cluster().ok_or_else(no_cluster)?.heartbeat;
+        Ok(heartbeat_for(configured, state.nodes().count()))
     }
 
     /// Only the leader hears nodes.
     fn leads(&self) -> Result<(), Status> {
-        if self.log.role().borrow().leader {
+        // One that hears no quorum may have been replaced already.
+        if self.log.role().borrow().leader && !self.log.quorum_is_late() {
             return Ok(());
         }
         Err(status::not_leader(
@@ -144,17 +154,17 @@ impl Dispatcher {
         raft_id: u64,
     ) -> Result<Streamed<wire::SessionMessage>, Status> {
         self.leads()?;
-        let heartbeat = self.heartbeat()?;
+        // A leader that others have replaced must not hand out what is old.
+        let newest = self.log.confirm().await;
+        newest.map_err(|e| status::may_retry(Status::unavailable(e.to_string())))?;
         let state = self.log.read();
+        let heartbeat = self.heartbeat()?;
         let known = state.node(node).ok_or_else(|| removed(node))?;
         if description.address.is_empty() {
             // Given when it joined.
             description.address.clone_from(&known.description.address);
         }
-        let ready = NodeStatus {
-            state: NodeState::Ready,
-            message: String::new(),
-        };
+        let ready = NodeStatus::ready();
         let id = format!("{:032x}", RandomIds.next_id());
         let (open, stream) = mpsc::channel(NEWS_QUEUED);
         let news = self.current_news();
@@ -163,20 +173,19 @@ impl Dispatcher {
             session: id.clone(),
             ..message(&told, self.log.now())
         };
-        debug_assert_eq!(news.heartbeat, heartbeat);
         // The channel is new and has room.
         let _ = open.try_send(Ok(first));
         {
             let mut nodes = self.nodes();
+            nodes.watch.register(node, id.clone(), heartbeat, self.uptime());
             let session = Session {
                 id,
-                seen: self.uptime(),
                 wake: Arc::new(Notify::new()),
                 open: Some(open),
                 told: Some(told),
                 leaving: false,
             };
-            if let Some(old) = nodes.insert(node, session) {
+            if let Some(old) = nodes.sessions.insert(node, session) {
                 old.wake.notify_one();
             }
         }
@@ -224,7 +233,7 @@ impl Dispatcher {
             authorities: security.map(ca::authorities).unwrap_or_default(),
             issuer: security.map(ca::current_issuer).unwrap_or_default(),
             epoch: security.map(|s| s.epoch).unwrap_or_default(),
-            heartbeat: state.cluster().map(|c| c.heartbeat).unwrap_or_default(),
+            heartbeat: self.heartbeat().unwrap_or_default(),
             members: self.log.members().into_iter().map(|(_, node, ..)| node).collect(),
         };
         let mut known = self.news.lock().unwrap_or_else(PoisonError::into_inner);
@@ -249,7 +258,7 @@ impl Dispatcher {
     pub(crate) fn tell_news(&self) {
         let news = self.current_news();
         let (state, now) = (self.log.read(), self.log.now());
-        for (node, session) in self.nodes().iter_mut() {
+        for (node, session) in &mut self.nodes().sessions {
             let told = self.told(&state, *node, &news);
             if session.told.as_ref() == Some(&told) {
                 continue;
@@ -266,26 +275,16 @@ impl Dispatcher {
     pub(crate) fn beat(&self, node: NodeId, session: &str) -> Result<Duration, Status> {
         self.leads()?;
         let heartbeat = self.heartbeat()?;
-        let down = self
-            .log
-            .read()
-            .node(node)
-            .is_none_or(|n| n.status.state == NodeState::Down);
-        let mut nodes = self.nodes();
-        let found = nodes
-            .get_mut(&node)
-            .filter(|s| s.id == session && !session.is_empty());
-        // A node that was declared down a moment before it was heard of has to say again what it is.
-        found.filter(|_| !down).ok_or_else(no_session)?.seen = self.uptime();
-        Ok(heartbeat)
+        let (state, now) = (self.log.read(), self.uptime());
+        let known = self.nodes().watch.beat(&state, node, session, heartbeat, now);
+        known.then_some(heartbeat).ok_or_else(no_session)
     }
 
     fn check(&self, node: NodeId, session: &str) -> Result<Arc<Notify>, Status> {
         self.leads()?;
         let nodes = self.nodes();
-        let found = nodes
-            .get(&node)
-            .filter(|s| s.id == session && !session.is_empty());
+        let current = nodes.watch.is_current(node, session);
+        let found = nodes.sessions.get(&node).filter(|_| current);
         Ok(found.ok_or_else(no_session)?.wake.clone())
     }
 
@@ -312,7 +311,7 @@ impl Dispatcher {
     ) {
         let mut told: Option<AssignmentSet> = None;
         loop {
-            let leaving = match self.nodes().get(&node) {
+            let leaving = match self.nodes().sessions.get(&node) {
                 Some(current) if current.id == session => current.leaving,
                 _ => break,
             };
@@ -368,7 +367,7 @@ impl Dispatcher {
 
     /// Tells every node to stop everything, and waits a bounded time until all have taken the message.
     pub(crate) async fn dismiss(&self) {
-        for session in self.nodes().values_mut() {
+        for session in self.nodes().sessions.values_mut() {
             session.leaving = true;
             session.wake.notify_one();
         }
@@ -381,7 +380,9 @@ impl Dispatcher {
 
     /// Ends all sessions.
     pub(crate) fn close(&self) {
-        for session in std::mem::take(&mut *self.nodes()).into_values() {
+        let mut nodes = self.nodes();
+        for (node, session) in std::mem::take(&mut nodes.sessions) {
+            nodes.watch.end(node);
             session.wake.notify_one();
         }
     }
@@ -425,12 +426,12 @@ async fn route(dispatcher: Arc<Dispatcher>, mut subscription: crate::raft::Subsc
         match event {
             Event::Applied(changes) => {
                 for node in assignments::nodes_affected(&dispatcher.log.read(), &changes) {
-                    if let Some(session) = nodes.get(&node) {
+                    if let Some(session) = nodes.sessions.get(&node) {
                         session.wake.notify_one();
                     }
                 }
             }
-            Event::Replaced => nodes.values().for_each(|s| s.wake.notify_one()),
+            Event::Replaced => nodes.sessions.values().for_each(|s| s.wake.notify_one()),
         }
     }
 }

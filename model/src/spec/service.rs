@@ -1,8 +1,8 @@
 //! A service: how many tasks of which shape, and how they change.
 
 use super::{
-    ContainerSpec, EndpointSpec, Labels, LogDriver, NetworkAttachment, Placement, Resources, RestartPolicy,
-    UpdateConfig,
+    ContainerSpec, EndpointSpec, Labels, LogDriver, NetworkAttachment, OnDisconnect, Placement, Resources,
+    RestartPolicy, UpdateConfig,
 };
 
 /// A service as the user wants it.
@@ -62,4 +62,6 @@ pub struct TaskSpec {
     pub log: LogDriver,
     /// Counts `--force`: a change of it alone replaces every task.
     pub force_update: u64,
+    /// What becomes of it when its node is cut off.
+    pub on_disconnect: OnDisconnect,
 }

@@ -281,6 +281,7 @@ impl From<&m::NodeStatus> for w::NodeStatus {
         Self {
             state: state.into(),
             message: s.message.clone(),
+            silent_ns: nanos(s.silent),
         }
     }
 }
@@ -295,6 +296,7 @@ impl From<w::NodeStatus> for m::NodeStatus {
         Self {
             state,
             message: s.message,
+            silent: Duration::from_nanos(s.silent_ns),
         }
     }
 }
@@ -435,6 +437,8 @@ impl From<&m::Task> for w::Task {
             addresses: wire_addresses(&t.addresses),
             host_ports: wire(&t.host_ports),
             running_at_ms: t.running_at.map(|at| at.0),
+            ended_at_ms: t.ended_at.map(|at| at.0),
+            fence: t.fence,
         }
     }
 }
@@ -463,6 +467,8 @@ impl TryFrom<w::Task> for m::Task {
             addresses: addresses(t.addresses)?,
             host_ports: all(t.host_ports)?,
             running_at: t.running_at_ms.map(Timestamp),
+            ended_at: t.ended_at_ms.map(Timestamp),
+            fence: t.fence,
         })
     }
 }

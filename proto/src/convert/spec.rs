@@ -69,6 +69,10 @@ impl From<&m::TaskSpec> for w::TaskSpec {
                 options: s.log.options.clone(),
             }),
             force_update: s.force_update,
+            stop_after_ns: match s.on_disconnect {
+                m::OnDisconnect::Keep => None,
+                m::OnDisconnect::StopAfter(after) => Some(nanos(after)),
+            },
         }
     }
 }
@@ -103,6 +107,9 @@ impl TryFrom<w::TaskSpec> for m::TaskSpec {
                 options: log.options,
             },
             force_update: s.force_update,
+            on_disconnect: s.stop_after_ns.map_or(m::OnDisconnect::Keep, |ns| {
+                m::OnDisconnect::StopAfter(Duration::from_nanos(ns))
+            }),
         })
     }
 }

@@ -1,14 +1,17 @@
 //! Services.
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use model::ids::IdSource;
 use model::object::{Endpoint, Key, Meta, Object, Service, UpdateState, UpdateStatus};
-use model::spec::{PortSpec, PublishMode, REPLICAS_MAX, ServiceMode, ServiceSpec, UpdateOrder};
+use model::spec::{OnDisconnect, PortSpec, PublishMode, REPLICAS_MAX, ServiceMode, ServiceSpec, UpdateOrder};
+use model::units::format_duration;
 use model::{ConfigId, NetworkId, SecretId, ServiceId, Timestamp};
 
 use super::{Admitted, Refusal, RefusalKind, check_version, validate};
 use crate::allocate;
+use crate::node_health::heartbeat_for;
 use crate::orchestrate::roll_back;
 use crate::state::{Kind, Scratch, State};
 
@@ -45,7 +48,7 @@ pub(super) fn add(
     }
     let id = ServiceId::new(ids);
     let endpoint = allocate::endpoint(scratch, &spec, id, &Endpoint::default())?;
-    warn(&spec, warnings);
+    warn(scratch, &spec, warnings);
     scratch.put(Object::Service(Arc::new(Service {
         id,
         meta: Meta {
@@ -62,7 +65,10 @@ pub(super) fn add(
     Ok(id)
 }
 
-fn warn(spec: &ServiceSpec, warnings: &mut Vec<String>) {
+/// Heartbeats within which agents find the next leader, with room: two until they notice, the election, and their pause.
+const LEADER_CHANGE: u32 = 6;
+
+fn warn(state: &State, spec: &ServiceSpec, warnings: &mut Vec<String>) {
     if spec.update.monitor < spec.update.delay && spec.update.monitor.is_zero() {
         warnings.push(format!(
             "service {}: update monitor 0s: a task that ends just after its start is not noticed",
@@ -74,6 +80,24 @@ fn warn(spec: &ServiceSpec, warnings: &mut Vec<String>) {
             "service {}: port {}: the address {} is ignored: the port is published on every address of the nodes",
             spec.name, port.target, port.host_ip
         ));
+    }
+    if let OnDisconnect::StopAfter(after) = spec.task.on_disconnect {
+        let configured = state.cluster().map_or(Duration::ZERO, |c| c.heartbeat);
+        let least = heartbeat_for(configured, state.nodes().count()) * LEADER_CHANGE;
+        if after < least {
+            warnings.push(format!(
+                "service {}: on disconnect: stop after {} is less than six heartbeats ({}): a change of the leader may stop its tasks",
+                spec.name,
+                format_duration(after),
+                format_duration(least)
+            ));
+        }
+        if spec.update.order == UpdateOrder::StartFirst || spec.rollback.order == UpdateOrder::StartFirst {
+            warnings.push(format!(
+                "service {}: on disconnect: stop-after keeps a slot from having two live tasks, but its rollout starts first, and has two",
+                spec.name
+            ));
+        }
     }
     let host = |p: &PortSpec| p.mode == PublishMode::Host;
     if spec.update.order == UpdateOrder::StartFirst && spec.endpoint.ports.iter().any(host) {
@@ -145,7 +169,7 @@ pub(super) fn change(
         return Ok(());
     }
     let endpoint = allocate::endpoint(scratch, &spec, id, &service.endpoint)?;
-    warn(&spec, warnings);
+    warn(scratch, &spec, warnings);
     let rollout = spec.task != old.task || host_ports(&endpoint) != host_ports(&service.endpoint);
     scratch.edit_service(id, |s| {
         s.endpoint = endpoint;

@@ -2,8 +2,9 @@
 
 use model::object::Cluster;
 use model::spec::{
-    CPU_MIN, ContainerSpec, IMAGE_MAX, ImageRef, Labels, MEMORY_MIN, Mount, MountKind, Protocol,
-    REPLICAS_MAX, ServiceMode, ServiceSpec, UpdateConfig, check_name,
+    CPU_MIN, ContainerSpec, IMAGE_MAX, ImageRef, Labels, MEMORY_MIN, Mount, MountKind, OnDisconnect,
+    Protocol, REPLICAS_MAX, STOP_AFTER_MAX, STOP_AFTER_MIN, ServiceMode, ServiceSpec, UpdateConfig,
+    check_name,
 };
 use model::units::format_duration;
 use model::{Bytes, NanoCpus};
@@ -62,6 +63,16 @@ pub(super) fn service(spec: &ServiceSpec) -> Result<(), Refusal> {
         return Err(at(
             "a rollback cannot be rolled back: its failure action is pause or continue".into(),
         ));
+    }
+    if let OnDisconnect::StopAfter(after) = spec.task.on_disconnect
+        && !(STOP_AFTER_MIN..=STOP_AFTER_MAX).contains(&after)
+    {
+        return Err(at(format!(
+            "on disconnect: stop after {} is not between {} and {}: a shorter time would stop tasks for a change of the leader",
+            format_duration(after),
+            format_duration(STOP_AFTER_MIN),
+            format_duration(STOP_AFTER_MAX)
+        )));
     }
     let restart = &spec.task.restart;
     if restart.max_attempts > RESTARTS_MAX {

@@ -10,9 +10,13 @@ use model::{NodeId, ServiceId};
 use crate::schedule::filter;
 use crate::state::{Scratch, State};
 
-/// Whether a node is lost, or gone.
-pub(crate) fn is_down(state: &State, id: NodeId) -> bool {
-    state.node(id).is_none_or(|n| n.status.state == NodeState::Down)
+/// Whether a task is given up with its node: the node is gone, or down for as long as the task asks for.
+///
+/// How long a node is silent stands in the log, measured by clocks that nobody sets: no wall clock decides here.
+pub(crate) fn is_lost(state: &State, id: NodeId, task: &Task) -> bool {
+    state.node(id).is_none_or(|n| {
+        n.status.state == NodeState::Down && n.status.silent >= task.spec.on_disconnect.replace_after()
+    })
 }
 
 /// Nodes on which a global service has a task: heard of, taking tasks, and fitting.
@@ -40,7 +44,6 @@ fn takes(node: &Node) -> bool {
 pub(crate) fn enforce_node(scratch: &mut Scratch, id: NodeId, services: &mut BTreeSet<ServiceId>) {
     let node = scratch.node(id).cloned();
     let tasks: Vec<Arc<Task>> = scratch.tasks_of_node(id).cloned().collect();
-    let down = is_down(scratch, id);
     for task in tasks.iter().filter(|t| !t.status.state.is_terminal()) {
         let leave = match &node {
             Some(n) if n.spec.availability == Availability::Drain => Some("its node is being drained"),
@@ -51,7 +54,7 @@ pub(crate) fn enforce_node(scratch: &mut Scratch, id: NodeId, services: &mut BTr
             }
             None => None,
         };
-        if down {
+        if is_lost(scratch, id, task) {
             scratch.edit_task(task.id, |t| {
                 t.desired = t.desired.max(DesiredState::Shutdown);
                 t.status.state = TaskState::Orphaned;

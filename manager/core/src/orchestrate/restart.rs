@@ -55,9 +55,9 @@ pub fn restart_after(service: &Service, tasks: &[Arc<Task>]) -> Restart {
         return Restart::Never;
     }
     if last.status.state == TaskState::Rejected {
-        return Restart::NotBefore(last.status.at + policy.delay.max(PREPARE_PAUSE));
+        return Restart::NotBefore(last.over_at() + policy.delay.max(PREPARE_PAUSE));
     }
-    Restart::At(last.status.at + policy.delay)
+    Restart::At(last.over_at() + policy.delay)
 }
 
 /// Restarts of this slot under the spec of `last`, within the policy's window before it ended.
@@ -66,7 +66,7 @@ fn restarts(tasks: &[Arc<Task>], last: &Task) -> u64 {
     let from = if window.is_zero() {
         Timestamp(0)
     } else {
-        last.status.at - window
+        last.over_at() - window
     };
     let mut count = 0;
     for pair in tasks.windows(2) {

@@ -145,7 +145,7 @@ fn failed_in_rollout(service: &Service, status: &UpdateStatus, config: &UpdateCo
         && ended_by_itself(task)
         && task
             .running_at
-            .is_none_or(|ran| task.status.at.since(ran) <= config.monitor)
+            .is_none_or(|ran| task.over_at().since(ran) <= config.monitor)
 }
 
 fn too_many_failed(status: &UpdateStatus, config: &UpdateConfig) -> bool {
@@ -201,7 +201,7 @@ fn last_error(scratch: &Scratch, service: &Service) -> String {
     let failed = scratch
         .tasks_of_service(service.id)
         .filter(|t| t.spec_version == service.spec_version && ended_by_itself(t))
-        .max_by_key(|t| (t.status.at, t.id));
+        .max_by_key(|t| (t.over_at(), t.id));
     match failed {
         Some(t) if t.status.error.is_empty() => format!(": {}", t.name()),
         Some(t) => format!(": {}: {}", t.name(), t.status.error),
@@ -384,7 +384,7 @@ fn begin(
                 .iter()
                 .rev()
                 .find(|t| ended_by_itself(t) && service.is_current(t));
-            last.map_or(now, |t| t.status.at + t.spec.restart.delay.max(config.monitor))
+            last.map_or(now, |t| t.over_at() + t.spec.restart.delay.max(config.monitor))
         } else {
             now
         };

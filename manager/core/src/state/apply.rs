@@ -14,9 +14,10 @@ impl State {
     /// Applies one entry.
     ///
     /// # Errors
-    /// [`Stale`] when an expected version differs; then nothing changed but the index.
+    /// [`Stale`] when an expected version differs; then nothing changed but index and time.
     pub fn apply(&mut self, entry: &Entry) -> Result<Changes, Stale> {
         self.index = self.index.max(entry.index);
+        self.time = self.time.max(entry.now);
         for (key, expected) in &entry.txn.expect {
             let found = self.version(*key);
             if found != *expected {
@@ -69,6 +70,7 @@ impl State {
                 let was = self.object(key);
                 let created = was.as_ref().map_or(entry.now, |o| o.meta().created_at);
                 let object = self.shared(object.clone());
+                let object = fenced(object, was.as_ref(), entry.index);
                 self.put(stamped(object, entry.index, created, entry.now));
                 Some((key, was))
             }
@@ -153,9 +155,24 @@ fn reported(old: &Task, seen: &TaskStatus, entry: &Entry) -> Option<Task> {
     if seen.state == TaskState::Running && new.running_at.is_none() {
         new.running_at = Some(entry.now);
     }
+    if seen.state.is_terminal() {
+        new.ended_at = Some(entry.now);
+    }
     new.meta.version = entry.index;
     new.meta.updated_at = entry.now;
     Some(new)
+}
+
+/// Gives a new task the index of its entry, and every later version of it the one it was given.
+fn fenced(object: Object, was: Option<&Object>, index: u64) -> Object {
+    let Object::Task(task) = object else { return object };
+    let fence = match was {
+        Some(Object::Task(old)) => old.fence,
+        _ => index,
+    };
+    let mut task = Arc::unwrap_or_clone(task);
+    task.fence = fence;
+    Object::Task(Arc::new(task))
 }
 
 fn stamped(object: Object, version: u64, created_at: Timestamp, updated_at: Timestamp) -> Object {

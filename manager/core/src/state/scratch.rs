@@ -42,6 +42,11 @@ impl Scratch {
         self.relied.insert(key);
     }
 
+    /// How many objects were touched so far.
+    pub(crate) fn touched(&self) -> usize {
+        self.touched.len()
+    }
+
     pub(crate) fn put(&mut self, object: Object) {
         self.touched.insert(object.key(), ());
         self.now.put(object);

@@ -21,14 +21,16 @@ impl Dispatcher {
         self.images.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
+    /// Forgets what an earlier leadership heard.
+    pub(super) fn forget_images(&self) {
+        *self.inventory() = Inventory::default();
+    }
+
     /// Nodes with a session: whoever is silent is not asked, and its names do not count.
     fn heard_of(&self) -> BTreeSet<NodeId> {
         let nodes = self.nodes();
-        nodes
-            .iter()
-            .filter(|(_, s)| !s.id.is_empty() && !s.leaving)
-            .map(|(id, _)| *id)
-            .collect()
+        let heard = nodes.sessions.iter().filter(|(_, s)| !s.leaving);
+        heard.map(|(id, _)| *id).collect()
     }
 
     /// Takes all that a node holds.
@@ -77,7 +79,7 @@ impl Dispatcher {
             let short: String = reference.chars().take(IMAGE_MAX).collect();
             let inventory = self.inventory();
             let mut ready = state.nodes().filter(|n| n.status.state == NodeState::Ready);
-            if self.uptime() < Timestamp::default() + SETTLE && ready.any(|n| !inventory.has_heard(n.id)) {
+            if self.uptime() < self.nodes().watch.since() + SETTLE && ready.any(|n| !inventory.has_heard(n.id)) {
                 return Status::unavailable(format!(
                     "this manager leads since a moment and has not heard of all nodes yet: ask again for {short}"
                 ));

@@ -282,7 +282,7 @@ fn decode_snapshot(input: &mut SummingReader<impl Read>) -> Result<(SnapshotHead
     }
     Ok((
         header.clone(),
-        State::from_objects(header.index, objects).with_answers(answers),
+        State::from_snapshot(header.index, Timestamp(header.time), objects).with_answers(answers),
     ))
 }
 

@@ -151,7 +151,7 @@ impl Log {
     }
 
     /// Whether no quorum was heard of for so long that what is proposed may never be decided.
-    pub(super) fn quorum_is_late(&self) -> bool {
+    pub(crate) fn quorum_is_late(&self) -> bool {
         let metrics = self.metrics();
         let others = metrics
             .membership_config

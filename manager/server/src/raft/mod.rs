@@ -4,6 +4,7 @@
 
 mod answer;
 mod backup;
+mod clock;
 mod codec;
 mod crash;
 mod disk;
@@ -30,8 +31,7 @@ mod wire;
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
-use std::time::{Duration, SystemTime, UNIX_EPOCH};
+use std::time::Duration;
 
 use manager_core::{Changes, Stale, State, Txn};
 use model::{NodeId, Timestamp};
@@ -203,7 +203,6 @@ pub struct Log {
     store: LogStore,
     published: Arc<Published>,
     role: watch::Receiver<Role>,
-    clock: AtomicU64,
     torn: Option<TornTail>,
     id: u64,
     dir: PathBuf,
@@ -316,7 +315,6 @@ impl Log {
             store,
             published,
             role,
-            clock: AtomicU64::new(0),
             torn,
             id,
             dir: dir.to_owned(),
@@ -436,11 +434,9 @@ impl Log {
         self.store.keys()
     }
 
-    /// The wall clock, except that it never steps back.
+    /// The time for the next entry: the wall clock, but for its leaps (see [`manager_core::log_time`]).
     pub fn now(&self) -> Timestamp {
-        let since = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
-        let now = u64::try_from(since.as_millis()).unwrap_or(u64::MAX);
-        Timestamp(self.clock.fetch_max(now, Ordering::Relaxed).max(now))
+        self.published.clock.now()
     }
 
     /// Stops, with everything written.

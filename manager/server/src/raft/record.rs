@@ -120,8 +120,11 @@ pub(super) struct SnapshotHeader {
     /// How many objects follow.
     #[prost(uint64, tag = "5")]
     pub(super) objects: u64,
-    /// How many answers of requests follow them.
+    /// Newest time of an entry, in milliseconds since 1970.
     #[prost(uint64, tag = "6")]
+    pub(super) time: u64,
+    /// How many answers of requests follow them.
+    #[prost(uint64, tag = "7")]
     pub(super) answers: u64,
 }
 

@@ -43,6 +43,7 @@ impl Log {
             membership_id: Some(last.into()),
             membership: Some((&membership).into()),
             index: state.index(),
+            time: state.time().0,
             objects: codec::count(state),
             answers: state.answers().count() as u64,
         };
@@ -83,6 +84,7 @@ impl Log {
             let make = || -> std::io::Result<()> {
                 let header = SnapshotHeader {
                     index: state.index(),
+                    time: state.time().0,
                     objects: codec::count(&state),
                     answers: state.answers().count() as u64,
                     ..SnapshotHeader::default()

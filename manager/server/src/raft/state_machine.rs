@@ -11,6 +11,7 @@ use openraft::storage::{EntryResponder, RaftStateMachine};
 use openraft::{EntryPayload, OptionalSend, RaftSnapshotBuilder};
 use tokio::sync::broadcast;
 
+use super::clock::Clock;
 use super::codec;
 use super::disk::RETRY;
 use super::error::{LogError, io_error};
@@ -46,6 +47,7 @@ pub enum Event {
 pub(super) struct Published {
     pub(super) state: ArcSwap<State>,
     pub(super) events: broadcast::Sender<Event>,
+    pub(super) clock: Clock,
 }
 
 /// What the snapshot that is installed ends with. Held while one is installed, so that one that took long to write
@@ -95,7 +97,9 @@ impl StateMachine {
         let published = Arc::new(Published {
             state: ArcSwap::from_pointee(state.clone()),
             events: broadcast::Sender::new(EVENTS_MAX),
+            clock: Clock::new(),
         });
+        published.clock.applied(state.time());
         Ok((
             Self {
                 dir: dir.to_path_buf(),
@@ -131,6 +135,7 @@ impl StateMachine {
         let (now, txn) = codec::decode_txn(bytes).map_err(|why| {
             io::Error::other(format!("entry {index} of the raft log cannot be read: {why}"))
         })?;
+        self.published.clock.applied(now);
         let result = self.state.apply(&CoreEntry { index, now, txn });
         // Published before the proposer is answered, so that it reads what it wrote.
         self.published.state.store(Arc::new(self.state.clone()));
@@ -206,6 +211,7 @@ impl RaftStateMachine<TypeConfig> for StateMachine {
         })
         .await
         .map_err(io::Error::other)??;
+        self.published.clock.applied(state.time());
         self.state = state;
         self.applied = meta.last_log_id;
         self.membership = meta.last_membership.clone();
@@ -256,6 +262,7 @@ impl Builder {
             membership_id: self.membership.log_id().map(Into::into),
             membership: Some(self.membership.membership().into()),
             index: self.state.index(),
+            time: self.state.time().0,
             objects: codec::count(&self.state),
             answers: self.state.answers().count() as u64,
         };

@@ -1,0 +1,58 @@
+//! A task that runs what its service wants is stopped only for a reason, and a change of the leader is none (I41).
+
+use std::collections::BTreeSet;
+
+use manager_core::schedule::filter;
+use model::object::{Availability, NodeState, Service, Task};
+use model::spec::ServiceMode;
+use model::task_state::DesiredState;
+
+use super::Seen;
+
+pub(super) fn check(seen: &Seen<'_>) -> Result<(), String> {
+    for (before, after) in seen.tasks() {
+        let stopped = before.desired.is_live() && !after.desired.is_live();
+        if !stopped || after.status.state.is_terminal() {
+            continue;
+        }
+        let Some(service) = seen.after.service(after.service) else {
+            continue;
+        };
+        if service.is_current(after) && !slot_goes(seen, service, before) && !node_says_so(seen, after) {
+            return Err(format!("{} was stopped for no reason", after.name()));
+        }
+    }
+    Ok(())
+}
+
+/// The slot has another task, or is not wanted any more.
+fn slot_goes(seen: &Seen<'_>, service: &Service, task: &Task) -> bool {
+    let others = || {
+        seen.before
+            .tasks_of_service(service.id)
+            .filter(|t| t.id != task.id)
+    };
+    let pair = others().any(|t| t.slot == task.slot && t.desired.is_live() && !t.status.state.is_terminal());
+    let slots: BTreeSet<_> = others()
+        .filter(|t| t.desired != DesiredState::Remove)
+        .map(|t| t.slot)
+        .chain([task.slot])
+        .collect();
+    let closed = match service.spec.mode {
+        ServiceMode::Replicated { replicas } => slots.len() > replicas as usize,
+        ServiceMode::Global => task
+            .node
+            .and_then(|n| seen.after.node(n))
+            .is_none_or(|n| n.status.state != NodeState::Ready || !filter::suits(n, &service.spec.task)),
+    };
+    pair || closed
+}
+
+/// Its node must not have it.
+fn node_says_so(seen: &Seen<'_>, task: &Task) -> bool {
+    let Some(id) = task.node else { return true };
+    seen.after.node(id).is_none_or(|n| {
+        n.spec.availability == Availability::Drain
+            || !filter::constraints_hold(n, &task.spec.placement.constraints)
+    })
+}

@@ -1,0 +1,146 @@
+//! The leader's loop: plans until nothing is left to do, and is asked again whether that is so.
+
+use manager_core::{Action, Dirty, State, Txn, plan};
+use model::ServiceId;
+use model::object::Object;
+
+use super::Plant;
+use super::cluster::Cluster;
+use super::log::Source;
+
+/// Plans until nothing is left to do at one time; more are a plan that never settles.
+const PLANS_MAX: u32 = 40;
+
+impl Cluster {
+    /// The state a plan is made on: with the planted bug, failures of rollouts are counted in memory alone.
+    fn remembered(&self) -> State {
+        if self.plant != Some(Plant::CountersInRam) {
+            return self.state.clone();
+        }
+        let forget = |object: Object| match object {
+            Object::Service(s) if s.update.is_some() => {
+                let mut service = (*s).clone();
+                if let Some(update) = &mut service.update {
+                    let kept = self
+                        .counters
+                        .get(&s.id)
+                        .filter(|(began, _)| *began == update.started_at);
+                    update.failed_slots = kept.map(|(_, slots)| slots.clone()).unwrap_or_default();
+                }
+                Object::Service(service.into())
+            }
+            other => other,
+        };
+        State::from_objects(self.state.index(), self.state.objects().map(forget))
+    }
+
+    fn keep_counters(&mut self, txn: &Txn) {
+        for action in &txn.actions {
+            if let Action::Put(Object::Service(s)) = action
+                && let Some(update) = &s.update
+            {
+                let kept = (update.started_at, update.failed_slots.clone());
+                self.counters.insert(s.id, kept);
+            }
+        }
+    }
+
+    /// The leader plans until nothing is left; sometimes something comes between plan and proposal.
+    pub(super) fn lead(&mut self) -> Result<(), String> {
+        if self.managers.lead.is_none() {
+            return Ok(());
+        }
+        let now = self.managers.log_now(self.now);
+        let due: Vec<ServiceId> = self
+            .wake
+            .iter()
+            .filter(|(_, at)| **at <= now)
+            .map(|(id, _)| *id)
+            .collect();
+        for id in due {
+            self.wake.remove(&id);
+            self.dirty.add_service(id);
+        }
+        for _ in 0..PLANS_MAX {
+            if self.dirty.is_empty() {
+                return self.settled();
+            }
+            let dirty = self.dirty.take();
+            let now = self.managers.log_now(self.now);
+            let next = plan(&self.remembered(), &dirty, now, &mut self.rng);
+            self.keep_counters(&next.txn);
+            for (id, at) in &next.wake {
+                self.wake
+                    .entry(*id)
+                    .and_modify(|w| *w = (*w).min(*at))
+                    .or_insert(*at);
+            }
+            if self.faults && self.rng.percent(3) {
+                // Another proposal is first in the log.
+                self.work()?;
+            }
+            if self.managers.lead.is_none() {
+                return Ok(());
+            }
+            if !self.commit(Source::Plan, next.txn)? {
+                self.dirty = Dirty::everything();
+                if self.managers.lead.is_none() {
+                    return Ok(());
+                }
+                if self.faults && self.rng.percent(20) {
+                    let how = self.fall();
+                    self.depose(how);
+                    return Ok(());
+                }
+            }
+        }
+        Err(format!("{PLANS_MAX} plans were not enough"))
+    }
+
+    /// What must hold once the leader has nothing left to do.
+    fn settled(&mut self) -> Result<(), String> {
+        if !self.rng.percent(25) {
+            return Ok(());
+        }
+        let now = self.managers.log_now(self.now);
+        let again = plan(
+            &self.remembered(),
+            &Dirty::everything(),
+            now,
+            &mut self.rng.clone(),
+        );
+        if !again.txn.is_empty() {
+            let mut lines = String::new();
+            for action in &again.txn.actions {
+                match action {
+                    Action::Put(Object::Task(t)) => {
+                        let was = self.state.task(t.id).map(|t| (t.desired, t.status.state, t.node));
+                        lines.push_str(&format!(
+                            "\n  {} {} was {was:?}, becomes {:?} {} {}",
+                            t.name(),
+                            t.id.short(),
+                            (t.desired, t.status.state, t.node),
+                            t.status.message,
+                            t.status.error
+                        ));
+                    }
+                    Action::Put(Object::Service(s)) => {
+                        lines.push_str(&format!("\n  {} becomes {:?}", s.spec.name, s.update));
+                    }
+                    other => lines.push_str(&format!("\n  {other:?}")),
+                }
+            }
+            return Err(format!(
+                "plan_is_settled: the plan of a planned state is not empty:{lines}"
+            ));
+        }
+        for (id, at) in &again.wake {
+            if *at > now && self.wake.get(id).is_none_or(|known| known > at) {
+                return Err(format!(
+                    "plan_is_settled: service {id} wants to be woken at {at:?}, but nobody knows"
+                ));
+            }
+        }
+        crate::invariants::check_settled(&self.state).map_or(Ok(()), Err)
+    }
+}
