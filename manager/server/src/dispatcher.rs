@@ -16,7 +16,7 @@ use model::ids::IdSource;
 use model::object::{NodeDescription, NodeRole, NodeStatus};
 use model::{NodeId, TaskId, Timestamp};
 use proto::{dispatch as wire, types};
-use tokio::sync::{Notify, mpsc};
+use tokio::sync::{Notify, mpsc, watch};
 use tokio::task::JoinSet;
 use tokio_stream::wrappers::ReceiverStream;
 use tonic::Status;
@@ -30,6 +30,8 @@ use reports::Reports;
 const FRAMES_QUEUED: usize = 4;
 /// Messages that wait for a slow agent beside its frames.
 const NEWS_QUEUED: usize = 4;
+/// How long a node waits for a leader that has just begun.
+const READY_LIMIT: Duration = Duration::from_secs(1);
 /// Times a manager's number is written again because its node changed meanwhile.
 const REGISTER_TRIES: usize = 8;
 /// Wait for agents to take their last message.
@@ -49,6 +51,8 @@ pub(crate) struct Dispatcher {
     streams: Mutex<JoinSet<()>>,
     began: Instant,
     news: Mutex<Arc<News>>,
+    /// The term this dispatcher is ready to lead in: what an earlier leadership knew is forgotten.
+    ready: watch::Sender<u64>,
 }
 
 /// What every node is told beside its tasks.
@@ -109,6 +113,7 @@ impl Dispatcher {
             streams: Mutex::default(),
             began: Instant::now(),
             news: Mutex::default(),
+            ready: watch::Sender::new(0),
         });
         tasks.spawn(route(dispatcher.clone(), dispatcher.log.subscribe()));
         tasks.spawn(health::watch(dispatcher.clone()));
@@ -136,8 +141,9 @@ impl Dispatcher {
 
     /// Only the leader hears nodes.
     fn leads(&self) -> Result<(), Status> {
+        let role = *self.log.role().borrow();
         // One that hears no quorum may have been replaced already.
-        if self.log.role().borrow().leader && !self.log.quorum_is_late() {
+        if role.leader && *self.ready.borrow() == role.term && !self.log.quorum_is_late() {
             return Ok(());
         }
         Err(status::not_leader(
@@ -153,6 +159,12 @@ impl Dispatcher {
         mut description: NodeDescription,
         raft_id: u64,
     ) -> Result<Streamed<wire::SessionMessage>, Status> {
+        let role = *self.log.role().borrow();
+        if role.leader {
+            let mut ready = self.ready.subscribe();
+            // A moment; where it takes longer, the node is told to come again.
+            let _ = tokio::time::timeout(READY_LIMIT, ready.wait_for(|term| *term >= role.term)).await;
+        }
         self.leads()?;
         // A leader that others have replaced must not hand out what is old.
         let newest = self.log.confirm().await;

@@ -20,6 +20,7 @@ pub(super) async fn watch(dispatcher: Arc<Dispatcher>) {
         dispatcher.close();
         dispatcher.forget_images();
         dispatcher.nodes().watch = Watch::new(dispatcher.uptime());
+        dispatcher.ready.send_replace(now.term);
         let mut same = dispatcher.log.role();
         tokio::select! {
             () = lead(&dispatcher) => {}
@@ -35,7 +36,6 @@ async fn lead(dispatcher: &Dispatcher) {
             () = dispatcher.health_changed.notified() => {}
             () = sleep(next) => {}
         }
-        dispatcher.close();
     }
 }
 
