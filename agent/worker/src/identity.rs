@@ -4,10 +4,12 @@ use std::time::Duration;
 
 use model::Timestamp;
 use model::object::NodeRole;
-use proto::ca::RenewRequest;
 use proto::ca::ca_client::CaClient;
+use proto::ca::{IssueRequest, RenewRequest};
+use proto::channel;
 use proto::identity::{self, IdentityError};
 use tokio::sync::watch;
+use tonic::Status;
 use tonic::transport::Channel;
 
 use crate::agent::{Shared, now};
@@ -86,6 +88,38 @@ pub(crate) async fn renew(shared: &Shared, channel: Channel, mut told: watch::Re
             changed = told.changed() => if changed.is_err() { return },
         }
     }
+}
+
+/// Asks for a new certificate when the node's own has ended, as it may when a host was off for long.
+///
+/// # Errors
+/// Why there is none, for people.
+pub(crate) async fn recover(shared: &Shared, address: &str) -> Result<(), Status> {
+    let keychain = &shared.config.keychain;
+    let Some(own) = keychain.identity() else {
+        return Ok(());
+    };
+    if keychain.clock().now().0 < own.subject.not_after {
+        return Ok(());
+    }
+    let text = |e: IdentityError| Status::internal(e.to_string());
+    let roots = identity::roots(&own.papers.authorities).map_err(text)?;
+    let channel = channel::connect_stranger(address, roots).await;
+    let channel = channel.map_err(|e| Status::unavailable(e.chain()))?;
+    let request = IssueRequest {
+        node_id: own.subject.node.to_string(),
+        csr: identity::request(&own.papers.key).map_err(text)?,
+        ..IssueRequest::default()
+    };
+    let mut client = CaClient::new(channel);
+    let call = tokio::time::timeout(CALL_LIMIT, client.issue(request)).await;
+    let reply = call.map_err(|_| Status::unavailable("E_CERT_EXPIRED: no answer in time"))??;
+    let reply = reply.into_inner();
+    keychain
+        .renew(&reply.certificates, &reply.authorities)
+        .map_err(text)?;
+    tracing::warn!("the certificate of this node had ended: it has a new one");
+    Ok(())
 }
 
 /// When a certificate is renewed.

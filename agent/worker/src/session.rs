@@ -133,6 +133,9 @@ pub(crate) fn random_share() -> f64 {
 /// One session, from registration to its end.
 async fn serve(shared: &Arc<Shared>, tasks: &mut Tasks, pause: &mut Duration, target: &Target) -> Ended {
     let keychain = &shared.config.keychain;
+    if let Err(status) = identity::recover(shared, &target.1).await {
+        return status.into();
+    }
     let channel = match channel::connect_node(keychain, &target.1, Expect::Node(target.0)).await {
         Ok(channel) => channel,
         Err(error) => return error.chain().into(),

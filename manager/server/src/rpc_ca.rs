@@ -95,6 +95,45 @@ fn reply(
     })
 }
 
+impl CaRpc {
+    /// A new certificate for a node whose own has ended while it was away. It shows no certificate and needs none: what
+    /// it gets is of use only to who has the key that the node joined with.
+    async fn recover(
+        &self,
+        cluster: &Cluster,
+        object: &ClusterObject,
+        request: &w::IssueRequest,
+    ) -> Reply<w::IssueReply> {
+        let wrong = |e: model::IdError| Status::invalid_argument(format!("the node's id: {e}"));
+        let node: NodeId = request.node_id.parse().map_err(wrong)?;
+        let state = cluster.writer.log.read();
+        let removed = || {
+            Status::permission_denied(format!(
+                "E_NODE_REMOVED: node {node} is not part of this cluster: leave with rswarm swarm leave, and join again"
+            ))
+        };
+        let known = state.node(node).ok_or_else(removed)?;
+        let issued = ca::sign(
+            &object.security,
+            &request.csr,
+            node,
+            known.spec.role,
+            object.id,
+            now(),
+        )?;
+        if issued.key != known.identity.key {
+            return Err(removed());
+        }
+        let identity = identity_of(&issued, None);
+        let decide = move |state: &manager_core::State, _, _: &mut crate::writer::RandomIds| {
+            admit::renewed(state, node, &identity)
+        };
+        cluster.writer.write(decide).await.map_err(writing)?;
+        tracing::info!(%node, "a node whose certificate had ended has a new one");
+        Ok(Response::new(reply(cluster, object, issued.certificates, node)?))
+    }
+}
+
 #[tonic::async_trait]
 impl Ca for CaRpc {
     async fn get_authority(&self, _request: Request<w::GetAuthorityRequest>) -> Reply<w::GetAuthorityReply> {
@@ -118,6 +157,9 @@ impl Ca for CaRpc {
             self.strangers.may_try(from.ip())?;
         }
         let request = request.into_inner();
+        if request.token.is_empty() {
+            return self.recover(&cluster, &object, &request).await;
+        }
         let Some(serial) = ca::serial_of(&object.security, &request.token) else {
             if let Some(from) = from {
                 self.strangers.failed(from.ip());

@@ -228,13 +228,45 @@ impl Manager {
         self.listen(bind(&place.listen)?);
         if let Some(keys) = keys {
             match Log::open(&dir, self.shared.links.clone(), keys).await {
-                Ok(log) => self.start(Arc::new(log)),
+                Ok(log) => {
+                    self.renew_own(&log)?;
+                    self.start(Arc::new(log));
+                }
                 Err(error) => set_aside(&dir, &place, self.node_id(), error)?,
             }
         }
         if self.cluster().is_none() {
             self.shared.membership.send_replace(Membership::Worker);
         }
+        Ok(())
+    }
+
+    /// A manager that was away until its certificate ended makes itself a new one: it has the authority's key. Without
+    /// this, managers that were all away could not speak to each other any more.
+    fn renew_own(&self, log: &Log) -> Result<(), ClusterError> {
+        let Some(identity) = self.keychain().identity() else {
+            return Ok(());
+        };
+        let now = self.keychain().clock().now().0;
+        let state = log.read();
+        let (Some(cluster), Some(node)) = (state.cluster(), state.node(identity.subject.node)) else {
+            return Ok(());
+        };
+        if now < identity.subject.not_after || node.spec.role != NodeRole::Manager {
+            return Ok(());
+        }
+        let csr = proto::identity::request(&identity.papers.key)?;
+        let issued = ca::sign(
+            &cluster.security,
+            &csr,
+            node.id,
+            NodeRole::Manager,
+            cluster.id,
+            now,
+        )?;
+        self.keychain()
+            .renew(&issued.certificates, &ca::authorities(&cluster.security))?;
+        tracing::warn!("the certificate of this manager had ended: it has made itself a new one");
         Ok(())
     }
 
