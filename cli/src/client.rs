@@ -4,11 +4,11 @@ use std::path::PathBuf;
 use std::sync::Arc;
 
 use model::NodeId;
-use model::object::{Node, Object};
+use model::object::{Node, Object, Service};
 use proto::control::control_client::ControlClient;
 use proto::control::{Filter, GetRequest, ListRequest};
 use proto::host::host_client::HostClient;
-use proto::types::{Kind, ManagerStatus};
+use proto::types::{Kind, ManagerStatus, ServiceStatus};
 use tonic::metadata::{Ascii, MetadataValue};
 use tonic::service::Interceptor;
 use tonic::service::interceptor::InterceptedService;
@@ -129,6 +129,24 @@ impl Client {
             }
         }
         Ok(nodes)
+    }
+
+    /// Services that match filters, each with how many of its tasks run.
+    pub(crate) async fn services(
+        &self,
+        filters: &[String],
+    ) -> Result<Vec<(Arc<Service>, ServiceStatus)>, Fail> {
+        let mut services = Vec::new();
+        for object in self.list_wire(Kind::Service, filters).await? {
+            let status = match &object.object {
+                Some(proto::types::object::Object::Service(service)) => service.status,
+                _ => None,
+            };
+            if let Object::Service(service) = object.try_into()? {
+                services.push((service, status.unwrap_or_default()));
+            }
+        }
+        Ok(services)
     }
 
     /// Objects of a kind that match filters `key=value`.

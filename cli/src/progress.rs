@@ -3,14 +3,13 @@
 //! On a terminal there is a bar for the service and one for each task; elsewhere one line a change.
 
 use std::cell::Cell;
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeMap;
 use std::io::IsTerminal;
 use std::time::{Duration, Instant};
 
 use indicatif::{MultiProgress, ProgressBar, ProgressDrawTarget, ProgressStyle};
 use model::object::{Object, Service, SlotKey, Task, UpdateState};
-use model::spec::ServiceMode;
-use model::task_state::{DesiredState, TaskState};
+use model::task_state::TaskState;
 use model::{TaskId, Timestamp};
 use proto::control::WatchRequest;
 use proto::types::Kind;
@@ -361,32 +360,12 @@ fn outcome(service: &Service) -> u8 {
     }
 }
 
-/// Running tasks that are wanted to run, and how many there should be.
-pub(crate) fn count(service: &Service, tasks: &BTreeMap<TaskId, Task>) -> (usize, usize) {
-    counted(service, tasks, |_| true)
-}
-
-/// As [`count`]; during a rollout, of the present spec alone: how far it is.
+/// Running tasks that are wanted to run, and how many there should be; during a rollout, only those of the present spec
+/// count as running: how far it is.
 fn current(service: &Service, tasks: &BTreeMap<TaskId, Task>) -> (usize, usize) {
-    counted(service, tasks, |t| {
-        service.update.is_none() || service.is_current(t)
-    })
-}
-
-fn counted(
-    service: &Service,
-    tasks: &BTreeMap<TaskId, Task>,
-    which: impl Fn(&Task) -> bool,
-) -> (usize, usize) {
-    let up = |t: &&Task| t.desired == DesiredState::Running && t.status.state == TaskState::Running;
-    let running = tasks.values().filter(up).filter(|t| which(t)).count();
-    let wanted = match service.spec.mode {
-        ServiceMode::Replicated { replicas } => replicas as usize,
-        ServiceMode::Global => {
-            let slots = tasks.values().filter(|t| t.desired.is_live()).map(|t| t.slot);
-            slots.collect::<BTreeSet<_>>().len()
-        }
-    };
+    let (_, wanted) = service.count(tasks.values());
+    let shown = |t: &&Task| service.update.is_none() || service.is_current(t);
+    let (running, _) = service.count(tasks.values().filter(shown));
     (running, wanted)
 }
 

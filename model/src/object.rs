@@ -1,12 +1,15 @@
 //! What the cluster remembers: spec + status + version.
 
+use std::collections::BTreeSet;
 use std::net::IpAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
 use ipnet::IpNet;
 
-use crate::spec::{ConfigSpec, Labels, NetworkSpec, Platform, PortSpec, SecretSpec, ServiceSpec, TaskSpec};
+use crate::spec::{
+    ConfigSpec, Labels, NetworkSpec, Platform, PortSpec, SecretSpec, ServiceMode, ServiceSpec, TaskSpec,
+};
 use crate::task_state::{DesiredState, TaskState};
 use crate::{
     Bytes, ClusterId, ConfigId, NanoCpus, NetworkId, NodeId, SecretId, ServiceId, TaskId, Timestamp,
@@ -269,6 +272,25 @@ impl Service {
     /// The spec decides, not its number: going back to an earlier spec leaves the tasks alone that still run it.
     pub fn is_current(&self, task: &Task) -> bool {
         task.spec_version == self.spec_version || *task.spec == self.spec.task
+    }
+}
+
+impl Service {
+    /// How many of these tasks of it run and are wanted to, and how many there should be: as many as it has replicas, or
+    /// one for each node that has one.
+    pub fn count<'a>(&self, tasks: impl IntoIterator<Item = &'a Task>) -> (usize, usize) {
+        let (mut running, mut slots) = (0, BTreeSet::new());
+        for task in tasks {
+            let up = task.desired == DesiredState::Running && task.status.state == TaskState::Running;
+            running += usize::from(up);
+            if self.spec.mode == ServiceMode::Global && task.desired.is_live() {
+                slots.insert(task.slot);
+            }
+        }
+        match self.spec.mode {
+            ServiceMode::Replicated { replicas } => (running, replicas as usize),
+            ServiceMode::Global => (running, slots.len()),
+        }
     }
 }
 

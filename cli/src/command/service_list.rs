@@ -11,8 +11,8 @@ use proto::types::Kind;
 use serde_json::{Value, json};
 
 use crate::client::{Client, Fail};
+use crate::inspect;
 use crate::render::{self, ListArgs};
-use crate::{inspect, progress};
 
 /// Tasks that match.
 pub(crate) async fn tasks(client: &Client, filters: &[String]) -> Result<Vec<Arc<Task>>, Fail> {
@@ -25,19 +25,13 @@ pub(crate) async fn tasks(client: &Client, filters: &[String]) -> Result<Vec<Arc
 
 /// Prints services.
 pub(crate) async fn ls(client: &Client, args: &ListArgs) -> Result<(), Fail> {
-    let services = client.list(Kind::Service, &args.filter).await?;
-    let mut by_service: BTreeMap<ServiceId, Vec<Arc<Task>>> = BTreeMap::new();
-    for task in tasks(client, &[]).await? {
-        by_service.entry(task.service).or_default().push(task);
-    }
-    let rows: Vec<Value> = services
+    let rows: Vec<Value> = client
+        .services(&args.filter)
+        .await?
         .iter()
-        .filter_map(|o| if let Object::Service(s) = o { Some(s) } else { None })
-        .map(|s| {
-            let own: BTreeMap<_, _> = by_service.remove(&s.id).unwrap_or_default().into_iter().map(|t| (t.id, (*t).clone())).collect();
-            let (running, wanted) = progress::count(s, &own);
+        .map(|(s, status)| {
             let (id, mode) = (s.id.to_string(), if s.spec.mode == ServiceMode::Global { "global" } else { "replicated" });
-            json!({"ID": id, "Shown": render::short(&id, args.no_trunc), "Name": s.spec.name, "Mode": mode, "Replicas": format!("{running}/{wanted}"), "Image": ImageRef::shown(&s.spec.task.container.image), "Ports": inspect::ports(&s.endpoint.ports)})
+            json!({"ID": id, "Shown": render::short(&id, args.no_trunc), "Name": s.spec.name, "Mode": mode, "Replicas": format!("{}/{}", status.running, status.desired), "Image": ImageRef::shown(&s.spec.task.container.image), "Ports": inspect::ports(&s.endpoint.ports)})
         })
         .collect();
     let columns = [

@@ -188,6 +188,19 @@ pub(crate) fn shown(object: &Object) -> types::Object {
     wire
 }
 
+/// Fills in how many tasks of a service run, so that clients need not ask for all of them.
+fn count_tasks(state: &State, object: &mut types::Object) {
+    if let Some(types::object::Object::Service(shown)) = &mut object.object
+        && let Some(service) = shown.id.parse().ok().and_then(|id| state.service(id))
+    {
+        let (running, desired) = service.count(state.tasks_of_service(service.id).map(|t| &**t));
+        shown.status = Some(types::ServiceStatus {
+            running: running as u64,
+            desired: desired as u64,
+        });
+    }
+}
+
 fn id_text(key: Key) -> String {
     types::Key::from(key).id
 }
@@ -338,8 +351,10 @@ impl Control for Api {
         let objects = filter::list(&state, kind_of(request.kind)?, &request.filters)
             .map_err(|e| Status::invalid_argument(e.to_string()))?;
         let mut objects: Vec<types::Object> = objects.iter().map(shown).collect();
-        if request.kind() == types::Kind::Node {
-            self.with_managers(&mut objects).await;
+        match request.kind() {
+            types::Kind::Node => self.with_managers(&mut objects).await,
+            types::Kind::Service => objects.iter_mut().for_each(|o| count_tasks(&state, o)),
+            _ => {}
         }
         Ok(Response::new(wire::ListReply {
             objects,
@@ -363,6 +378,7 @@ impl Control for Api {
         if matches!(object, Object::Node(_)) {
             self.with_managers(&mut objects).await;
         }
+        objects.iter_mut().for_each(|o| count_tasks(&state, o));
         let [object] = objects;
         Ok(Response::new(object))
     }

@@ -327,6 +327,7 @@ impl From<&m::Service> for w::Service {
             update: s.update.as_ref().map(Into::into),
             ports: wire(&s.endpoint.ports),
             vips: wire_addresses(&s.endpoint.vips),
+            status: None,
         }
     }
 }
