@@ -42,10 +42,14 @@ pub fn check(state: &State, node: &Node, task: &Task) -> Option<Refused> {
         return Some(Refused::HostPort);
     }
     let most = task.spec.placement.max_replicas_per_node as usize;
-    let there = siblings(state, node, task)
+    (most > 0 && others_there(state, node, task) >= most).then_some(Refused::MaxReplicas)
+}
+
+/// Live tasks of other slots of the same service on a node.
+fn others_there(state: &State, node: &Node, task: &Task) -> usize {
+    siblings(state, node, task)
         .filter(|t| t.slot != task.slot && t.desired.is_live())
-        .count();
-    (most > 0 && there >= most).then_some(Refused::MaxReplicas)
+        .count()
 }
 
 /// Whether a node meets the parts of a spec that do not depend on what runs there.
@@ -67,9 +71,10 @@ fn siblings<'a>(
     task: &'a Task,
 ) -> impl Iterator<Item = &'a std::sync::Arc<Task>> + 'a {
     let node = node.id;
+    // A node has few tasks, a service may have thousands.
     state
-        .tasks_of_service(task.service)
-        .filter(move |t| t.node == Some(node) && t.id != task.id && !t.status.state.is_terminal())
+        .tasks_of_node(node)
+        .filter(move |t| t.service == task.service && t.id != task.id && !t.status.state.is_terminal())
 }
 
 /// Whether `old` gives back what it holds before `task` starts. One that starts first finds it taken.
@@ -79,6 +84,9 @@ fn replaces(task: &Task, old: &Task) -> bool {
 
 fn has_room(state: &State, node: &Node, task: &Task) -> bool {
     let wanted = &task.spec.resources.reservations;
+    if wanted.cpu.0 == 0 && wanted.memory.0 == 0 {
+        return true;
+    }
     let mut used = state.usage(node.id);
     for old in siblings(state, node, task).filter(|t| replaces(task, t)) {
         used.cpu.0 = used.cpu.0.saturating_sub(old.spec.resources.reservations.cpu.0);
