@@ -167,6 +167,8 @@ impl Host {
                     overdue_since: None,
                     killed_by: None,
                     retry_at: None,
+                    // Hosts here leave restarts to the managers; those on their own are rows of `agent_core::alone`.
+                    alone: Default::default(),
                 },
                 slot: (task.service, task.slot),
                 cause: None,
@@ -304,7 +306,7 @@ fn act(local: &mut Local, image: &str, now: Timestamp, rng: &mut Rng, faults: bo
             Step::Prepare => 4_000,
             Step::Start => 500,
             Step::Stop => stop(local, now, rng),
-            Step::AddEndpoint | Step::DropEndpoint | Step::Release | Step::Forget => 50,
+            Step::AddEndpoint | Step::DropEndpoint | Step::Release | Step::Restart | Step::Forget => 50,
             Step::Wait(_) => 0,
         };
         local.busy = Some((step, now + Duration::from_millis(rng.below(most.max(1)))));
@@ -354,6 +356,11 @@ fn finish(local: &mut Local, step: &Step, image: &str, now: Timestamp, rng: &mut
                 code: Some(143),
                 reason: None,
             }
+        }
+        Step::Restart => {
+            task.alone.restarted(now);
+            task.seen = Seen::Nothing;
+            task.released = false;
         }
         Step::Release => task.released = true,
         Step::Forget | Step::Wait(_) => {}

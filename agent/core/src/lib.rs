@@ -3,6 +3,7 @@
 #![deny(clippy::wildcard_enum_match_arm)]
 
 // What the manager wants, and whether there is one.
+pub mod alone;
 pub mod assignments;
 pub mod contact;
 

@@ -8,6 +8,7 @@ use model::Timestamp;
 use model::spec::OnDisconnect;
 use model::task_state::{DesiredState, TaskState};
 
+use crate::alone::{Alone, restart_at};
 use crate::health::Health;
 
 /// How the container of a task stands on this host.
@@ -60,6 +61,8 @@ pub struct LocalTask {
     pub killed_by: Option<Timestamp>,
     /// No step before this time: something is to be tried again.
     pub retry_at: Option<Timestamp>,
+    /// How it is restarted while no manager is reached.
+    pub alone: Alone,
 }
 
 impl LocalTask {
@@ -117,6 +120,8 @@ pub enum Step {
     Stop,
     /// Give back its network and files; its log stays.
     Release,
+    /// Begin anew after it ended, as no manager is there to replace it.
+    Restart,
     /// Remove everything of it.
     Forget,
     /// Nothing until something changes, or until the time.
@@ -175,9 +180,12 @@ fn step_now(task: &LocalTask, now: Timestamp) -> Step {
         Seen::Stopping => Step::Wait(None),
         Seen::Ended { .. } | Seen::Failed { .. } => {
             if task.in_net {
-                Step::DropEndpoint
-            } else {
-                finished(task)
+                return Step::DropEndpoint;
+            }
+            match (finished(task), restart_at(task, now)) {
+                (Step::Wait(None), Some(at)) if at > now => Step::Wait(Some(at)),
+                (Step::Wait(None), Some(_)) => Step::Restart,
+                (step, _) => step,
             }
         }
     }
@@ -241,6 +249,7 @@ mod tests {
             overdue_since: None,
             killed_by: None,
             retry_at: None,
+            alone: Alone::default(),
         }
     }
 

@@ -5,6 +5,7 @@ mod bring;
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
+use agent_core::alone::{Alone, restart_at};
 use agent_core::health::Health;
 use agent_core::outbox::status_time;
 use agent_core::step::RETRY;
@@ -149,6 +150,8 @@ struct Worker {
     /// Whether managers are reached, and the last long time without that was seen.
     away: watch::Receiver<Away>,
     gap: Option<(Timestamp, Timestamp)>,
+    /// What is to be said of restarts without a manager.
+    restarts: Option<String>,
     /// The last status that was reported in this life of the agent.
     told: Option<TaskStatus>,
 }
@@ -168,6 +171,10 @@ impl Worker {
             overdue_since: None,
             killed_by: None,
             retry_at: None,
+            alone: Alone {
+                policy: Some(task.spec.restart.clone()),
+                ..Alone::default()
+            },
         };
         Self {
             away: shared.contact.away(),
@@ -184,6 +191,7 @@ impl Worker {
             news: mpsc::channel(4),
             message: "accepted".into(),
             unhealthy: None,
+            restarts: None,
             told: None,
         }
     }
@@ -221,6 +229,7 @@ impl Worker {
                 Step::DropEndpoint => self.serve(false).await,
                 Step::Stop => self.stop(),
                 Step::Release => self.release().await,
+                Step::Restart => self.restart().await,
             }
         }
     }
@@ -401,7 +410,7 @@ impl Worker {
                     oom_killed: false,
                 });
                 self.local.seen = Seen::Running(Health::Starting);
-                self.message = "started".into();
+                self.message = self.restarts.clone().unwrap_or_else(|| "started".into());
                 self.watch_end();
                 self.begin_probes(false);
             }
@@ -508,6 +517,7 @@ impl Worker {
             container.oom_killed = oom;
         }
         self.local.seen = Seen::Ended { code, reason };
+        self.local.alone.ended_at = Some(boottime());
         self.message = "finished".into();
     }
 
@@ -525,6 +535,25 @@ impl Worker {
         self.local.released = true;
     }
 
+    /// Begins anew in place: no manager is there to make a replacement.
+    async fn restart(&mut self) {
+        if let Err(error) = self.shared.runtime.remove(&self.id.to_string()).await {
+            tracing::error!(%error, "remove what is to be restarted");
+            self.local.retry_at = Some(boottime() + RETRY);
+            return;
+        }
+        self.local.alone.restarted(boottime());
+        let times = self.local.alone.attempts.len();
+        tracing::warn!(task = %self.id, times, "restart a task while no manager is reached");
+        self.restarts = Some(format!(
+            "restarted {times} times on its node while no manager was reached"
+        ));
+        self.local.seen = Seen::Nothing;
+        self.local.released = false;
+        self.container = None;
+        self.unhealthy = None;
+    }
+
     async fn forget(&mut self) {
         let name = self.id.to_string();
         let _ = self.shared.network.detach(self.id).await;
@@ -537,6 +566,10 @@ impl Worker {
     /// Puts the state where the reporter finds it.
     fn tell(&mut self) {
         if self.local.desired.is_none() || self.task.status.state.is_terminal() {
+            return;
+        }
+        // Its end is not the last word while this host may restart it by itself.
+        if restart_at(&self.local, boottime()).is_some() {
             return;
         }
         let state = state_of(&self.local);
