@@ -216,10 +216,12 @@ impl Gate {
                 Some(response)
             } else if let Some((node, address)) = log.leader() {
                 let channel = self.manager.shared.links.to(node, &address);
-                match whole(channel, rebuild(&parts, &body)).await {
-                    Ok(response) => Some(response),
-                    // It broke: whether it was carried out is found out by the next try, as it is the same request.
-                    Err(_) => None,
+                let mut role_now = log.role();
+                // It broke, or was not answered by the time somebody else leads: whether it was carried out is found
+                // out by the next try, as it is the same request.
+                tokio::select! {
+                    answer = whole(channel, rebuild(&parts, &body)) => answer.ok(),
+                    _ = role_now.wait_for(|now| now.leader || now.leader_id != role.leader_id) => None,
                 }
             } else {
                 None
