@@ -12,6 +12,7 @@ use proto::host::host_server::HostServer;
 use proto::identity::Keychain;
 use runtime::{Runtime, RuntimeConfig};
 use tokio::sync::{Notify, Semaphore, watch};
+use tokio_util::task::TaskTracker;
 
 use crate::host::HostService;
 use crate::network::Network;
@@ -20,6 +21,8 @@ use agent_core::outbox::Outbox;
 
 /// Largest message of operators to a host.
 const REQUEST_MAX: usize = 4 << 20;
+/// How long tasks may take to end the step they are at, before everything is taken down.
+const STEP_LIMIT: std::time::Duration = std::time::Duration::from_secs(10);
 /// Containers made or started at the same time: more only wait for each other in the kernel.
 const STARTS: usize = 8;
 
@@ -71,6 +74,8 @@ pub(crate) struct Shared {
     pub(crate) outbox: Mutex<Outbox>,
     pub(crate) told: Notify,
     pub(crate) starts: Semaphore,
+    /// One for each task; they end, each after its step, once the session is over.
+    pub(crate) workers: TaskTracker,
     pub(crate) role: watch::Sender<Option<NodeRole>>,
 }
 
@@ -101,6 +106,7 @@ impl Agent {
             outbox: Mutex::new(Outbox::default()),
             told: Notify::new(),
             starts: Semaphore::new(STARTS),
+            workers: TaskTracker::new(),
             role: watch::Sender::new(None),
             config,
         };
@@ -129,6 +135,15 @@ impl Agent {
     /// # Errors
     /// The first step that failed; the others are done all the same.
     pub async fn destroy(&self) -> Result<(), AgentError> {
+        // A container that is being made or started while others are removed would be left.
+        self.shared.workers.close();
+        if tokio::time::timeout(STEP_LIMIT, self.shared.workers.wait())
+            .await
+            .is_err()
+        {
+            tracing::warn!("a task is still being started or stopped while everything is taken down");
+        }
+        self.shared.workers.reopen();
         for container in self.shared.runtime.list() {
             if let Err(error) = self.shared.runtime.remove(&container.id).await {
                 tracing::warn!(%error, "remove a container");
