@@ -110,16 +110,30 @@ impl Host {
     /// [`HostsError`] when it cannot be started, or runs.
     pub fn boot(&self) -> Result<(), HostsError> {
         if self.is_up() {
-            return step(format!("start the daemon of {}", self.name), Err(io::Error::other("it runs")));
+            return step(
+                format!("start the daemon of {}", self.name),
+                Err(io::Error::other("it runs")),
+            );
         }
         let what = format!("start the daemon of {}", self.name);
         step(&what, fs::create_dir_all(&self.dir))?;
-        let log = fs::File::options().create(true).append(true).open(self.log_path());
+        let log = fs::File::options()
+            .create(true)
+            .append(true)
+            .open(self.log_path());
         let log = step(&what, log)?;
         let mut command = self.command(&["daemon", "--hostname", &self.name, "--dataplane", &self.dataplane]);
-        command.arg("--log").arg(&self.log).arg("--data-dir").arg(self.data());
+        command
+            .arg("--log")
+            .arg(&self.log)
+            .arg("--data-dir")
+            .arg(self.data());
         // Signals of a terminal are not for it: it is needed to clean up.
-        command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(log).process_group(0);
+        command
+            .stdin(Stdio::null())
+            .stdout(Stdio::null())
+            .stderr(log)
+            .process_group(0);
         let child = inside(&self.namespace, move || command.spawn())?;
         *self.daemon() = Some(step(&what, child)?);
         Ok(())
@@ -207,7 +221,13 @@ impl Host {
     pub fn wipe(&self) -> Result<(), HostsError> {
         for folder in ["raft", "identity"] {
             let removed = fs::remove_dir_all(self.data().join(folder));
-            let gone = removed.or_else(|e| if e.kind() == io::ErrorKind::NotFound { Ok(()) } else { Err(e) });
+            let gone = removed.or_else(|e| {
+                if e.kind() == io::ErrorKind::NotFound {
+                    Ok(())
+                } else {
+                    Err(e)
+                }
+            });
             step(format!("wipe {folder} of {}", self.name), gone)?;
         }
         Ok(())
@@ -216,7 +236,11 @@ impl Host {
     /// Our binary with its socket.
     pub fn command(&self, words: &[&str]) -> Command {
         let mut command = Command::new(&self.exe);
-        command.arg("-H").arg(self.socket()).args(words).current_dir(&self.dir);
+        command
+            .arg("-H")
+            .arg(self.socket())
+            .args(words)
+            .current_dir(&self.dir);
         command
     }
 
@@ -256,10 +280,15 @@ impl Host {
         self.dir.join("daemon.log")
     }
 
+    /// All that its daemons logged.
+    pub fn whole_log(&self) -> String {
+        let bytes = fs::read(self.log_path()).unwrap_or_default();
+        String::from_utf8_lossy(&bytes).into_owned()
+    }
+
     /// The last lines of its daemon's log.
     pub fn log(&self) -> String {
-        let bytes = fs::read(self.log_path()).unwrap_or_default();
-        let text = String::from_utf8_lossy(&bytes);
+        let text = self.whole_log();
         let lines: Vec<&str> = text.lines().collect();
         lines[lines.len().saturating_sub(LOG_LINES)..].join("\n")
     }

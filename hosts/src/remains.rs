@@ -36,15 +36,22 @@ impl Remains {
         let own = i32::try_from(std::process::id()).unwrap_or(0);
         for pid in pids() {
             let namespace = fs::read_link(format!("/proc/{pid}/ns/net")).unwrap_or_default();
-            if namespaces.contains(&namespace.display().to_string()) || command_line(pid).contains(&path) {
+            let line = command_line(pid);
+            // A container's parent is in the container's namespace, and has nothing but its log in its hands.
+            if namespaces.contains(&namespace.display().to_string())
+                || line.contains(&path)
+                || (line.contains(" __shim ") && holds(pid, &path))
+            {
                 ids.insert(pid);
             }
         }
         ids.remove(&own);
         // Whoever has ended since is no more, and who is only waited for holds nothing.
         let alive = |pid: &i32| {
-            fs::read_to_string(format!("/proc/{pid}/stat"))
-                .is_ok_and(|t| t.rsplit_once(") ").is_some_and(|(_, rest)| !rest.starts_with('Z')))
+            fs::read_to_string(format!("/proc/{pid}/stat")).is_ok_and(|t| {
+                t.rsplit_once(") ")
+                    .is_some_and(|(_, rest)| !rest.starts_with('Z'))
+            })
         };
         Self {
             processes: (ids.into_iter().filter(alive))
@@ -101,9 +108,21 @@ fn pids() -> Vec<i32> {
         .collect()
 }
 
+/// Whether a process has a file open below a folder.
+fn holds(pid: i32, folder: &str) -> bool {
+    let files = fs::read_dir(format!("/proc/{pid}/fd"))
+        .into_iter()
+        .flatten()
+        .flatten();
+    (files.filter_map(|f| fs::read_link(f.path()).ok())).any(|f| f.starts_with(folder))
+}
+
 fn command_line(pid: i32) -> String {
     let bytes = fs::read(format!("/proc/{pid}/cmdline")).unwrap_or_default();
-    String::from_utf8_lossy(&bytes).replace('\0', " ").trim().to_owned()
+    String::from_utf8_lossy(&bytes)
+        .replace('\0', " ")
+        .trim()
+        .to_owned()
 }
 
 /// Mount points below a folder, in the order in which they were made, and the network namespaces among them.
@@ -138,7 +157,13 @@ fn cgroups(id: &str) -> Vec<PathBuf> {
         }
     }
     let mut roots = vec![PathBuf::from(CGROUPS)];
-    roots.extend(fs::read_dir(CGROUPS).into_iter().flatten().flatten().map(|e| e.path()));
+    roots.extend(
+        fs::read_dir(CGROUPS)
+            .into_iter()
+            .flatten()
+            .flatten()
+            .map(|e| e.path()),
+    );
     let mut found = Vec::new();
     // Controllers that share a hierarchy are links to one folder.
     roots.retain(|r| !r.is_symlink());

@@ -120,8 +120,13 @@ impl Wire {
                     link::address(&mut links, index, Self::address(host), 24)
                         .map_err(at("give a host its address"))?;
                     // Nobody answers there; but a host that has a way out finds its own address by it.
-                    link::route(&mut links, (Ipv4Addr::UNSPECIFIED, 0), index, Some(Self::address(GATEWAY)))
-                        .map_err(at("give a host a way out"))?;
+                    link::route(
+                        &mut links,
+                        (Ipv4Addr::UNSPECIFIED, 0),
+                        index,
+                        Some(Self::address(GATEWAY)),
+                    )
+                    .map_err(at("give a host a way out"))?;
                 }
             }
             let mut tables = Socket::open(NETLINK_NETFILTER).map_err(at("open netlink"))?;
