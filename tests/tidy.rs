@@ -13,6 +13,7 @@ const LAYERS: &[(&str, &[&str], bool)] = &[
     ("runtime", &[], false),
     ("image", &[], false),
     ("net", &[], false),
+    ("hosts", &["net"], false),
     ("manager-server", &["manager-core", "proto", "model"], false),
     (
         "agent-worker",
@@ -32,6 +33,7 @@ const LAYERS: &[(&str, &[&str], bool)] = &[
             "runtime",
             "image",
             "net",
+            "hosts",
         ],
         false,
     ),

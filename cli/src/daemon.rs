@@ -207,11 +207,20 @@ async fn follow(manager: Manager, agent: Agent, mut stopping: watch::Receiver<bo
             result = membership.wait_for(|m| *m != Membership::None) => if result.is_err() { return },
             _ = stopping.wait_for(|s| *s) => return,
         }
+        // A locked manager knows neither who it is nor where to listen; what it ran goes on, and goes when it leaves.
+        tokio::select! {
+            result = membership.wait_for(|m| *m != Membership::Locked) => if result.is_err() { return },
+            _ = stopping.wait_for(|s| *s) => return,
+        }
         let (end, ended) = watch::channel(false);
         serve_port(&manager, &agent, ended.clone());
         let runner = {
-            let agent = agent.clone();
-            tokio::spawn(async move { agent.run(ended).await })
+            let (agent, taking_part) = (agent.clone(), *membership.borrow() != Membership::None);
+            tokio::spawn(async move {
+                if taking_part {
+                    agent.run(ended).await;
+                }
+            })
         };
         let left = tokio::select! {
             result = membership.wait_for(|m| *m == Membership::None) => result.is_ok(),

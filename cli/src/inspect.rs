@@ -168,6 +168,7 @@ pub(crate) fn node(n: &Node) -> Value {
             "Engine": {"EngineVersion": n.description.engine_version, "Labels": n.description.engine_labels},
         },
         "Status": {"State": state(n).to_lowercase(), "Message": n.status.message, "Addr": n.description.address},
+        "TLSInfo": {"CertIssuer": n.identity.issuer, "CertExpiresAt": n.identity.expires_at.0},
         "ManagerStatus": (n.spec.role == NodeRole::Manager).then(|| json!({"Leader": true, "Reachability": "reachable"})),
     })
 }

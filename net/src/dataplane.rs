@@ -19,8 +19,8 @@ use crate::sys::nft::{self, Batch};
 
 /// MTU of containers on one host; across hosts it follows from the underlay.
 const MTU: u32 = 1500;
-const NETLINK_ROUTE: i32 = 0;
-const NETLINK_NETFILTER: i32 = 12;
+pub(crate) const NETLINK_ROUTE: i32 = 0;
+pub(crate) const NETLINK_NETFILTER: i32 = 12;
 
 /// Where a dataplane is and what it is called.
 #[derive(Debug, Clone)]
@@ -62,7 +62,7 @@ pub enum NetError {
     Name(String),
 }
 
-fn at(step: impl Into<String>) -> impl FnOnce(io::Error) -> NetError {
+pub(crate) fn at(step: impl Into<String>) -> impl FnOnce(io::Error) -> NetError {
     let step = step.into();
     move |source| NetError::Step { step, source }
 }

@@ -13,6 +13,9 @@ mod plan;
 mod dataplane;
 mod ruleset;
 
+// Several hosts on one machine, for tests and the demo.
+mod wire;
+
 // Names.
 pub mod dns;
 
@@ -25,3 +28,4 @@ mod sys;
 pub use dataplane::{Dataplane, DataplaneConfig, EndpointConfig, NetError};
 pub use dns::Zone;
 pub use plan::{Endpoint, Protocol, Wanted};
+pub use wire::{Wire, inside};

@@ -94,6 +94,27 @@ fn choose() -> [Expression; 2] {
     ]
 }
 
+/// Table of a host of a [`crate::Wire`] with the addresses it hears nothing from.
+pub(crate) const CUTS: &str = "rswarm-cuts";
+/// Its set.
+pub(crate) const CUT_FROM: &str = "from";
+
+/// The table of cuts: what comes from an address in its set is gone before anything else sees it.
+pub(crate) fn cuts() -> Batch {
+    let mut b = Batch::new(CUTS);
+    b.table();
+    b.set(CUT_FROM, 4, None);
+    // Before connections are tracked (-200) and addresses rewritten (-100).
+    let first = Hook {
+        kind: "filter",
+        number: 0,
+        priority: -300,
+    };
+    b.chain("in", &first);
+    b.rule("in", &[source(W0), find(CUT_FROM, W0, None), Expression::Drop]);
+    b
+}
+
 /// The dataplane's table: balancing, isolation, the way out.
 pub(crate) fn dataplane(uplink: &str, own: Ipv4Addr) -> Batch {
     let mut b = Batch::new(TABLE);

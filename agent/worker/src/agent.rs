@@ -13,6 +13,7 @@ use proto::identity::Keychain;
 use proto::images::images_server::ImagesServer;
 use runtime::{Runtime, RuntimeConfig};
 use tokio::sync::{Notify, Semaphore, watch};
+use tokio_util::task::TaskTracker;
 
 use crate::contact::Contact;
 use crate::fetch::Fetcher;
@@ -27,6 +28,8 @@ use agent_core::outbox::Outbox;
 
 /// Largest message of operators to a host.
 const REQUEST_MAX: usize = 4 << 20;
+/// How long tasks may take to end the step they are at, before everything is taken down.
+const STEP_LIMIT: std::time::Duration = std::time::Duration::from_secs(10);
 /// Containers made or started at the same time: more only wait for each other in the kernel.
 const STARTS: usize = 8;
 
@@ -80,6 +83,8 @@ pub(crate) struct Shared {
     pub(crate) outbox: Mutex<Outbox>,
     pub(crate) told: Notify,
     pub(crate) starts: Semaphore,
+    /// One for each task; they end, each after its step, once the session is over.
+    pub(crate) workers: TaskTracker,
     pub(crate) role: watch::Sender<Option<NodeRole>>,
     pub(crate) links: Arc<Links>,
     pub(crate) inventory: Inventory,
@@ -118,6 +123,7 @@ impl Agent {
             outbox: Mutex::new(Outbox::default()),
             told: Notify::new(),
             starts: Semaphore::new(STARTS),
+            workers: TaskTracker::new(),
             role: watch::Sender::new(None),
             contact: Contact::open(config.data_dir.join("contact")),
             config,
@@ -155,6 +161,15 @@ impl Agent {
     /// # Errors
     /// The first step that failed; the others are done all the same.
     pub async fn destroy(&self) -> Result<(), AgentError> {
+        // A container that is being made or started while others are removed would be left.
+        self.shared.workers.close();
+        if tokio::time::timeout(STEP_LIMIT, self.shared.workers.wait())
+            .await
+            .is_err()
+        {
+            tracing::warn!("a task is still being started or stopped while everything is taken down");
+        }
+        self.shared.workers.reopen();
         for container in self.shared.runtime.list() {
             if let Err(error) = self.shared.runtime.remove(&container.id).await {
                 tracing::warn!(%error, "remove a container");

@@ -89,7 +89,7 @@ impl Tasks {
     fn begin(&mut self, id: TaskId, order: Order, serving: bool) {
         let (sender, receiver) = watch::channel(order);
         let worker = Worker::new(self.shared.clone(), id, receiver, serving);
-        tokio::spawn(worker.run());
+        self.shared.workers.spawn(worker.run());
         self.workers.insert(id, sender);
     }
 
@@ -199,6 +199,10 @@ impl Worker {
     async fn run(mut self) {
         self.look().await;
         loop {
+            // The agent stops: nothing is begun any more.
+            if self.order.has_changed().is_err() {
+                return;
+            }
             let away = *self.away.borrow_and_update();
             self.local.away_since = away.since;
             if self.gap != away.gap

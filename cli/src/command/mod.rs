@@ -10,4 +10,5 @@ pub(crate) mod service_flags;
 pub(crate) mod service_list;
 pub(crate) mod stack;
 pub(crate) mod swarm;
+pub(crate) mod unlock;
 pub(crate) mod volume;

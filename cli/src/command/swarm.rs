@@ -84,6 +84,11 @@ pub(crate) enum Command {
         #[arg(long, short)]
         quiet: bool,
     },
+    /// Open this manager, which is locked since it started, with the unlock key.
+    #[command(
+        after_help = "The key is asked for on a terminal, and not shown; elsewhere it is one line of standard input."
+    )]
+    Unlock,
     /// Show the key that opens locked managers.
     UnlockKey {
         /// Show only the key.
@@ -292,6 +297,7 @@ pub(crate) async fn run(client: &Client, command: Command) -> Result<u8, Fail> {
             detach,
             quiet,
         } => authority(client, rotate, ca_cert, ca_key, detach, quiet).await?,
+        Command::Unlock => return crate::command::unlock::run(client).await,
         Command::UnlockKey { quiet, rotate } => {
             let mut control = client.control().await?;
             let key = if rotate {

@@ -74,21 +74,23 @@ impl Manager {
             Caller::Operator => return Ok(Standing::Operator),
             Caller::Node(node) => node,
         };
+        let told = || (self.keychain().place().managers.iter()).any(|(known, _)| *known == node);
         let Some(state) = self.known() else {
             // A worker, or a manager that is still being told: whom it was told are the managers.
-            let managers = self.keychain().place().managers;
-            let manager = managers.iter().any(|(known, _)| *known == node);
-            return Ok(if manager {
+            return Ok(if told() {
                 Standing::Manager
             } else {
                 Standing::Worker
             });
         };
-        // Until the log has changed its members, one of them still takes part in it, whatever it is to become.
-        let member = path.starts_with("/rswarm.raft.")
-            && (self.cluster()).is_some_and(|c| c.writer.log.members().iter().any(|m| m.1 == node));
+        // Until the log has changed its members, one of them still takes part in it, whatever it is to become. And a
+        // manager whose log lags hears from the leader that it became a manager only if it listens to it: the leader
+        // tells every node by its session as well who the managers are.
+        let takes_part = path.starts_with("/rswarm.raft.")
+            && (told()
+                || (self.cluster()).is_some_and(|c| c.writer.log.members().iter().any(|m| m.1 == node)));
         match state.node(node) {
-            _ if member => Ok(Standing::Manager),
+            _ if takes_part => Ok(Standing::Manager),
             Some(known) if known.spec.role == NodeRole::Manager => Ok(Standing::Manager),
             Some(_) => Ok(Standing::Worker),
             None => Err(Status::permission_denied(format!(
@@ -216,8 +218,13 @@ impl Gate {
                 Some(response)
             } else if let Some((node, address)) = log.leader() {
                 let channel = self.manager.shared.links.to(node, &address);
-                // When it breaks, whether it was carried out is found out by the next try: it is the same request.
-                whole(channel, rebuild(&parts, &body)).await.ok()
+                let mut role_now = log.role();
+                // It broke, or was not answered by the time somebody else leads: whether it was carried out is found
+                // out by the next try, as it is the same request.
+                tokio::select! {
+                    answer = whole(channel, rebuild(&parts, &body)) => answer.ok(),
+                    _ = role_now.wait_for(|now| now.leader || now.leader_id != role.leader_id) => None,
+                }
             } else {
                 None
             };

@@ -23,14 +23,16 @@ pub(crate) async fn run(writer: Arc<Writer>, dispatcher: Arc<Dispatcher>) {
     {
         let mut last = Step::Nothing;
         while role.borrow().leader {
-            step(&writer, &dispatcher, &mut last).await;
+            step(&writer, &mut last).await;
             rotation(&writer).await;
+            // Roles, addresses, the authority, who takes part in the log: what came of entries and of steps alike.
+            dispatcher.tell_news();
             tokio::time::sleep(LOOK_EVERY).await;
         }
     }
 }
 
-async fn step(writer: &Writer, dispatcher: &Dispatcher, last: &mut Step) {
+async fn step(writer: &Writer, last: &mut Step) {
     let log = &writer.log;
     let state = log.read();
     if state.cluster().is_none() {
@@ -49,11 +51,10 @@ async fn step(writer: &Writer, dispatcher: &Dispatcher, last: &mut Step) {
         tracing::info!(step = ?next, "the members of the log change");
     }
     match log.change(&next, &address.unwrap_or_default()).await {
-        Ok(()) => dispatcher.tell_news(),
         Err(error) if next != *last => {
             tracing::warn!(step = ?next, "the members of the log did not change: {error}")
         }
-        Err(_) => {}
+        Ok(()) | Err(_) => {}
     }
     *last = next;
 }

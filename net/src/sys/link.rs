@@ -1,4 +1,4 @@
-//! rtnetlink(7): veth pairs, addresses, routes, neighbours.
+//! rtnetlink(7): veth pairs, bridges, addresses, routes, neighbours.
 
 use std::fs::File;
 use std::io;
@@ -48,6 +48,23 @@ pub(crate) fn veth(
     socket.request(m)
 }
 
+/// Makes a bridge here.
+pub(crate) fn bridge(socket: &mut Socket, name: &str) -> io::Result<()> {
+    let mut m = Message::new(NEW_LINK, REQUEST | ACK | CREATE | EXCL, &interface(0, false));
+    m.text(3, name);
+    m.nest(18, |m| {
+        m.text(1, "bridge");
+    });
+    socket.request(m)
+}
+
+/// Makes an interface a port of a bridge.
+pub(crate) fn join_bridge(socket: &mut Socket, index: u32, bridge: u32) -> io::Result<()> {
+    let mut m = Message::new(NEW_LINK, REQUEST | ACK, &interface(index, false));
+    m.ne32(10, bridge);
+    socket.request(m)
+}
+
 /// The number of an interface.
 pub(crate) fn index(socket: &mut Socket, name: &str) -> io::Result<Option<u32>> {
     Ok(list(socket)?.into_iter().find(|(_, n)| n == name).map(|(i, _)| i))
@@ -81,6 +98,14 @@ pub(crate) fn delete(socket: &mut Socket, name: &str) -> io::Result<()> {
 /// Puts an interface up.
 pub(crate) fn up(socket: &mut Socket, index: u32) -> io::Result<()> {
     socket.request(Message::new(NEW_LINK, REQUEST | ACK, &interface(index, true)))
+}
+
+/// Puts an interface down; the other end of a pair loses its carrier.
+pub(crate) fn down(socket: &mut Socket, index: u32) -> io::Result<()> {
+    // The mask says which flags the message is about: "up", which is not set.
+    let mut fixed = interface(index, false);
+    fixed[12..16].copy_from_slice(&1u32.to_ne_bytes());
+    socket.request(Message::new(NEW_LINK, REQUEST | ACK, &fixed))
 }
 
 /// Gives an interface an address; one it has is no error.

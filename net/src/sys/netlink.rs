@@ -76,6 +76,7 @@ impl Message {
 }
 
 /// A netlink socket; it stays in the namespace its thread was in when it was made.
+#[derive(Debug)]
 pub(crate) struct Socket {
     fd: OwnedFd,
     sequence: u32,

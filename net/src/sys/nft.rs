@@ -178,6 +178,8 @@ pub(crate) enum Expression {
     Reject { reset: bool, code: u8 },
     /// Ends: accept.
     Accept,
+    /// Ends: the packet is gone, and nobody is told.
+    Drop,
 }
 
 impl Expression {
@@ -191,7 +193,7 @@ impl Expression {
             Self::Compare { .. } => "cmp",
             Self::Lookup { .. } => "lookup",
             Self::Random { .. } => "numgen",
-            Self::Immediate { .. } | Self::Accept => "immediate",
+            Self::Immediate { .. } | Self::Accept | Self::Drop => "immediate",
             Self::DestinationNat { .. } | Self::SourceNat { .. } => "nat",
             Self::Masquerade => "masq",
             Self::Reject { .. } => "reject",
@@ -262,11 +264,11 @@ impl Expression {
             Self::Reject { reset, code } => {
                 m.be32(1, u32::from(*reset)).put(2, &[*code]);
             }
-            Self::Accept => {
+            Self::Accept | Self::Drop => {
                 m.be32(1, 0);
                 m.nest(2, |m| {
                     m.nest(2, |m| {
-                        m.be32(1, 1);
+                        m.be32(1, u32::from(matches!(self, Self::Accept)));
                     });
                 });
             }

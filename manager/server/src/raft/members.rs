@@ -22,12 +22,13 @@ use super::{Log, ProposeError, TypeConfig};
 
 /// A member that was heard of within this counts as reached: eight heartbeats.
 const REACHED: Duration = Duration::from_secs(2);
-/// A leader that was not heard by a quorum for so long may have been replaced already.
-const QUORUM_LATE: Duration = Duration::from_secs(2);
+/// A leader that was not heard by a quorum for so long, six heartbeats, may have been replaced already. With the time to
+/// ask everybody ([`STATUS_LIMIT`](super::network)) it is less than the 3 s after which an operator is told.
+const QUORUM_LATE: Duration = Duration::from_millis(1500);
 /// Entries a listener may lack when it begins to vote.
 const LAG_MAX: u64 = 10;
-/// How long a quorum may take to confirm a leader.
-const CONFIRM_LIMIT: Duration = Duration::from_secs(2);
+/// How long a quorum may take to confirm a leader, for the same reason.
+const CONFIRM_LIMIT: Duration = Duration::from_millis(1500);
 /// How long a reader waits for a leader.
 const READ_LIMIT: Duration = Duration::from_secs(12);
 /// No quorum is only looked for after so long without a leader: most elections are over then.

@@ -376,8 +376,11 @@ impl Log {
                 Ok(_) = disk.wait_for(|state| *state == DiskState::Full) => {
                     return Err(ProposeError::DiskFull { pending: true });
                 }
-                () = tokio::time::sleep(QUORUM_LOOK), if !self.quorum_is_late() => {}
-                else => return Err(ProposeError::Unknown),
+                () = tokio::time::sleep(QUORUM_LOOK) => {
+                    if self.quorum_is_late() {
+                        return Err(ProposeError::Unknown);
+                    }
+                }
             }
         };
         let response = written.map_err(|e| match e {

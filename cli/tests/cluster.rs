@@ -1,0 +1,154 @@
+//! A cluster, the whole way: the real binary on hosts that are network namespaces, and what happens to hosts.
+//!
+//! Needs root and busybox. Every scenario has hosts of its own, reads like an operator's report, and leaves nothing.
+
+#[path = "cluster/bed.rs"]
+mod bed;
+#[path = "cluster/failover.rs"]
+mod failover;
+#[path = "cluster/joining.rs"]
+mod joining;
+#[path = "cluster/keys.rs"]
+mod keys;
+#[path = "cluster/losses.rs"]
+mod losses;
+#[path = "cluster/members.rs"]
+mod members;
+
+use std::path::Path;
+use std::process::ExitCode;
+use std::time::Instant;
+
+use bed::{Bed, Outcome};
+use libtest_mimic::{Arguments, Trial};
+
+/// Scenarios at the same time: they wait for time-outs more than for the machine.
+const TOGETHER: usize = 3;
+
+/// What a scenario begins with.
+#[derive(Clone, Copy)]
+enum Start {
+    /// So many hosts in no cluster.
+    Hosts(u8),
+    /// A cluster of so many managers and workers.
+    Cluster(u8, u8),
+}
+
+type Scenario = fn(&Bed) -> Outcome;
+
+const ALL: &[(&str, Start, Scenario)] = &[
+    (
+        "writes go on while leaders die",
+        Start::Cluster(3, 0),
+        failover::writes_while_leaders_die,
+    ),
+    (
+        "managers are promoted and demoted",
+        Start::Cluster(3, 2),
+        members::promote_and_demote,
+    ),
+    (
+        "five hosts join by the printed line, and leave",
+        Start::Hosts(5),
+        joining::five_hosts_join_by_the_printed_line,
+    ),
+    (
+        "tokens let in whom they should",
+        Start::Hosts(3),
+        joining::tokens_let_in_whom_they_should,
+    ),
+    (
+        "the leader is killed",
+        Start::Cluster(3, 2),
+        failover::leader_killed,
+    ),
+    (
+        "the leader is cut off",
+        Start::Cluster(3, 2),
+        failover::leader_cut_off,
+    ),
+    (
+        "a follower is cut off, and links are lost one way",
+        Start::Cluster(3, 0),
+        failover::follower_cut_off,
+    ),
+    (
+        "paused managers answer nothing stale",
+        Start::Cluster(3, 0),
+        failover::paused_managers_answer_nothing_stale,
+    ),
+    (
+        "a worker is lost and comes back",
+        Start::Cluster(1, 2),
+        losses::worker_lost,
+    ),
+    (
+        "short losses are no losses",
+        Start::Cluster(1, 1),
+        losses::short_losses_are_no_losses,
+    ),
+    ("a node is removed", Start::Cluster(1, 2), losses::node_removed),
+    (
+        "every daemon restarts at once",
+        Start::Cluster(3, 2),
+        losses::every_daemon_restarts,
+    ),
+    (
+        "with no manager at all, what runs goes on",
+        Start::Cluster(2, 1),
+        losses::no_manager_at_all,
+    ),
+    (
+        "a leader that was never heard of is followed",
+        Start::Cluster(3, 1),
+        members::unknown_leader_is_followed,
+    ),
+    (
+        "one of two managers is lost",
+        Start::Cluster(2, 1),
+        members::one_of_two_managers_lost,
+    ),
+    (
+        "a wiped manager joins again",
+        Start::Cluster(3, 0),
+        members::wiped_manager_joins_again,
+    ),
+    (
+        "locked managers wait for their key",
+        Start::Cluster(3, 0),
+        keys::autolock,
+    ),
+    (
+        "the authority is replaced",
+        Start::Cluster(3, 2),
+        keys::authority_rotated,
+    ),
+];
+
+fn main() -> ExitCode {
+    let mut args = Arguments::from_args();
+    args.test_threads = args.test_threads.or(Some(TOGETHER));
+    if !rustix::process::geteuid().is_root() || !Path::new("/bin/busybox").exists() {
+        println!("skipped: the tests of a cluster need root and /bin/busybox (Debian: busybox-static)");
+        return ExitCode::SUCCESS;
+    }
+    let trials = ALL.iter().map(|(name, start, scenario)| {
+        Trial::test(*name, move || {
+            let began = Instant::now();
+            let (hosts, cluster) = match *start {
+                Start::Hosts(count) => (count, None),
+                Start::Cluster(managers, workers) => (managers + workers, Some((managers, workers))),
+            };
+            let bed = Bed::hosts(hosts)?;
+            let formed = cluster.map_or(Ok(()), |(managers, workers)| bed.form(managers, workers));
+            let outcome = formed.and_then(|()| scenario(&bed));
+            if outcome.is_err() {
+                eprintln!("{}", bed.logs());
+            }
+            println!("    {:.1} s: {name}", began.elapsed().as_secs_f64());
+            let ended = bed.end();
+            outcome.and(ended)
+        })
+    });
+    libtest_mimic::run(&args, trials.collect()).exit_code()
+}

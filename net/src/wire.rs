@@ -1,0 +1,196 @@
+//! Several hosts on one machine: namespaces on a bridge in a namespace of its own, whose links can be cut and healed.
+//!
+//! Nothing of it is seen outside its namespaces, so any number of wires use the same addresses side by side.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::fs::File;
+use std::net::Ipv4Addr;
+use std::path::{Path, PathBuf};
+
+use crate::dataplane::{NETLINK_NETFILTER, NETLINK_ROUTE, NetError, at};
+use crate::ruleset;
+use crate::sys;
+use crate::sys::link;
+use crate::sys::netlink::Socket;
+use crate::sys::nft::Batch;
+
+/// Largest packet on it, as on Ethernet.
+const MTU: u32 = 1500;
+const BRIDGE: &str = "bridge";
+/// Host number that every host's default route leads to.
+const GATEWAY: u8 = 254;
+
+/// Does something in a network namespace, on a thread of its own; processes started by it are in there as well.
+///
+/// # Errors
+/// [`NetError`] when there is no such namespace, or the work panicked.
+pub fn inside<T: Send>(namespace: &Path, work: impl FnOnce() -> T + Send) -> Result<T, NetError> {
+    let file = File::open(namespace).map_err(at(format!("open the namespace {}", namespace.display())))?;
+    std::thread::scope(|scope| {
+        let thread = scope.spawn(|| {
+            sys::enter(&file).map_err(at("enter a namespace"))?;
+            Ok(work())
+        });
+        let panicked = || at("work in a namespace")(std::io::Error::other("the thread panicked"));
+        thread.join().unwrap_or_else(|_| Err(panicked()))
+    })
+}
+
+/// One wire and what hangs on it. It is taken down when it is dropped; processes in it keep theirs until they end.
+#[derive(Debug)]
+pub struct Wire {
+    dir: PathBuf,
+    links: Socket,
+    hosts: BTreeMap<u8, Plug>,
+}
+
+#[derive(Debug)]
+struct Plug {
+    /// Netlink in the host's namespace.
+    tables: Socket,
+    /// Whom it does not hear.
+    deaf_to: BTreeSet<u8>,
+}
+
+impl Wire {
+    /// Makes the bridge. Namespaces are kept as files in `dir`.
+    ///
+    /// # Errors
+    /// [`NetError`] with the step that failed.
+    pub fn make(dir: &Path) -> Result<Self, NetError> {
+        let path = dir.join(BRIDGE);
+        sys::make_namespace(&path).map_err(at("make the namespace of a bridge"))?;
+        let links = inside(&path, || {
+            let mut links = Socket::open(NETLINK_ROUTE).map_err(at("open netlink"))?;
+            link::bridge(&mut links, BRIDGE).map_err(at("make a bridge"))?;
+            let index = find(&mut links, BRIDGE)?;
+            link::up(&mut links, index).map_err(at("put a bridge up"))?;
+            Ok(links)
+        })
+        .and_then(|made| made);
+        match links {
+            Ok(links) => Ok(Self {
+                dir: dir.to_owned(),
+                links,
+                hosts: BTreeMap::new(),
+            }),
+            Err(error) => {
+                let _ = sys::drop_namespace(&path);
+                Err(error)
+            }
+        }
+    }
+
+    /// The address of a host.
+    pub const fn address(host: u8) -> Ipv4Addr {
+        Ipv4Addr::new(10, 99, 0, host)
+    }
+
+    /// The file of a host's namespace.
+    pub fn namespace(&self, host: u8) -> PathBuf {
+        self.dir.join(format!("host{host}"))
+    }
+
+    fn port(host: u8) -> String {
+        format!("host{host}")
+    }
+
+    /// Makes a host, 1 to 253, and connects it.
+    ///
+    /// # Errors
+    /// [`NetError`] with the step that failed; what was made of it goes with the wire.
+    pub fn add(&mut self, host: u8) -> Result<(), NetError> {
+        let path = self.namespace(host);
+        sys::make_namespace(&path).map_err(at("make the namespace of a host"))?;
+        let file = File::open(&path).map_err(at("open the namespace of a host"))?;
+        let port = Self::port(host);
+        let macs = ([2, 0x52, 0, 0, 1, host], [2, 0x52, 0, 0, 2, host]);
+        link::veth(&mut self.links, &port, ("eth0", &file), macs, MTU)
+            .map_err(at(format!("make the link {port}")))?;
+        let (index, bridge) = (find(&mut self.links, &port)?, find(&mut self.links, BRIDGE)?);
+        link::join_bridge(&mut self.links, index, bridge)
+            .map_err(at(format!("put the link {port} on the bridge")))?;
+        link::up(&mut self.links, index).map_err(at(format!("put the link {port} up")))?;
+        let tables = inside(&path, || {
+            let mut links = Socket::open(NETLINK_ROUTE).map_err(at("open netlink"))?;
+            for name in ["lo", "eth0"] {
+                let index = find(&mut links, name)?;
+                link::up(&mut links, index).map_err(at(format!("put {name} up")))?;
+                if name == "eth0" {
+                    link::address(&mut links, index, Self::address(host), 24)
+                        .map_err(at("give a host its address"))?;
+                    // Nobody answers there; but a host that has a way out finds its own address by it.
+                    link::route(
+                        &mut links,
+                        (Ipv4Addr::UNSPECIFIED, 0),
+                        index,
+                        Some(Self::address(GATEWAY)),
+                    )
+                    .map_err(at("give a host a way out"))?;
+                }
+            }
+            let mut tables = Socket::open(NETLINK_NETFILTER).map_err(at("open netlink"))?;
+            (ruleset::cuts().commit(&mut tables)).map_err(at("make a host's table of cuts"))?;
+            Ok(tables)
+        })??;
+        let plug = Plug {
+            tables,
+            deaf_to: BTreeSet::new(),
+        };
+        self.hosts.insert(host, plug);
+        Ok(())
+    }
+
+    /// Loses what one host sends to another from now on, or no more. Neither is told.
+    ///
+    /// # Errors
+    /// [`NetError`]; then it is as before.
+    pub fn lose(&mut self, from: u8, to: u8, lost: bool) -> Result<(), NetError> {
+        let Some(plug) = self.hosts.get_mut(&to) else {
+            return Ok(());
+        };
+        if plug.deaf_to.contains(&from) == lost {
+            return Ok(());
+        }
+        let mut batch = Batch::new(ruleset::CUTS);
+        let element = [(Self::address(from).octets().to_vec(), None)];
+        if lost {
+            batch.add(ruleset::CUT_FROM, &element);
+        } else {
+            batch.remove(ruleset::CUT_FROM, &element);
+        }
+        (batch.commit(&mut plug.tables)).map_err(at(format!("change what host {to} hears")))?;
+        if lost {
+            plug.deaf_to.insert(from);
+        } else {
+            plug.deaf_to.remove(&from);
+        }
+        Ok(())
+    }
+
+    /// Pulls the cable of a host, or puts it back: its end sees that there is no carrier.
+    ///
+    /// # Errors
+    /// [`NetError`]; then it is as before.
+    pub fn cable(&mut self, host: u8, plugged: bool) -> Result<(), NetError> {
+        let port = Self::port(host);
+        let index = find(&mut self.links, &port)?;
+        let change = if plugged { link::up } else { link::down };
+        change(&mut self.links, index).map_err(at(format!("change the link {port}")))
+    }
+}
+
+impl Drop for Wire {
+    fn drop(&mut self) {
+        for host in self.hosts.keys() {
+            let _ = sys::drop_namespace(&self.namespace(*host));
+        }
+        let _ = sys::drop_namespace(&self.dir.join(BRIDGE));
+    }
+}
+
+fn find(links: &mut Socket, name: &str) -> Result<u32, NetError> {
+    link::index(links, name)
+        .map_err(at("list links"))?
+        .ok_or_else(|| at(format!("find the link {name}"))(std::io::ErrorKind::NotFound.into()))
+}
