@@ -576,7 +576,10 @@ async fn large(dir: &Path) -> (f64, f64, f64) {
     let (_crowd, tasks) = crowd(&daemons, LARGE_AGENTS).await;
     let services = LARGE_TASKS / 1000;
     for n in 0..services {
-        let name = format!("s{n}");
+        let (name, network) = (format!("s{n}"), format!("n{n}"));
+        // The ingress network, which a service without one uses, has no 20,000 addresses.
+        let subnet = format!("10.{}.0.0/20", 100 + n);
+        daemons[0].cli(&["network", "create", "--subnet", &subnet, &network]);
         daemons[0].cli(&[
             "service",
             "create",
@@ -585,6 +588,8 @@ async fn large(dir: &Path) -> (f64, f64, f64) {
             "--no-resolve-image",
             "--name",
             &name,
+            "--network",
+            &network,
             "--replicas",
             "1000",
             "nothing:1",

@@ -2,18 +2,63 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
+use std::time::Duration;
 
 use model::assignment::{AssignmentDiff, AssignmentSet, Backend, ServiceEndpoints, ServiceNetwork};
 use model::object::{Object, Service, Task};
 use model::spec::PublishMode;
 use model::task_state::TaskState;
-use model::{NetworkId, NodeId};
+use model::{NetworkId, NodeId, ServiceId, Timestamp};
 
 use crate::state::State;
 use crate::txn::Changes;
 
+/// How services are reached, worked out once for all nodes, and kept as one object while it stays the same.
+#[derive(Debug, Default)]
+pub struct Views {
+    known: BTreeMap<ServiceId, (Timestamp, u64, Arc<ServiceEndpoints>)>,
+}
+
+impl Views {
+    /// How a service is reached; at most `age` old, in the time that `now` is in.
+    ///
+    /// Where every node must be told of the last change, all have to ask again `age` after it.
+    pub fn of(
+        &mut self,
+        state: &State,
+        service: &Service,
+        now: Timestamp,
+        age: Duration,
+    ) -> Arc<ServiceEndpoints> {
+        let known = self.known.get(&service.id);
+        if let Some((at, index, view)) = known
+            && (*index == state.index() || now.since(*at) < age)
+        {
+            return view.clone();
+        }
+        let mut fresh = Arc::new(endpoints(state, service));
+        if let Some((.., old)) = known.filter(|(.., old)| **old == *fresh) {
+            fresh = old.clone();
+        }
+        self.known.insert(service.id, (now, state.index(), fresh.clone()));
+        if self.known.len() > state.services().count() {
+            self.known.retain(|id, _| state.service(*id).is_some());
+        }
+        fresh
+    }
+}
+
 /// Everything a node may see.
 pub fn for_node(state: &State, node: NodeId) -> AssignmentSet {
+    for_node_by(state, node, &mut |service| Arc::new(endpoints(state, service)))
+}
+
+/// The same, with the services as `view` has them.
+pub fn for_node_by(
+    state: &State,
+    node: NodeId,
+    view: &mut dyn FnMut(&Service) -> Arc<ServiceEndpoints>,
+) -> AssignmentSet {
     let mut set = AssignmentSet::default();
     for task in state
         .tasks_of_node(node)
@@ -43,8 +88,7 @@ pub fn for_node(state: &State, node: NodeId) -> AssignmentSet {
     }
     let near: BTreeSet<NetworkId> = set.networks.keys().copied().collect();
     for service in state.services().filter(|s| reaches(s, &near)) {
-        set.services
-            .insert(service.id, Arc::new(endpoints(state, service)));
+        set.services.insert(service.id, view(service));
     }
     set
 }
@@ -133,25 +177,111 @@ pub fn diff(old: &AssignmentSet, new: &AssignmentSet) -> AssignmentDiff {
     diff
 }
 
-/// Nodes whose view an entry may have changed. Everyone, when a service or network changed or a task began or ceased
-/// to take connections; else only the nodes of the changed tasks.
-pub fn nodes_affected(state: &State, changes: &Changes) -> BTreeSet<NodeId> {
-    let mut nodes = BTreeSet::new();
+/// Whose view an entry may have changed.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub struct Affected {
+    /// The nodes of the changed tasks.
+    pub nodes: BTreeSet<NodeId>,
+    /// Any node: a service or network changed, or a task began or ceased to take connections.
+    pub everyone: bool,
+}
+
+/// Whose view an entry may have changed.
+pub fn affected(changes: &Changes) -> Affected {
+    let mut affected = Affected::default();
     for change in &changes.items {
-        let tasks = || change.before.iter().chain(change.after.iter());
-        let everyone = tasks().any(|o| match o {
-            Object::Service(_) | Object::Network(_) | Object::Secret(_) | Object::Config(_) => true,
-            Object::Task(t) => serves(t),
-            Object::Cluster(_) | Object::Node(_) => false,
-        });
-        if everyone {
-            return state.nodes().map(|n| n.id).collect();
-        }
-        for object in tasks() {
-            if let Object::Task(t) = object {
-                nodes.extend(t.node);
+        for object in change.before.iter().chain(change.after.iter()) {
+            match object {
+                Object::Service(_) | Object::Network(_) | Object::Secret(_) | Object::Config(_) => {
+                    affected.everyone = true;
+                }
+                Object::Task(t) => {
+                    affected.everyone |= serves(t);
+                    affected.nodes.extend(t.node);
+                }
+                Object::Cluster(_) | Object::Node(_) => {}
             }
         }
     }
-    nodes
+    affected
+}
+
+/// The nodes whose view an entry may have changed.
+pub fn nodes_affected(state: &State, changes: &Changes) -> BTreeSet<NodeId> {
+    let affected = affected(changes);
+    if affected.everyone {
+        return state.nodes().map(|n| n.id).collect();
+    }
+    affected.nodes
+}
+
+#[cfg(test)]
+mod tests {
+    use model::TaskId;
+    use model::object::{Endpoint, Meta, SlotKey, TaskStatus};
+    use model::task_state::DesiredState;
+
+    use super::*;
+    use crate::txn::{Action, Entry, Txn};
+
+    #[test]
+    fn a_view_of_a_service_is_shared_until_it_changes_and_has_an_age() {
+        let plain = Service {
+            id: ServiceId(1),
+            meta: Meta::default(),
+            spec: Arc::default(),
+            spec_version: 1,
+            previous_spec: None,
+            update: None,
+            endpoint: Endpoint::default(),
+        };
+        let task = Task {
+            id: TaskId(7),
+            meta: Meta::default(),
+            service: ServiceId(1),
+            service_name: "web".into(),
+            slot: SlotKey::Replica(1),
+            spec: Arc::default(),
+            spec_version: 1,
+            node: None,
+            desired: DesiredState::Running,
+            run_at: Timestamp(0),
+            status: TaskStatus {
+                state: TaskState::Running,
+                ..TaskStatus::new(Timestamp(0))
+            },
+            running_at: None,
+            ended_at: None,
+            fence: 0,
+            addresses: Vec::new(),
+            host_ports: Vec::new(),
+        };
+        let mut state = State::default();
+        let add = |state: &mut State, object: Object| {
+            let txn = Txn {
+                expect: Vec::new(),
+                actions: vec![Action::Put(object)],
+            };
+            let entry = Entry {
+                index: state.index() + 1,
+                now: Timestamp(1),
+                txn,
+            };
+            state.apply(&entry).expect("an entry");
+        };
+        add(&mut state, Object::Service(Arc::new(plain.clone())));
+        let (mut views, age) = (Views::default(), Duration::from_millis(100));
+        let mut at = |state: &State, ms| views.of(state, &plain, Timestamp(ms), age);
+        let first = at(&state, 0);
+        assert!(first.backends.is_empty());
+        add(&mut state, Object::Task(Arc::new(task)));
+        assert!(Arc::ptr_eq(&at(&state, 99), &first), "young enough");
+        let second = at(&state, 100);
+        assert_eq!(second.backends.len(), 1, "too old");
+        add(&mut state, Object::Service(Arc::new(plain.clone())));
+        assert!(
+            Arc::ptr_eq(&at(&state, 500), &second),
+            "looked at again, and the same"
+        );
+    }
 }

@@ -32,6 +32,10 @@ const FRAMES_QUEUED: usize = 4;
 const NEWS_QUEUED: usize = 4;
 /// How long a node waits for a leader that has just begun.
 const READY_LIMIT: Duration = Duration::from_secs(1);
+/// How old the view of the services may be that nodes are told, for each node of the cluster.
+const VIEWS_AGE_PER_NODE: Duration = Duration::from_millis(2);
+/// The same, however many nodes there are.
+const VIEWS_AGE_MAX: Duration = Duration::from_secs(2);
 /// Times a manager's number is written again because its node changed meanwhile.
 const REGISTER_TRIES: usize = 8;
 /// Wait for agents to take their last message.
@@ -50,6 +54,7 @@ pub(crate) struct Dispatcher {
     health_changed: Notify,
     streams: Mutex<JoinSet<()>>,
     began: Instant,
+    views: Mutex<assignments::Views>,
     news: Mutex<Arc<News>>,
     /// The term this dispatcher is ready to lead in: what an earlier leadership knew is forgotten.
     ready: watch::Sender<u64>,
@@ -112,6 +117,7 @@ impl Dispatcher {
             health_changed: Notify::new(),
             streams: Mutex::default(),
             began: Instant::now(),
+            views: Mutex::default(),
             news: Mutex::default(),
             ready: watch::Sender::new(0),
         });
@@ -331,7 +337,7 @@ impl Dispatcher {
             let wanted = if leaving {
                 AssignmentSet::default()
             } else {
-                assignments::for_node(&state, node)
+                self.wanted(&state, node)
             };
             let full = told.is_none() || leaving;
             let diff = assignments::diff(&told.take().unwrap_or_default(), &wanted);
@@ -353,6 +359,12 @@ impl Dispatcher {
         }
         // The agent is gone when this is not taken.
         let _ = send.send(Err(no_session())).await;
+    }
+
+    fn wanted(&self, state: &State, node: NodeId) -> AssignmentSet {
+        let (now, age) = (self.uptime(), views_age(state));
+        let mut views = self.views.lock().unwrap_or_else(PoisonError::into_inner);
+        assignments::for_node_by(state, node, &mut |service| views.of(state, service, now, age))
     }
 
     /// Takes what a node saw; returns once it is committed.
@@ -431,20 +443,50 @@ fn cut(text: &mut String) {
     }
 }
 
-/// Wakes the streams whose nodes an entry affects.
+/// Wakes the streams whose nodes an entry affects. What affects all is told together with what follows it shortly.
 async fn route(dispatcher: Arc<Dispatcher>, mut subscription: crate::raft::Subscription) {
-    while let Some(event) = subscription.next().await {
-        let nodes = dispatcher.nodes();
+    // When all are to be woken again.
+    let mut again: Option<Instant> = None;
+    let mut changed_at = Instant::now();
+    loop {
+        let event = tokio::select! {
+            event = subscription.next() => event,
+            () = until(again) => {
+                dispatcher.nodes().sessions.values().for_each(|s| s.wake.notify_one());
+                let age = views_age(&dispatcher.log.read());
+                let now = Instant::now();
+                // A view may have been taken just before the last change.
+                again = (changed_at + age > now).then_some(now + age);
+                continue;
+            }
+        };
         match event {
-            Event::Applied(changes) => {
-                for node in assignments::nodes_affected(&dispatcher.log.read(), &changes) {
-                    if let Some(session) = nodes.sessions.get(&node) {
-                        session.wake.notify_one();
-                    }
+            None => return,
+            Some(Event::Replaced) => again = Some(Instant::now()),
+            Some(Event::Applied(changes)) => {
+                let affected = assignments::affected(&changes);
+                let nodes = dispatcher.nodes();
+                let concerned = affected.nodes.iter().filter_map(|n| nodes.sessions.get(n));
+                concerned.for_each(|s| s.wake.notify_one());
+                if affected.everyone {
+                    changed_at = Instant::now();
+                    again.get_or_insert(changed_at);
                 }
             }
-            Event::Replaced => nodes.sessions.values().for_each(|s| s.wake.notify_one()),
         }
+    }
+}
+
+/// How old what a node is told of the services may be: nothing much in a small cluster, a second with 500 nodes.
+fn views_age(state: &State) -> Duration {
+    let nodes = u32::try_from(state.nodes().count()).unwrap_or(u32::MAX);
+    (VIEWS_AGE_PER_NODE.saturating_mul(nodes)).min(VIEWS_AGE_MAX)
+}
+
+async fn until(at: Option<Instant>) {
+    match at {
+        Some(at) => tokio::time::sleep_until(at.into()).await,
+        None => std::future::pending().await,
     }
 }
 
