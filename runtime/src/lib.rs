@@ -41,7 +41,7 @@ pub use config::{
 };
 pub use container::{ContainerInfo, ContainerState, Runtime, RuntimeConfig, Started};
 pub use error::{CreateError, ExecError, OpenError, RemoveError, StartError, StopError};
-pub use exec::{ExecConfig, ExecSession};
+pub use exec::{ExecConfig, ExecSession, Terminal};
 pub use logs::{LogLine, LogQuery, LogStream};
 pub use processes::Process;
 pub use state_dir::ExitStatus;

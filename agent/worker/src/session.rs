@@ -189,7 +189,7 @@ fn take(shared: &Shared, told: &watch::Sender<Told>, message: w::SessionMessage)
     });
     shared
         .role
-        .send_if_modified(|known| std::mem::replace(known, Some(role)) != Some(role));
+        .send_if_modified(|known| known.replace(role) != Some(role));
 }
 
 async fn heartbeats(mut client: DispatcherClient<Channel>, session: String, mut period_ns: u64) -> Status {

@@ -5,7 +5,7 @@ use std::sync::Arc;
 
 use agent_core::health::Health;
 use agent_core::step::RETRY;
-use agent_core::{LocalTask, Seen, Step, next_step, state_of};
+use agent_core::{LocalTask, Seen, Step, keeps_files, next_step, state_of};
 use model::TaskId;
 use model::assignment::AssignmentSet;
 use model::object::{ContainerStatus, Task, TaskStatus};
@@ -464,7 +464,7 @@ impl Worker {
         if self.local.seen == Seen::Prepared || matches!(self.local.seen, Seen::Failed { .. }) {
             // It has no log worth keeping.
             let _ = self.shared.runtime.remove(&self.id.to_string()).await;
-        } else {
+        } else if !keeps_files(&self.local) {
             let (shared, name) = (self.shared.clone(), self.id.to_string());
             let _ = blocking(move || shared.runtime.trim(&name)).await;
         }

@@ -173,7 +173,7 @@ impl Gate {
         request.headers_mut().remove(NODE);
         let hostname = &known.description.hostname;
         let links = &self.manager.shared.links;
-        let mut channel = links.to(node, &links.address(node, &known.description.address));
+        let mut channel = links.own(node, &links.address(node, &known.description.address));
         let away = |e: &dyn std::fmt::Display| {
             Status::unavailable(format!(
                 "node {hostname} ({}) cannot be reached: {e}",

@@ -33,8 +33,10 @@ fn copy(from: &Tree, source: &str, to: &Tree, destination: &str) -> Result<Outco
     unpack(tar.as_slice(), &target, plain())
 }
 
-/// A tar of entries: name, kind, target of a link, content.
-fn tar_of(entries: &[(&str, tar::EntryType, &str, &str)]) -> Vec<u8> {
+/// Name, kind, target of a link, content.
+type Entry = (&'static str, Kind, &'static str, &'static str);
+
+fn tar_of(entries: &[(&str, Kind, &str, &str)]) -> Vec<u8> {
     let mut out = tar::Builder::new(Vec::new());
     for (name, kind, link, content) in entries {
         let mut header = tar::Header::new_gnu();
@@ -42,7 +44,9 @@ fn tar_of(entries: &[(&str, tar::EntryType, &str, &str)]) -> Vec<u8> {
         header.as_old_mut().linkname[..link.len()].copy_from_slice(link.as_bytes());
         header.set_entry_type(*kind);
         header.set_mode(0o6755);
-        (header.set_uid(0), header.set_gid(0), header.set_mtime(1_000_000));
+        header.set_uid(0);
+        header.set_gid(0);
+        header.set_mtime(1_000_000);
         header.set_size(content.len() as u64);
         header.set_cksum();
         out.append(&header, content.as_bytes()).unwrap();
@@ -119,7 +123,7 @@ fn paths_of_a_container_stay_in_it() {
 
 #[test]
 fn entries_that_lead_out_are_refused() {
-    let rows: &[(&str, &[(&str, Kind, &str, &str)])] = &[
+    let rows: &[(&str, &[Entry])] = &[
         ("climbing", &[("../secret", Kind::Regular, "", "x")]),
         ("climbing within", &[("a/../../secret", Kind::Regular, "", "x")]),
         ("from the root", &[("/secret", Kind::Regular, "", "x")]),

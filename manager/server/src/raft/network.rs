@@ -112,6 +112,12 @@ impl Links {
         channels.entry(key).or_insert_with(make).clone()
     }
 
+    /// A connection to a node for one call only. Whoever takes what it is sent slowly, or sends what is not taken, fills
+    /// the window of a connection; nothing else must wait behind that.
+    pub(crate) fn own(&self, node: NodeId, address: &str) -> Channel {
+        channel::node(&self.inner.keychain, address, Expect::Node(node))
+    }
+
     /// A client of another manager.
     pub(super) fn raft(&self, node: NodeId, address: &str) -> RaftClient<Channel> {
         RaftClient::new(self.to(node, address))
