@@ -523,6 +523,9 @@ fn terminal(c: &mut Cluster) -> Result<(), Failed> {
     })?;
     // Ctrl-C goes to what runs in there, not to this end.
     keys.write_all(b"sleep 600\n")?;
+    until("it sleeps", || {
+        Ok(c.ok(1, &format!("top {task}"))?.contains("sleep 600"))
+    })?;
     keys.write_all(&[3])?;
     keys.write_all(b"echo 'still' 'here'; exit 9\n")?;
     wait_for("still here")?;
@@ -551,7 +554,6 @@ fn copies(c: &mut Cluster) -> Result<(), Failed> {
     let tree = c.path("tree");
     fs::create_dir_all(tree.join("sub"))?;
     fs::write(tree.join("sub/script"), "#!/bin/sh\n")?;
-    fs::set_permissions(tree.join("sub/script"), fs::Permissions::from_mode(0o4750))?;
     symlink("sub/script", tree.join("link"))?;
     // More than any window on the way.
     let big: Vec<u8> = (0..20_000_000u32)
@@ -566,6 +568,8 @@ fn copies(c: &mut Cluster) -> Result<(), Failed> {
         None,
         rustix::fs::AtFlags::empty(),
     )?;
+    // After the owner, whose change clears the bit.
+    fs::set_permissions(tree.join("sub/script"), fs::Permissions::from_mode(0o4750))?;
     c.ok(1, &format!("cp -q tree {task}:/copied"))?;
     let stat = format!("exec {task} stat -c '%u %a' /copied/sub/script");
     equal(c.ok(1, &stat)?.as_str(), "0 4750\n")?;
