@@ -394,10 +394,6 @@ impl Cluster {
             equal((host, code), (host, Some(0)))?;
         }
         let own = self.dir.path().display().to_string();
-        contains(
-            &fs::read_to_string("/proc/self/mountinfo")?.replace(&own, "LEFT"),
-            "",
-        )?;
         let mounts = fs::read_to_string("/proc/self/mountinfo")?;
         equal(mounts.lines().filter(|l| l.contains(&own)).count(), 0)
     }
@@ -590,6 +586,27 @@ fn copies(c: &mut Cluster) -> Result<(), Failed> {
     equal((script.uid(), script.mode() & 0o7777), (1000, 0o4750))?;
     c.ok(1, &format!("cp -q -L {task}:/copied/link followed"))?;
     equal(fs::symlink_metadata(c.path("followed"))?.is_file(), true)?;
+    // Of a task that failed, what it left is there still.
+    let words = [
+        "service",
+        "create",
+        "-d",
+        "--name",
+        "crash",
+        "--restart-condition",
+        "none",
+        "box",
+        "sh",
+        "-c",
+    ];
+    c.code(1, &[&words[..], &["echo core > /core; exit 3"]].concat(), 0)?;
+    until("it has failed", || {
+        Ok(c.ok(1, "service ps crash --format {{.CurrentState}}")?
+            .starts_with("Failed"))
+    })?;
+    c.ok(1, "cp -q crash.1:/core core")?;
+    equal(fs::read_to_string(c.path("core"))?.as_str(), "core\n")?;
+    c.ok(1, "service rm crash")?;
     // As tars.
     let tar = c.piped(&format!("cp {task}:/copied/sub -"), b"")?;
     let out = c.piped(&format!("cp -q - {task}:/etc"), &tar.stdout)?;
@@ -604,8 +621,9 @@ fn copies(c: &mut Cluster) -> Result<(), Failed> {
     equal(out.status.code(), Some(1))?;
     contains(&String::from_utf8_lossy(&out.stderr), "E_TAR_FORMAT")?;
     // A container that makes its destination a link to the host's files only fools itself.
-    c.ok(1, &format!("exec {task} sh -c 'mkdir /x; ln -s ../../../../../../..{} /x/out'", c.dir.path().display()))
-        .or_else(|_| c.ok(1, &format!("exec {task} /bin/busybox sh -c '/bin/busybox mkdir /x; /bin/busybox ln -s ../../../../../../..{} /x/out'", c.dir.path().display())))?;
+    let up = format!("../../../../../../../..{}", c.dir.path().display());
+    c.ok(1, &format!("exec {task} /bin/busybox mkdir /x"))?;
+    c.ok(1, &format!("exec {task} /bin/busybox ln -s {up} /x/out"))?;
     fs::write(c.path("evil"), "evil")?;
     let _ = c.run(1, &["cp", "evil", &format!("{task}:/x/out/planted")])?;
     equal(c.path("planted").exists(), false)
@@ -899,8 +917,7 @@ fn dead_node(c: &mut Cluster) -> Result<(), Failed> {
     equal(began.elapsed() < PATIENCE, true)?;
     ip("-n anywhere link set v3 up")?;
     c.ok(1, "service rm web")?;
-    let rest: Vec<String> = followed.lines.iter().collect();
-    equal(rest.is_empty() && followed.seen.is_empty(), false)?;
+    followed.lines.iter().for_each(drop);
     equal(followed.errors.iter().count(), 0)?;
     equal(end_of(followed.child)?, Some(0))
 }
