@@ -10,6 +10,7 @@ mod inspect;
 mod locate;
 mod moment;
 mod output;
+mod prefix;
 mod progress;
 mod render;
 mod template;
