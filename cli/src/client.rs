@@ -21,12 +21,15 @@ const ANSWER_MAX: usize = 256 << 20;
 #[derive(Debug)]
 pub(crate) struct Fail {
     pub(crate) message: String,
+    /// Of a call that was refused.
+    pub(crate) code: Option<tonic::Code>,
 }
 
 impl Fail {
     pub(crate) fn new(message: impl Into<String>) -> Self {
         Self {
             message: message.into(),
+            code: None,
         }
     }
 }
@@ -38,7 +41,10 @@ impl From<tonic::Status> for Fail {
                 "the daemon closed the connection before it answered: look at its log; whether the command took effect is not known",
             );
         }
-        Self::new(status.message())
+        Self {
+            message: status.message().into(),
+            code: Some(status.code()),
+        }
     }
 }
 

@@ -5,7 +5,12 @@ mod client;
 mod command;
 mod daemon;
 mod demo;
+mod fan;
 mod inspect;
+mod locate;
+mod moment;
+mod output;
+mod prefix;
 mod progress;
 mod render;
 mod template;
@@ -80,10 +85,11 @@ enum Command {
     Image(command::image::Command),
     /// List containers of this node.
     Ps(command::container::PsArgs),
-    /// Run a process in a container of this node.
-    Exec(command::container::ExecArgs),
-    /// Show the output of a container of this node.
-    Logs(command::container::LogsArgs),
+    Exec(command::exec::ExecArgs),
+    Logs(command::logs::LogsArgs),
+    Cp(command::cp::Args),
+    Stats(command::stats::Args),
+    Top(command::top::Args),
     /// Show rswarm at work: deploy, scale, update under load, kill, clean up.
     Demo(demo::Args),
     /// The test application of the demo image.
@@ -107,13 +113,21 @@ fn main() -> ExitCode {
     }
     let runtime = match tokio::runtime::Builder::new_multi_thread()
         .worker_threads(2)
+        // Each log that is read holds one (READERS_MAX of the worker), and other work must still find some.
+        .max_blocking_threads(2048)
         .enable_all()
         .build()
     {
         Ok(runtime) => runtime,
         Err(e) => return render::fail(&Fail::new(format!("start: {e}"))),
     };
-    match runtime.block_on(run(cli)) {
+    let daemon = matches!(cli.command, Command::Daemon(_));
+    let result = runtime.block_on(run(cli));
+    if !daemon {
+        // A thread may be reading standard input, and would be waited for until somebody types.
+        runtime.shutdown_background();
+    }
+    match result {
         Ok(code) => ExitCode::from(code),
         Err(error) => render::fail(&error),
     }
@@ -137,8 +151,11 @@ async fn run(cli: Cli) -> Result<u8, Fail> {
         Command::Config(c) => command::file::run(&client, c, false).await,
         Command::Image(c) => command::image::run(&client, c).await,
         Command::Ps(a) => command::container::ps(&client, a).await,
-        Command::Exec(a) => command::container::exec(&client, a).await,
-        Command::Logs(a) => command::container::logs(&client, a).await,
+        Command::Exec(a) => command::exec::exec(&client, a).await,
+        Command::Logs(a) => command::logs::logs(&client, a).await,
+        Command::Cp(a) => command::cp::run(&client, a).await,
+        Command::Stats(a) => command::stats::run(&client, a).await,
+        Command::Top(a) => command::top::run(&client, a).await,
         Command::Testapp(_) => Ok(0),
     }
 }

@@ -272,6 +272,28 @@ pub(crate) fn ago(at_ms: u64) -> String {
     }
 }
 
+/// A number of bytes as Docker writes it: three or four digits that mean something, and a unit of 1024 or 1000.
+pub(crate) fn bytes(count: u64, step: u32, digits: usize) -> String {
+    let units: [&str; 6] = if step == 1024 {
+        ["B", "KiB", "MiB", "GiB", "TiB", "PiB"]
+    } else {
+        ["B", "kB", "MB", "GB", "TB", "PB"]
+    };
+    let (mut value, mut unit) = (count as f64, 0);
+    while value >= f64::from(step) && unit + 1 < units.len() {
+        value /= f64::from(step);
+        unit += 1;
+    }
+    let before = format!("{}", value.trunc()).len();
+    let text = format!("{value:.*}", digits.saturating_sub(before));
+    let text = if text.contains('.') {
+        text.trim_end_matches('0').trim_end_matches('.')
+    } else {
+        &text
+    };
+    format!("{text}{}", units[unit])
+}
+
 /// The first 12 characters, unless nothing is to be cut.
 pub(crate) fn short(id: &str, whole: bool) -> String {
     if whole {
@@ -284,6 +306,23 @@ pub(crate) fn short(id: &str, whole: bool) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn bytes_are_written_as_docker_writes_them() {
+        for (count, step, digits, wanted) in [
+            (0, 1024, 4, "0B"),
+            (1023, 1024, 4, "1023B"),
+            (1536, 1024, 4, "1.5KiB"),
+            (402_653_184, 1024, 4, "384MiB"),
+            (8_255_000_000, 1024, 4, "7.688GiB"),
+            (1500, 1000, 3, "1.5kB"),
+            (123_456, 1000, 3, "123kB"),
+            (2048, 1000, 4, "2.048kB"),
+            (u64::MAX, 1000, 3, "18447PB"),
+        ] {
+            assert_eq!(bytes(count, step, digits), wanted, "{count}");
+        }
+    }
 
     #[test]
     fn pretty_leaves_out_what_is_empty() {

@@ -96,7 +96,7 @@ fn machine() -> BTreeMap<&'static str, usize> {
             .filter(|l| l.contains(word))
             .count()
     };
-    let cgroups = ["memory", "cpu", "cpuacct", "pids", ""]
+    let cgroups = ["memory", "cpu", "cpuacct", "pids", "blkio", ""]
         .iter()
         .filter(|c| {
             Path::new("/sys/fs/cgroup")

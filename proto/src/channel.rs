@@ -1,8 +1,11 @@
 //! Client ends of connections: to the daemon of this host over its unix socket, to other nodes over TLS.
 
+use std::future::Future;
 use std::io;
 use std::path::{Path, PathBuf};
+use std::pin::Pin;
 use std::sync::Arc;
+use std::task::{Context, Poll};
 use std::time::Duration;
 
 use hyper_util::rt::TokioIo;
@@ -11,6 +14,8 @@ use rustls::client::danger::{HandshakeSignatureValid, ServerCertVerified, Server
 use rustls::crypto::CryptoProvider;
 use rustls::pki_types::{CertificateDer, ServerName, UnixTime};
 use rustls::{ClientConfig, DigitallySignedStruct, RootCertStore, SignatureScheme};
+use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
+use tokio::sync::oneshot;
 use tokio_rustls::TlsConnector;
 use tonic::transport::{Channel, Endpoint};
 
@@ -192,6 +197,67 @@ pub fn node(keychain: &Keychain, address: &str, expect: Expect) -> Channel {
         }
     });
     endpoint().connect_with_connector_lazy(connector)
+}
+
+/// A connection to another node for one call, cut when its [`Cut`] is dropped.
+///
+/// Dropping an answer is not enough to end a call whose request is stuck: HTTP/2 keeps the stream until the request is
+/// through, and the process at its other end would go on for nobody.
+pub fn node_once(keychain: &Keychain, address: &str, expect: Expect) -> (Channel, Cut) {
+    let (keychain, address) = (keychain.clone(), address.to_owned());
+    let (cut, severed) = oneshot::channel();
+    let mut severed = Some(severed);
+    let connector = tower::service_fn(move |_: http_uri::Uri| {
+        let (keychain, address, severed) = (keychain.clone(), address.clone(), severed.take());
+        async move {
+            // Never opened twice: what was said on the first is not said again.
+            let again = || RemoteError::Unreachable {
+                address: address.clone(),
+                source: io::Error::other("the connection broke"),
+            };
+            let severed = severed.ok_or_else(again)?;
+            let identity = keychain.identity().ok_or(RemoteError::NoIdentity)?;
+            let stream = dial(&address, expect.name(), identity.client.clone()).await?;
+            Ok::<_, RemoteError>(TokioIo::new(Severable { stream, severed }))
+        }
+    });
+    (endpoint().connect_with_connector_lazy(connector), Cut(cut))
+}
+
+/// Holds a connection of [`node_once`]; dropped, it is cut.
+#[derive(Debug)]
+pub struct Cut(#[allow(dead_code, reason = "that it is dropped is its message")] oneshot::Sender<()>);
+
+/// A connection that can be cut from elsewhere.
+struct Severable {
+    stream: Stream,
+    severed: oneshot::Receiver<()>,
+}
+
+impl AsyncRead for Severable {
+    fn poll_read(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        buffer: &mut ReadBuf<'_>,
+    ) -> Poll<io::Result<()>> {
+        // A connection is always being read from, so this is seen at once.
+        if Pin::new(&mut self.severed).poll(cx).is_ready() {
+            return Poll::Ready(Err(io::ErrorKind::ConnectionAborted.into()));
+        }
+        Pin::new(&mut self.stream).poll_read(cx, buffer)
+    }
+}
+
+impl AsyncWrite for Severable {
+    fn poll_write(mut self: Pin<&mut Self>, cx: &mut Context<'_>, bytes: &[u8]) -> Poll<io::Result<usize>> {
+        Pin::new(&mut self.stream).poll_write(cx, bytes)
+    }
+    fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.stream).poll_flush(cx)
+    }
+    fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.stream).poll_shutdown(cx)
+    }
 }
 
 /// A connection to another node that stands when this returns, so that its failure can be told in full.

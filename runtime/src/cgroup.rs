@@ -22,12 +22,16 @@ pub struct Stats {
     pub memory_limit: u64,
     /// Processes and threads.
     pub pids: u64,
+    /// Bytes read from and written to disks; absent where the host does not count them.
+    pub disk: Option<(u64, u64)>,
+    /// Bytes received and sent on all interfaces but loopback.
+    pub network: (u64, u64),
 }
 
 /// Looks at what the host offers; absent without any cgroup hierarchy.
 pub(crate) fn facts() -> Option<HostFacts> {
     let root = Path::new(ROOT);
-    let known = ["memory", "cpu", "cpuacct", "pids"];
+    let known = ["memory", "cpu", "cpuacct", "pids", "blkio"];
     let v1: Vec<String> = known
         .iter()
         .filter(|c| root.join(c).join("tasks").exists())
@@ -54,7 +58,7 @@ pub(crate) fn delegate(facts: &HostFacts, parent: &str) -> io::Result<()> {
     let wanted: Vec<String> = facts
         .controllers
         .iter()
-        .filter(|c| ["memory", "cpu", "pids"].contains(&c.as_str()))
+        .filter(|c| ["memory", "cpu", "pids", "io"].contains(&c.as_str()))
         .map(|c| format!("+{c}"))
         .collect();
     let mut folder = PathBuf::from(ROOT);
@@ -130,11 +134,47 @@ fn number(file: &Path) -> Option<u64> {
     fs::read_to_string(file).ok()?.trim().parse().ok()
 }
 
-/// Reads what a container uses.
-pub(crate) fn stats(plan: &CgroupPlan) -> Stats {
+/// Bytes read and written, summed over disks. v2: `8:0 rbytes=1 wbytes=2 …`; v1: `8:0 Read 1`, `8:0 Write 2`.
+fn disk(text: &str) -> (u64, u64) {
+    let (mut read, mut written) = (0u64, 0u64);
+    for line in text.lines() {
+        let mut words = line.split_whitespace().skip(1);
+        while let Some(word) = words.next() {
+            let (key, value) = match word.split_once('=') {
+                Some((key, value)) => (key, value.parse()),
+                None => (word, words.next().unwrap_or_default().parse()),
+            };
+            match (key, value) {
+                ("rbytes" | "Read", Ok(n)) => read = read.saturating_add(n),
+                ("wbytes" | "Write", Ok(n)) => written = written.saturating_add(n),
+                _ => {}
+            }
+        }
+    }
+    (read, written)
+}
+
+/// Bytes received and sent, of a text such as /proc/net/dev.
+fn network(text: &str) -> (u64, u64) {
+    let (mut received, mut sent) = (0u64, 0u64);
+    for line in text.lines() {
+        let Some((_, counts)) = line.split_once(':').filter(|(name, _)| name.trim() != "lo") else {
+            continue;
+        };
+        let counts: Vec<u64> = counts.split_whitespace().filter_map(|n| n.parse().ok()).collect();
+        received = received.saturating_add(counts.first().copied().unwrap_or(0));
+        sent = sent.saturating_add(counts.get(8).copied().unwrap_or(0));
+    }
+    (received, sent)
+}
+
+/// Reads what a container uses; `pid` is its first process, for its network.
+pub(crate) fn stats(plan: &CgroupPlan, pid: u32) -> Stats {
     let find = |file: &str| plan.folders.iter().map(|f| f.join(file)).find(|p| p.exists());
     let read = |file: &str| find(file).and_then(|p| number(&p));
     let part = |file: &str, name: &str| find(file).and_then(|p| field(&p, name));
+    let text = |file: &str| find(file).and_then(|p| fs::read_to_string(p).ok());
+    let network = network(&fs::read_to_string(format!("/proc/{pid}/net/dev")).unwrap_or_default());
     // "No limit" is the largest page-aligned number on v1 and "max" on v2.
     let bounded = |n: u64| if n >= 1 << 62 { 0 } else { n };
     if plan.v2 {
@@ -144,6 +184,8 @@ pub(crate) fn stats(plan: &CgroupPlan) -> Stats {
             memory: used.saturating_sub(part("memory.stat", "inactive_file").unwrap_or(0)),
             memory_limit: read("memory.max").map_or(0, bounded),
             pids: read("pids.current").unwrap_or(0),
+            disk: text("io.stat").map(|t| disk(&t)),
+            network,
         };
     }
     let used = read("memory.usage_in_bytes").unwrap_or(0);
@@ -152,5 +194,30 @@ pub(crate) fn stats(plan: &CgroupPlan) -> Stats {
         memory: used.saturating_sub(part("memory.stat", "total_inactive_file").unwrap_or(0)),
         memory_limit: read("memory.limit_in_bytes").map_or(0, bounded),
         pids: read("pids.current").unwrap_or(0),
+        disk: text("blkio.throttle.io_service_bytes").map(|t| disk(&t)),
+        network,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn disks_are_summed_in_both_formats() {
+        let v2 = "8:0 rbytes=100 wbytes=20 rios=3 wios=4 dbytes=0 dios=0\n8:16 rbytes=1 wbytes=2\n7:0 \n";
+        let v1 =
+            "8:0 Read 100\n8:0 Write 20\n8:0 Sync 5\n8:0 Total 125\n8:16 Read 1\n8:16 Write 2\nTotal 128\n";
+        assert_eq!(
+            (disk(v2), disk(v1), disk("Total 0\n")),
+            ((101, 22), (101, 22), (0, 0))
+        );
+    }
+
+    #[test]
+    fn loopback_is_no_network() {
+        let text = "Inter-|   Receive  |  Transmit\n face |bytes packets\n    lo: 9 1 0 0 0 0 0 0 9 1\n  \
+                    eth0:10 1 0 0 0 0 0 0 30 1 0 0 0 0 0 0\n  eth1: 1 1 0 0 0 0 0 0 3 1\n";
+        assert_eq!(network(text), (11, 33));
     }
 }

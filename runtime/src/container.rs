@@ -19,6 +19,7 @@ use crate::error::{CreateError, ExecError, OpenError, RemoveError, StartError, S
 use crate::exec::{self, ExecConfig, ExecSession};
 use crate::logs::{self, LogLine, LogQuery};
 use crate::plan::{self, HostFacts};
+use crate::processes::{self, Process};
 use crate::rootfs;
 use crate::state_dir::{self, EXIT, ExitStatus, IDENTITY, Identity, Running};
 use crate::sys;
@@ -140,7 +141,7 @@ impl Runtime {
         &self.inner.facts
     }
 
-    fn dir(&self, id: &str) -> PathBuf {
+    pub(crate) fn dir(&self, id: &str) -> PathBuf {
         self.inner.config.root.join(id)
     }
 
@@ -181,6 +182,7 @@ impl Runtime {
                 created_ms: state_dir::now_ms(),
                 argv: config.argv.clone(),
                 labels: config.labels.clone(),
+                layers: config.layers.clone(),
                 cgroups: plan.cgroups,
                 process: plan.process,
             };
@@ -446,7 +448,27 @@ impl Runtime {
         let dir = self.dir(id);
         let running = state_dir::running(&dir)?;
         let identity: Identity = state_dir::read(&dir, IDENTITY)?;
-        state_dir::alive(running.pid, running.pid_start).then(|| cgroup::stats(&identity.cgroups))
+        state_dir::alive(running.pid, running.pid_start)
+            .then(|| cgroup::stats(&identity.cgroups, running.pid))
+    }
+
+    /// Processes of a running container; absent when it does not run.
+    pub fn processes(&self, id: &str) -> Option<Vec<Process>> {
+        let dir = self.dir(id);
+        let running = state_dir::running(&dir)?;
+        let identity: Identity = state_dir::read(&dir, IDENTITY)?;
+        if !state_dir::alive(running.pid, running.pid_start) {
+            return None;
+        }
+        let passwd = self
+            .tree(id, false)
+            .ok()
+            .and_then(|tree| tree.text("/etc/passwd"));
+        Some(processes::list(
+            &identity.cgroups,
+            running.pid,
+            &passwd.unwrap_or_default(),
+        ))
     }
 
     /// Runs a further process in a container.

@@ -50,7 +50,7 @@ struct Order {
 /// A process that runs in a container.
 pub struct ExecSession {
     child: Child,
-    terminal: Option<std::sync::Arc<OwnedFd>>,
+    terminal: Option<Terminal>,
     /// Its standard input, if it was connected.
     pub stdin: Option<Box<dyn AsyncWrite + Send + Unpin>>,
     /// Its output; with a terminal also its errors.
@@ -72,22 +72,31 @@ impl ExecSession {
             .unwrap_or_else(|| 128 + status.signal().unwrap_or(0)))
     }
 
-    /// Sets the size of its terminal; without one nothing happens.
-    pub fn resize(&self, rows: u16, cols: u16) {
-        if let Some(terminal) = &self.terminal {
-            let size = rustix::termios::Winsize {
-                ws_row: rows,
-                ws_col: cols,
-                ws_xpixel: 0,
-                ws_ypixel: 0,
-            };
-            let _ = rustix::termios::tcsetwinsize(terminal.as_ref(), size);
-        }
+    /// Its terminal, if it has one.
+    pub fn terminal(&self) -> Option<Terminal> {
+        self.terminal.clone()
     }
 
     /// Ends it. The helper takes the process with it.
     pub fn kill(&mut self) {
         let _ = self.child.start_kill();
+    }
+}
+
+/// The terminal of a process that runs in a container.
+#[derive(Debug, Clone)]
+pub struct Terminal(std::sync::Arc<OwnedFd>);
+
+impl Terminal {
+    /// Sets its size.
+    pub fn resize(&self, rows: u16, cols: u16) {
+        let size = rustix::termios::Winsize {
+            ws_row: rows,
+            ws_col: cols,
+            ws_xpixel: 0,
+            ws_ypixel: 0,
+        };
+        let _ = rustix::termios::tcsetwinsize(self.0.as_ref(), size);
     }
 }
 
@@ -164,16 +173,18 @@ fn spawn_helper(mut command: Command, order: &Path, config: &ExecConfig) -> std:
         .stdin(Stdio::from(copy(&theirs)?))
         .stdout(Stdio::from(copy(&theirs)?))
         .stderr(Stdio::from(theirs));
+    let (stdin, stdout) = (copy(&ours)?, copy(&ours)?);
+    let terminal = Terminal(std::sync::Arc::new(ours));
+    terminal.resize(rows, cols);
     let session = ExecSession {
         child: command.spawn()?,
-        stdin: Some(Box::new(tokio::fs::File::from_std(fs::File::from(copy(&ours)?)))),
-        stdout: Some(Box::new(tokio::fs::File::from_std(fs::File::from(copy(&ours)?)))),
+        stdin: Some(Box::new(tokio::fs::File::from_std(fs::File::from(stdin)))),
+        stdout: Some(Box::new(tokio::fs::File::from_std(fs::File::from(stdout)))),
         stderr: None,
-        terminal: Some(std::sync::Arc::new(ours)),
+        terminal: Some(terminal),
     };
     // The command keeps its copies of the other end until it is dropped; then reading ends when the process does.
     drop(command);
-    session.resize(rows, cols);
     Ok(session)
 }
 

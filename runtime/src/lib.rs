@@ -19,7 +19,10 @@ mod shim;
 mod user;
 
 // What is on disk, and how it is read.
+pub mod copy;
 pub mod logs;
+pub mod merge;
+mod processes;
 mod state_dir;
 
 // What callers hold.
@@ -38,8 +41,9 @@ pub use config::{
 };
 pub use container::{ContainerInfo, ContainerState, Runtime, RuntimeConfig, Started};
 pub use error::{CreateError, ExecError, OpenError, RemoveError, StartError, StopError};
-pub use exec::{ExecConfig, ExecSession};
+pub use exec::{ExecConfig, ExecSession, Terminal};
 pub use logs::{LogLine, LogQuery, LogStream};
+pub use processes::Process;
 pub use state_dir::ExitStatus;
 
 /// The seccomp filter of a container with Docker's default capabilities, so that a bench can load the same.

@@ -299,7 +299,7 @@ fn cgroups(
         plan.folders.push(folder);
         return Ok(plan);
     }
-    for controller in ["memory", "cpu", "cpuacct", "pids"]
+    for controller in ["memory", "cpu", "cpuacct", "pids", "blkio"]
         .into_iter()
         .filter(|c| has(c))
     {

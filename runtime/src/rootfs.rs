@@ -132,6 +132,38 @@ fn attach(mount: BorrowedFd<'_>, dir: BorrowedFd<'_>, path: &str) -> Step {
     rustix::mount::move_mount(mount, "", dir, path, flags).map_err(at(format!("mount at {path}")))
 }
 
+/// The files of a container that does not run, in a mount that is attached nowhere and goes with its descriptor.
+///
+/// With `write` the upper folder is written to, and only one such view may be there at a time.
+pub(crate) fn view(layers: &[std::path::PathBuf], dir: &Path, write: bool) -> io::Result<OwnedFd> {
+    let (upper, work) = (dir.join("upper"), dir.join("work"));
+    if layers.is_empty() {
+        let flags = OFlags::DIRECTORY | OFlags::PATH | OFlags::CLOEXEC;
+        return Ok(rustix::fs::open(&upper, flags, Mode::empty())?);
+    }
+    let fs = rustix::mount::fsopen("overlay", FsOpenFlags::FSOPEN_CLOEXEC)?;
+    let set = |key: &str, value: &Path| rustix::mount::fsconfig_set_string(fs.as_fd(), key, value);
+    if write {
+        set("upperdir", &upper)?;
+        set("workdir", &work)?;
+    } else {
+        set("lowerdir+", &upper)?;
+    }
+    for layer in layers {
+        set("lowerdir+", layer)?;
+    }
+    rustix::mount::fsconfig_create(fs.as_fd())?;
+    let mut attributes = MountAttrFlags::MOUNT_ATTR_NODEV | MountAttrFlags::MOUNT_ATTR_NOSUID;
+    if !write {
+        attributes |= MountAttrFlags::MOUNT_ATTR_RDONLY;
+    }
+    Ok(rustix::mount::fsmount(
+        fs.as_fd(),
+        FsMountFlags::FSMOUNT_CLOEXEC,
+        attributes,
+    )?)
+}
+
 fn clone_tree(dir: BorrowedFd<'_>, path: &str, recursive: bool) -> io::Result<OwnedFd> {
     let mut flags = OpenTreeFlags::OPEN_TREE_CLONE | OpenTreeFlags::OPEN_TREE_CLOEXEC;
     if recursive {

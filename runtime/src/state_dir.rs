@@ -16,6 +16,9 @@ pub(crate) struct Identity {
     pub(crate) created_ms: u64,
     pub(crate) argv: Vec<String>,
     pub(crate) labels: BTreeMap<String, String>,
+    /// Folders of its image, the top one first; none in records of before they were kept.
+    #[serde(default)]
+    pub(crate) layers: Vec<std::path::PathBuf>,
     pub(crate) cgroups: crate::plan::CgroupPlan,
     pub(crate) process: crate::plan::ProcessPlan,
 }

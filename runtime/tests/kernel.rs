@@ -9,6 +9,7 @@ use std::process::ExitCode;
 use std::time::{Duration, Instant};
 
 use libtest_mimic::{Arguments, Failed, Trial};
+use runtime::copy::{Options, Owner, Shape, Tree, unpack};
 use runtime::{
     ContainerConfig, ContainerState, ExecConfig, FileMount, LogConfig, LogQuery, LogStream, MountConfig,
     MountSource, Resources, Runtime, RuntimeConfig, run_hidden,
@@ -47,6 +48,9 @@ fn trials() -> Vec<Trial> {
         ),
         ("a killed shim loses no container", killed_shim),
         ("a link in the image leads no mount outside", hostile_links),
+        ("files go into and out of a container that runs", copies),
+        ("and of one that ended, until it is trimmed", copies_of_the_dead),
+        ("its processes and what it uses are seen", looks),
         ("a small init reaps and passes signals on", small_init),
         ("a thousand starts leave nothing behind", leaves_nothing),
     ];
@@ -596,6 +600,148 @@ fn hostile_links(host: Host) -> Result<(), Failed> {
     equal(Path::new("/etc/passwd").exists(), true)?;
     drop(got);
     Ok(())
+}
+
+/// A file of a container, as tar.
+fn out(tree: &Tree, path: &str) -> Result<Vec<u8>, Failed> {
+    let mut tar = Vec::new();
+    tree.source(path, false)?.pack(&mut tar)?;
+    Ok(tar)
+}
+
+fn into(tree: &Tree, path: &str, tar: &[u8]) -> Result<(), Failed> {
+    let options = Options {
+        owner: Owner::Is(0, 0),
+        privileges: true,
+        devices: false,
+    };
+    let file = Shape {
+        folder: false,
+        contents: false,
+    };
+    unpack(tar, &tree.target(path, file)?, options)?;
+    Ok(())
+}
+
+fn holds(tar: &[u8], text: &str) -> bool {
+    tar[512.min(tar.len())..].starts_with(text.as_bytes())
+}
+
+fn copies(host: Host) -> Result<(), Failed> {
+    let script = "echo seen > /tmp/volatile; ln -s ../../../../etc/passwd /tmp/up; ln -s /proc/1/root /tmp/door; \
+                  echo ready; while ! test -e /tmp/in; do sleep 0.02; done; cat /tmp/in; stat -c '%u %a' /tmp/in";
+    let mut config = host.sh("a", script);
+    config.mounts = vec![MountConfig {
+        source: MountSource::Tmpfs {
+            size: 1 << 20,
+            mode: 0o777,
+        },
+        target: "/tmp".into(),
+        read_only: false,
+    }];
+    host.tokio.block_on(async {
+        host.runtime.create(config)?;
+        let early = host.runtime.tree("a", false).err().ok_or("seen before it ran")?;
+        contains(&early.to_string(), "not started yet")?;
+        host.runtime.start("a").await.map_err(|e| e.to_string())?;
+        let query = LogQuery {
+            follow: true,
+            ..LogQuery::default()
+        };
+        let mut lines = host.runtime.logs("a", query);
+        lines.recv().await.ok_or("no line")?;
+        let tree = host.runtime.tree("a", true)?;
+        // What lies in a mount of the container only.
+        let tar = out(&tree, "/tmp/volatile")?;
+        equal(holds(&tar, "seen\n"), true)?;
+        let mut passwd = Vec::new();
+        tree.source("/tmp/up", true)?.pack(&mut passwd)?;
+        equal(holds(&passwd, "root:x:0:0::/root:/bin/sh\napp:"), true)?;
+        for refused in [
+            "/tmp/door/etc/passwd",
+            "/proc/1/environ",
+            "/sys/kernel",
+            "/../etc/passwd",
+        ] {
+            equal(tree.source(refused, true).is_err(), true)?;
+        }
+        into(&tree, "/tmp/in", &tar)?;
+        let mut text = String::new();
+        while let Some(line) = lines.recv().await {
+            text.push_str(&String::from_utf8_lossy(&line.text));
+        }
+        equal(text.as_str(), "seen\n0 644\n")
+    })
+}
+
+fn copies_of_the_dead(host: Host) -> Result<(), Failed> {
+    let mounts = || fs::read_to_string("/proc/self/mountinfo").map(|t| t.lines().count());
+    let before = mounts()?;
+    host.tokio.block_on(async {
+        host.runtime
+            .create(host.sh("a", "echo core > /tmp/core; exit 3"))?;
+        host.runtime.start("a").await.map_err(|e| e.to_string())?;
+        host.runtime.wait("a").await?;
+        let tar = out(&host.runtime.tree("a", false)?, "/tmp/core")?;
+        equal(holds(&tar, "core\n"), true)?;
+        let tree = host.runtime.tree("a", true)?;
+        equal(host.runtime.tree("a", true).is_err(), true)?;
+        into(&tree, "/etc/added", &tar)?;
+        drop(tree);
+        let tree = host.runtime.tree("a", true)?;
+        equal(holds(&out(&tree, "/etc/added")?, "core\n"), true)?;
+        drop(tree);
+        equal(host.dir.path().join("layer/etc/added").exists(), false)?;
+        equal(mounts()?, before)?;
+        host.runtime.trim("a");
+        let gone = host
+            .runtime
+            .tree("a", false)
+            .err()
+            .ok_or("seen after it was freed")?;
+        contains(&gone.to_string(), "freed")
+    })
+}
+
+fn looks(host: Host) -> Result<(), Failed> {
+    host.tokio.block_on(async {
+        let mut config = host.sh("a", "sleep 60 & dd if=/bin/busybox of=/x bs=4k; echo up; wait");
+        config.user = "app".into();
+        config.mounts = Vec::new();
+        host.runtime.create(config)?;
+        host.runtime.start("a").await.map_err(|e| e.to_string())?;
+        let query = LogQuery {
+            follow: true,
+            ..LogQuery::default()
+        };
+        let mut lines = host.runtime.logs("a", query);
+        while let Some(line) = lines.recv().await {
+            if line.text == b"up\n" {
+                break;
+            }
+        }
+        let processes = host.runtime.processes("a").ok_or("it does not run")?;
+        let seen: Vec<(u32, &str, &str)> = (processes.iter())
+            .map(|p| {
+                (
+                    p.inner_pid,
+                    p.user.as_str(),
+                    p.command.split(' ').next().unwrap_or_default(),
+                )
+            })
+            .collect();
+        equal(seen, vec![(1, "app", "sh"), (2, "app", "sleep")])?;
+        equal(processes[1].parent, processes[0].pid)?;
+        let stats = host.runtime.stats("a").ok_or("no stats")?;
+        equal(stats.pids, 2)?;
+        equal(stats.network, (0, 0))?;
+        equal(stats.cpu_ns > 0 && stats.memory > 0, true)?;
+        // Where the kernel counts disks at all, it counts this container's.
+        let counted = ["blkio", "cgroup.controllers"]
+            .iter()
+            .any(|c| Path::new("/sys/fs/cgroup").join(c).exists());
+        equal(stats.disk.is_some(), counted)
+    })
 }
 
 fn small_init(host: Host) -> Result<(), Failed> {

@@ -16,4 +16,4 @@ pub mod step;
 pub mod net;
 pub mod outbox;
 
-pub use step::{LocalTask, Seen, Step, next_step, state_of};
+pub use step::{LocalTask, Seen, Step, keeps_files, next_step, state_of};

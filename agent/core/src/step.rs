@@ -228,6 +228,16 @@ pub fn state_of(task: &LocalTask) -> TaskState {
     }
 }
 
+/// Whether what a task wrote is kept until it is forgotten, although it is over: of one that failed, for whoever looks
+/// for the reason (`cp` reaches it). Of others nobody needs it, and disks are finite.
+pub fn keeps_files(task: &LocalTask) -> bool {
+    let over = LocalTask {
+        released: true,
+        ..task.clone()
+    };
+    matches!(over.seen, Seen::Ended { .. }) && state_of(&over) == TaskState::Failed
+}
+
 /// How long a temporary failure waits before it is tried again.
 pub const RETRY: Duration = Duration::from_secs(1);
 
@@ -502,6 +512,35 @@ mod tests {
         later.retry_at = Some(Timestamp(2_000));
         assert_eq!(next_step(&later, NOW), Step::Wait(Some(Timestamp(2_000))));
         assert_eq!(next_step(&later, Timestamp(2_000)), Step::Prepare);
+    }
+
+    #[test]
+    fn only_a_failed_task_keeps_its_files() {
+        let ended = |code, reason: Option<&str>| Seen::Ended {
+            code,
+            reason: reason.map(str::to_owned),
+        };
+        let refused = Seen::Failed {
+            error: "no".into(),
+            rejected: true,
+        };
+        for (name, seen, stopped, want) in [
+            ("it ended badly", ended(Some(3), None), false, true),
+            ("nobody saw how it ended", ended(None, None), false, true),
+            (
+                "it became unhealthy",
+                ended(Some(0), Some("unhealthy")),
+                false,
+                true,
+            ),
+            ("it ended well", ended(Some(0), None), false, false),
+            ("it was stopped", ended(Some(137), None), true, false),
+            ("it never ran", refused, false, false),
+        ] {
+            let mut task = task(Some(DesiredState::Running), seen, false, false);
+            task.stopped_by_us = stopped;
+            assert_eq!(keeps_files(&task), want, "{name}");
+        }
     }
 
     #[test]

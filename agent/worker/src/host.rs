@@ -1,79 +1,66 @@
 //! The service for operators of this host: images, volumes, containers, exec, logs.
 
+mod copy;
+mod exec;
+mod find;
+mod logs;
+mod usage;
+
 use std::sync::Arc;
 
 use image::{BuildRequest, Removed, StoreError};
 use proto::host as w;
 use proto::host::host_server::Host;
-use runtime::{ContainerInfo, ContainerState, ExecConfig, ExecError, LogQuery, LogStream};
-use tokio::io::{AsyncReadExt, AsyncWriteExt};
-use tokio::sync::mpsc;
+use runtime::{ContainerInfo, ContainerState};
+use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc};
 use tokio_stream::wrappers::ReceiverStream;
 use tonic::{Request, Response, Status, Streaming};
 
 use crate::agent::{Shared, now};
 use crate::streams::ChunkReader;
 use crate::tasks::{blocking, chain};
-use crate::translate::{IMAGE_ID_LABEL, IMAGE_LABEL, NAME_LABEL, SERVICE_LABEL, TASK_LABEL};
+use crate::translate::{IMAGE_ID_LABEL, NAME_LABEL};
 use crate::volumes::VolumeRecord;
 
 /// Messages under way to a client that is slower than we are.
 const QUEUE: usize = 64;
-/// Largest piece of a process's output in one message.
-const PIECE: usize = 32 << 10;
+/// Calls of each kind at the same time: each holds threads or processes as long as a client wants.
+const EXECS_MAX: usize = 256;
+/// Copies at the same time; each holds one thread, and writes or reads the disk as fast as it can.
+const COPIES_MAX: usize = 16;
+/// Logs being read at the same time; each holds a thread, of those the daemon's runtime has (`cli/src/main.rs`).
+const READERS_MAX: usize = 1024;
 
 type Events<T> = ReceiverStream<Result<T, Status>>;
 
 /// The service; see `proto/rswarm/host.proto`.
 pub struct HostService {
     shared: Arc<Shared>,
+    execs: Arc<Semaphore>,
+    copies: Arc<Semaphore>,
+    readers: Arc<Semaphore>,
 }
 
 impl HostService {
     pub(crate) fn new(shared: Arc<Shared>) -> Self {
-        Self { shared }
+        Self {
+            shared,
+            execs: Arc::new(Semaphore::new(EXECS_MAX)),
+            copies: Arc::new(Semaphore::new(COPIES_MAX)),
+            readers: Arc::new(Semaphore::new(READERS_MAX)),
+        }
     }
+}
 
-    fn find(&self, reference: &str) -> Result<ContainerInfo, Status> {
-        let all = self.shared.runtime.list();
-        let label = |c: &ContainerInfo, key: &str| c.labels.get(key).cloned().unwrap_or_default();
-        let exact = all
-            .iter()
-            .find(|c| c.id == reference || label(c, NAME_LABEL) == reference);
-        if let Some(found) = exact {
-            return Ok(found.clone());
-        }
-        let running = |c: &&ContainerInfo| matches!(c.state, ContainerState::Running { .. });
-        // `web.1` is whatever runs in that slot: while it is handed over, the newer one.
-        let of_slot = |c: &&ContainerInfo| {
-            label(c, NAME_LABEL)
-                .rsplit_once('.')
-                .is_some_and(|(task, _)| task == reference)
-        };
-        if let Some(found) = all
-            .iter()
-            .filter(of_slot)
-            .max_by_key(|c| (running(c), c.created_ms))
-        {
-            return Ok(found.clone());
-        }
-        let begin = |c: &&ContainerInfo| {
-            !reference.is_empty()
-                && (c.id.starts_with(reference) || label(c, NAME_LABEL).starts_with(&format!("{reference}.")))
-        };
-        let mut candidates: Vec<&ContainerInfo> = all.iter().filter(begin).collect();
-        if candidates.len() > 1 {
-            candidates.retain(running);
-        }
-        match candidates.as_slice() {
-            [one] => Ok((*one).clone()),
-            [] => Err(Status::not_found(format!("No such container: {reference}"))),
-            many => Err(Status::invalid_argument(format!(
-                "container {reference} is ambiguous: {} match",
-                many.len()
-            ))),
-        }
-    }
+/// Takes places of a bounded number, to be held as long as the call goes on.
+fn admit(places: &Arc<Semaphore>, wanted: usize, what: &str) -> Result<OwnedSemaphorePermit, Status> {
+    let wanted = u32::try_from(wanted).unwrap_or(u32::MAX);
+    let places = places.clone().try_acquire_many_owned(wanted);
+    places.map_err(|_| {
+        Status::resource_exhausted(format!(
+            "this node has as many {what} under way as it takes: try again later"
+        ))
+    })
 }
 
 fn store_status(error: &StoreError) -> Status {
@@ -141,6 +128,7 @@ impl Host for HostService {
     type BuildImageStream = Events<w::ImageEvent>;
     type ExecStream = Events<w::ExecOutput>;
     type LogsStream = Events<w::LogEntry>;
+    type CopyFromStream = Events<w::CopyOutput>;
 
     async fn load_image(
         &self,
@@ -148,7 +136,10 @@ impl Host for HostService {
     ) -> Result<Response<Self::LoadImageStream>, Status> {
         let mut stream = request.into_inner();
         let start = first(&mut stream).await?;
-        let (images, reader) = (self.shared.images.clone(), ChunkReader::new(start.data, stream));
+        let (images, reader) = (
+            self.shared.images.clone(),
+            ChunkReader::new(start.data, stream, |c| c.data),
+        );
         Ok(image_job(&self.shared, move |say| {
             let loaded = images
                 .load(reader, say)
@@ -176,7 +167,10 @@ impl Host for HostService {
                 "--change is not supported: build an image FROM the imported one",
             ));
         }
-        let (images, reader) = (self.shared.images.clone(), ChunkReader::new(start.data, stream));
+        let (images, reader) = (
+            self.shared.images.clone(),
+            ChunkReader::new(start.data, stream, |c| c.data),
+        );
         Ok(image_job(&self.shared, move |_| {
             let name = Some(options.reference.as_str()).filter(|r| !r.is_empty());
             let id = images
@@ -193,7 +187,10 @@ impl Host for HostService {
         let mut stream = request.into_inner();
         let start = first(&mut stream).await?;
         let options = start.build.unwrap_or_default();
-        let (images, reader) = (self.shared.images.clone(), ChunkReader::new(start.data, stream));
+        let (images, reader) = (
+            self.shared.images.clone(),
+            ChunkReader::new(start.data, stream, |c| c.data),
+        );
         Ok(image_job(&self.shared, move |say| {
             let request = BuildRequest {
                 dockerfile: options.dockerfile,
@@ -389,164 +386,54 @@ impl Host for HostService {
             .list()
             .into_iter()
             .filter(wanted)
-            .map(container)
+            .map(find::container)
             .collect();
         Ok(Response::new(w::ListContainersReply { containers }))
     }
 
-    async fn stats(&self, request: Request<w::ContainerRequest>) -> Result<Response<w::StatsReply>, Status> {
-        let info = self.find(&request.into_inner().container)?;
-        let stats = self.shared.runtime.stats(&info.id);
-        let stats = stats
-            .ok_or_else(|| Status::failed_precondition(format!("container {} is not running", info.id)))?;
-        Ok(Response::new(w::StatsReply {
-            cpu_ns: stats.cpu_ns,
-            memory_bytes: stats.memory,
-            memory_limit_bytes: stats.memory_limit,
-            pids: stats.pids,
-            read_at_ms: now().0,
-        }))
+    async fn find_container(
+        &self,
+        request: Request<w::ContainerRequest>,
+    ) -> Result<Response<w::Container>, Status> {
+        let found = self.find(&request.into_inner().container)?;
+        Ok(Response::new(find::container(found)))
+    }
+
+    async fn stats(&self, request: Request<w::StatsRequest>) -> Result<Response<w::StatsReply>, Status> {
+        usage::stats(self, request.into_inner().containers)
+            .await
+            .map(Response::new)
+    }
+
+    async fn top(&self, request: Request<w::ContainerRequest>) -> Result<Response<w::TopReply>, Status> {
+        usage::top(self, &request.into_inner().container)
+            .await
+            .map(Response::new)
     }
 
     async fn exec(
         &self,
         request: Request<Streaming<w::ExecInput>>,
     ) -> Result<Response<Self::ExecStream>, Status> {
-        let mut input = request.into_inner();
-        let start = input.message().await?.and_then(|m| m.start);
-        let start =
-            start.ok_or_else(|| Status::invalid_argument("the first message must say what to run"))?;
-        if start.privileged {
-            return Err(Status::invalid_argument(
-                "--privileged is not supported: a container's sandbox holds for exec too",
-            ));
-        }
-        let info = self.find(&start.container)?;
-        let size = start.size.unwrap_or(w::Size { rows: 24, cols: 80 });
-        let config = ExecConfig {
-            argv: start.argv,
-            env: start.env,
-            user: start.user,
-            cwd: start.dir,
-            tty: start.tty.then(|| (clip(size.rows), clip(size.cols))),
-            stdin: start.stdin,
-        };
-        let mut session = self
-            .shared
-            .runtime
-            .exec(&info.id, &config)
-            .map_err(|e| match &e {
-                ExecError::NotRunning { .. } => Status::failed_precondition(chain(&e)),
-                ExecError::Config { .. } => Status::invalid_argument(chain(&e)),
-                ExecError::Spawn { .. } => Status::internal(chain(&e)),
-            })?;
-        let (sender, receiver) = mpsc::channel(QUEUE);
-        let (stdout, stderr) = (session.stdout.take(), session.stderr.take());
-        let mut stdin = session.stdin.take();
-        let pump = |stream: Option<Box<dyn tokio::io::AsyncRead + Send + Unpin>>, error: bool| {
-            let sender = sender.clone();
-            async move {
-                let Some(mut stream) = stream else { return };
-                let mut buffer = vec![0u8; PIECE];
-                while let Ok(n @ 1..) = stream.read(&mut buffer).await {
-                    let piece = buffer[..n].to_vec();
-                    let (stdout, stderr) = if error {
-                        (Vec::new(), piece)
-                    } else {
-                        (piece, Vec::new())
-                    };
-                    if sender
-                        .send(Ok(w::ExecOutput {
-                            stdout,
-                            stderr,
-                            exit_code: None,
-                        }))
-                        .await
-                        .is_err()
-                    {
-                        return;
-                    }
-                }
-            }
-        };
-        let outputs = tokio::spawn({
-            let (out, err) = (pump(stdout, false), pump(stderr, true));
-            async move {
-                tokio::join!(out, err);
-            }
-        });
-        tokio::spawn(async move {
-            let mut more = true;
-            let code = loop {
-                tokio::select! {
-                    code = session.wait() => break code.unwrap_or(255),
-                    () = sender.closed() => {
-                        session.kill();
-                        return;
-                    }
-                    message = input.message(), if more => match message {
-                        Ok(Some(message)) => {
-                            if let Some(size) = message.resize {
-                                session.resize(clip(size.rows), clip(size.cols));
-                            }
-                            if let Some(pipe) = stdin.as_mut().filter(|_| !message.stdin.is_empty())
-                                && (pipe.write_all(&message.stdin).await.is_err() || pipe.flush().await.is_err()) {
-                                    stdin = None;
-                                }
-                            if message.stdin_closed {
-                                stdin = None;
-                            }
-                        }
-                        Ok(None) | Err(_) => {
-                            stdin = None;
-                            more = false;
-                        }
-                    },
-                }
-            };
-            let _ = outputs.await;
-            let _ = sender
-                .send(Ok(w::ExecOutput {
-                    exit_code: Some(code),
-                    ..w::ExecOutput::default()
-                }))
-                .await;
-        });
-        Ok(Response::new(ReceiverStream::new(receiver)))
+        exec::start(self, request.into_inner()).await
     }
 
     async fn logs(&self, request: Request<w::LogsRequest>) -> Result<Response<Self::LogsStream>, Status> {
-        let r = request.into_inner();
-        let infos = r
-            .containers
-            .iter()
-            .map(|c| self.find(c))
-            .collect::<Result<Vec<_>, _>>()?;
-        let (sender, receiver) = mpsc::channel(QUEUE);
-        let query = LogQuery {
-            tail: r.tail.map(|t| usize::try_from(t).unwrap_or(usize::MAX)),
-            since_ns: r.since_ns,
-            follow: r.follow,
-        };
-        for info in infos {
-            let mut lines = self.shared.runtime.logs(&info.id, query);
-            let sender = sender.clone();
-            tokio::spawn(async move {
-                while let Some(line) = lines.recv().await {
-                    let entry = w::LogEntry {
-                        container: info.id.clone(),
-                        task: info.labels.get(TASK_LABEL).cloned().unwrap_or_default(),
-                        time_ns: line.time_ns,
-                        stderr: line.stream == LogStream::Stderr,
-                        line: line.text,
-                    };
-                    if sender.send(Ok(entry)).await.is_err() {
-                        return;
-                    }
-                }
-            });
-        }
-        Ok(Response::new(ReceiverStream::new(receiver)))
+        logs::start(self, &request.into_inner())
+    }
+
+    async fn copy_from(
+        &self,
+        request: Request<w::CopyFromRequest>,
+    ) -> Result<Response<Self::CopyFromStream>, Status> {
+        copy::from(self, request.into_inner()).await
+    }
+
+    async fn copy_to(
+        &self,
+        request: Request<Streaming<w::CopyInput>>,
+    ) -> Result<Response<w::CopyToReply>, Status> {
+        copy::to(self, request.into_inner()).await.map(Response::new)
     }
 }
 
@@ -567,33 +454,4 @@ fn no_volume(name: &str) -> Status {
     Status::not_found(format!(
         "no such volume: {name}: `rswarm volume ls` lists what there is"
     ))
-}
-
-fn clip(n: u32) -> u16 {
-    u16::try_from(n).unwrap_or(u16::MAX)
-}
-
-fn container(info: ContainerInfo) -> w::Container {
-    let label = |key: &str| info.labels.get(key).cloned().unwrap_or_default();
-    let (state, pid, exit_code, finished) = match info.state {
-        ContainerState::Created => ("created", 0, None, 0),
-        ContainerState::Running { pid } => ("running", pid, None, 0),
-        ContainerState::Exited(exit) => ("exited", 0, exit.code, exit.finished_ms),
-    };
-    w::Container {
-        name: label(NAME_LABEL),
-        image: label(IMAGE_LABEL),
-        task: label(TASK_LABEL),
-        service: label(SERVICE_LABEL),
-        command: info.argv,
-        created_at_ms: info.created_ms,
-        state: state.into(),
-        pid,
-        exit_code,
-        started_at_ms: info.started_ms,
-        finished_at_ms: finished,
-        health: String::new(),
-        labels: info.labels,
-        id: info.id,
-    }
 }

@@ -9,7 +9,7 @@ use agent_core::alone::{Alone, restart_at};
 use agent_core::health::Health;
 use agent_core::outbox::status_time;
 use agent_core::step::RETRY;
-use agent_core::{LocalTask, Seen, Step, next_step, state_of};
+use agent_core::{LocalTask, Seen, Step, keeps_files, next_step, state_of};
 use model::assignment::AssignmentSet;
 use model::object::{ContainerStatus, Task, TaskStatus};
 use model::task_state::{DesiredState, TaskState};
@@ -532,7 +532,7 @@ impl Worker {
         if self.local.seen == Seen::Prepared || matches!(self.local.seen, Seen::Failed { .. }) {
             // It has no log worth keeping.
             let _ = self.shared.runtime.remove(&self.id.to_string()).await;
-        } else {
+        } else if !keeps_files(&self.local) {
             let (shared, name) = (self.shared.clone(), self.id.to_string());
             let _ = blocking(move || shared.runtime.trim(&name)).await;
         }

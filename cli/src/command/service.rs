@@ -1,10 +1,9 @@
 //! `service`.
 
-use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use model::Timestamp;
-use model::object::{Object, Service, Task};
+use model::object::{Object, Service};
 use model::spec::ServiceSpec;
 use model::units::parse_duration;
 use proto::control::{
@@ -14,9 +13,9 @@ use proto::control::{
 use proto::types::Kind;
 
 use crate::client::{Client, Fail};
-use crate::command::container;
 use crate::command::service_flags::{CreateArgs, UpdateArgs, Wait, from_create, from_update};
-use crate::command::service_list::{ls, task_rows, tasks};
+use crate::command::service_list::{ls, task_rows};
+use crate::command::{exec, logs};
 use crate::progress::{Board, Target, last_rollout};
 use crate::render::{self, InspectArgs, ListArgs};
 use crate::{inspect, progress};
@@ -63,21 +62,8 @@ pub(crate) enum Command {
         #[arg(required = true)]
         services: Vec<String>,
     },
-    /// Show the output of a service's tasks on this node.
-    Logs {
-        #[arg(long, short)]
-        follow: bool,
-        #[arg(long, short = 'n', default_value = "all")]
-        tail: String,
-        #[arg(long, short)]
-        timestamps: bool,
-        #[arg(long)]
-        since: Option<String>,
-        /// The lines alone, without the task before each.
-        #[arg(long)]
-        raw: bool,
-        service: String,
-    },
+    Logs(logs::ServiceLogsArgs),
+    Exec(exec::ServiceExecArgs),
 }
 
 /// Waits for the one service of a command, unless that is not wanted; `known` as in [`Target`].
@@ -239,36 +225,8 @@ pub(crate) async fn run(client: &Client, command: Command) -> Result<u8, Fail> {
                 .await?;
             services.iter().for_each(render::line);
         }
-        Command::Logs {
-            follow,
-            tail,
-            timestamps,
-            since,
-            raw,
-            service,
-        } => {
-            let s = get(client, &service).await?;
-            let tasks = tasks(client, &[format!("service={}", s.id)]).await?;
-            let began: Vec<&Arc<Task>> = tasks.iter().filter(|t| t.status.container.is_some()).collect();
-            let names: BTreeMap<String, String> = began
-                .iter()
-                .map(|t| (t.id.to_string(), format!("{} | ", t.name())))
-                .collect();
-            let request = container::query(
-                began.iter().map(|t| t.id.to_string()).collect(),
-                &tail,
-                since.as_deref(),
-                follow,
-            )?;
-            let prefix = |task: &str| {
-                if raw {
-                    String::new()
-                } else {
-                    names.get(task).cloned().unwrap_or_default()
-                }
-            };
-            container::print_logs(client, request, timestamps, &prefix).await?;
-        }
+        Command::Logs(args) => return logs::service_logs(client, args).await,
+        Command::Exec(args) => return exec::service_exec(client, args).await,
     }
     Ok(0)
 }

@@ -175,7 +175,7 @@ impl Gate {
         request.headers_mut().remove(NODE);
         let hostname = &known.description.hostname;
         let links = &self.manager.shared.links;
-        let mut channel = links.to(node, &links.address(node, &known.description.address));
+        let (mut channel, cut) = links.once(node, &links.address(node, &known.description.address));
         let away = |e: &dyn std::fmt::Display| {
             Status::unavailable(format!(
                 "node {hostname} ({}) cannot be reached: {e}",
@@ -187,7 +187,14 @@ impl Gate {
             .await
             .map_err(|_| away(&"no answer in time"))?
             .map_err(|e| away(&e))?;
-        channel.call(request).await.map_err(|e| away(&innermost(&e)))
+        let response = channel.call(request).await.map_err(|e| away(&innermost(&e)))?;
+        // Whoever asked may leave in the middle: with the answer goes the connection, and with that what was started.
+        Ok(response.map(|body| {
+            Body::new(body.map_frame(move |frame| {
+                let _held = &cut;
+                frame
+            }))
+        }))
     }
 
     /// Carries a call out at the leader, wherever it is, and again after an election.

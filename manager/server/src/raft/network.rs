@@ -17,7 +17,7 @@ use openraft::raft::{
     TransferLeaderResponse, VoteRequest, VoteResponse,
 };
 use openraft::{BasicNode, OptionalSend, RaftNetworkFactory, RaftNetworkV2};
-use proto::channel::{self, Expect};
+use proto::channel::{self, Cut, Expect};
 use proto::identity::Keychain;
 use proto::raft as w;
 use proto::raft::raft_client::RaftClient;
@@ -110,6 +110,12 @@ impl Links {
         let key = (node, address.to_owned());
         let make = || channel::node(&self.inner.keychain, address, Expect::Node(node));
         channels.entry(key).or_insert_with(make).clone()
+    }
+
+    /// A connection to a node for one call only. Whoever takes what it is sent slowly, or sends what is not taken, fills
+    /// the window of a connection; nothing else must wait behind that.
+    pub(crate) fn once(&self, node: NodeId, address: &str) -> (Channel, Cut) {
+        channel::node_once(&self.inner.keychain, address, Expect::Node(node))
     }
 
     /// A client of another manager.
