@@ -13,6 +13,8 @@ use crate::remains::Remains;
 
 /// Most hosts: their names stay within the eight characters of a dataplane's.
 const HOSTS_MAX: u8 = 99;
+/// Number of the host on the same wire that has no daemon, and is never cut off.
+const OUTSIDE: u8 = 200;
 /// What folders of hosts are called; the process that made them and their id follow.
 const PREFIX: &str = "rswarm-hosts-";
 /// Characters of an id, which with two digits of a number is a dataplane's name.
@@ -81,6 +83,7 @@ impl Hosts {
             wire: Mutex::default(),
         };
         let mut wire = Wire::make(&hosts.dir.join("net"))?;
+        wire.add(OUTSIDE)?;
         for number in 1..=count.min(HOSTS_MAX) {
             wire.add(number)?;
             let paths = (exe, hosts.dir.as_path(), wire.namespace(number));
@@ -108,6 +111,11 @@ impl Hosts {
     /// All of them, by number.
     pub fn all(&self) -> &[Host] {
         &self.hosts
+    }
+
+    /// Namespace of a machine on the same wire that is none of them: where clients are.
+    pub fn outside(&self) -> PathBuf {
+        (self.wire().as_ref()).map_or_else(PathBuf::new, |wire| wire.namespace(OUTSIDE))
     }
 
     /// One of them, from 1 on.
