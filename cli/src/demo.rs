@@ -1,10 +1,10 @@
-//! `rswarm demo`: the main job on this machine, from nothing to nothing.
+//! `rswarm demo`: the main job on this machine, from nothing to nothing, on one host or on several.
 
-use std::io::{Read, Write};
-use std::net::{SocketAddr, TcpStream};
+mod load;
+mod nodes;
+
+use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
 use proto::host::{BuildOptions, ListContainersRequest};
@@ -13,6 +13,7 @@ use tokio::process::{Child, Command};
 use crate::client::{Client, Fail};
 use crate::command::image;
 use crate::render::line;
+use load::Load;
 
 /// Port that the demo publishes.
 const PORT: u16 = 18_080;
@@ -26,9 +27,20 @@ const SHOP: [(&str, &str); 4] = [
     ("key", include_str!("../../examples/shop/key")),
 ];
 
-/// How the demo ends.
+/// What is shown, and how it ends.
 #[derive(clap::Args)]
+#[command(
+    after_help = "With --nodes, each host is a network namespace of this machine with a daemon of its own, and clients are in one more. \
+Every host has a web service of its own with a port of its own, and clients ask each host for its own: networks over hosts and a mesh \
+of ports come later. No request is repeated and none is left out, also while the leader is killed and a new version is rolled out; only \
+the host that was cut off is not asked from the moment its link is healed until its tasks are those that the managers know again. \
+The exit code is 0 only when no request failed, no write that was acknowledged was lost, the change of the leader restarted no task, \
+and nothing is left behind."
+)]
 pub(crate) struct Args {
+    /// Hosts of the cluster; beyond one they are three managers and workers.
+    #[arg(long, default_value_t = 1, value_parser = clap::builder::RangedU64ValueParser::<u8>::new().range(1..=20))]
+    nodes: u8,
     /// End by itself.
     #[arg(long)]
     once: bool,
@@ -70,73 +82,14 @@ impl Demo {
     }
 }
 
-/// A client that sends requests through the published port until it is stopped.
-struct Load {
-    stop: Arc<AtomicBool>,
-    counts: Arc<[AtomicU64; 2]>,
-    threads: Vec<std::thread::JoinHandle<()>>,
-}
-
-impl Load {
-    fn start() -> Self {
-        let (stop, counts) = (
-            Arc::new(AtomicBool::new(false)),
-            Arc::new([AtomicU64::new(0), AtomicU64::new(0)]),
-        );
-        let threads = (0..2)
-            .map(|_| {
-                let (stop, counts) = (stop.clone(), counts.clone());
-                std::thread::spawn(move || {
-                    while !stop.load(Ordering::Relaxed) {
-                        let result = request();
-                        counts[0].fetch_add(1, Ordering::Relaxed);
-                        if let Err(e) = result {
-                            counts[1].fetch_add(1, Ordering::Relaxed);
-                            eprintln!("a request failed: {e}");
-                        }
-                        std::thread::sleep(Duration::from_millis(2));
-                    }
-                })
-            })
-            .collect();
-        Self {
-            stop,
-            counts,
-            threads,
-        }
-    }
-
-    fn end(self) -> (u64, u64) {
-        self.stop.store(true, Ordering::Relaxed);
-        for thread in self.threads {
-            let _ = thread.join();
-        }
-        (
-            self.counts[0].load(Ordering::Relaxed),
-            self.counts[1].load(Ordering::Relaxed),
-        )
-    }
-}
-
-fn request() -> std::io::Result<String> {
-    let address = SocketAddr::from(([127, 0, 0, 1], PORT));
-    let mut stream = TcpStream::connect_timeout(&address, Duration::from_secs(5))?;
-    stream.set_read_timeout(Some(Duration::from_secs(5)))?;
-    stream.write_all(b"GET / HTTP/1.1\r\nHost: shop\r\nConnection: close\r\n\r\n")?;
-    let mut text = String::new();
-    stream.read_to_string(&mut text)?;
-    if text.starts_with("HTTP/1.1 200") {
-        Ok(text)
-    } else {
-        Err(std::io::Error::other(format!("answer: {text:.80}")))
-    }
-}
-
 pub(crate) async fn run(args: Args) -> Result<u8, Fail> {
     if !rustix::process::geteuid().is_root() {
         return Err(Fail::new(
             "the demo makes namespaces, cgroups and network links: run it as root",
         ));
+    }
+    if args.nodes > 1 {
+        return nodes::run(args).await;
     }
     let dir = tempfile::tempdir()?;
     let socket = dir.path().join("rswarm.sock");
@@ -220,7 +173,7 @@ async fn steps(demo: &Demo, dir: &Path, args: &Args) -> Result<u64, Fail> {
     ] {
         demo.type_in(words).await?;
     }
-    let load = Load::start();
+    let load = Load::start(&[local()], None);
     let result = under_load(demo).await;
     let (requests, failed) = load.end();
     let (scale, update, replace) = result?;
@@ -235,6 +188,11 @@ async fn steps(demo: &Demo, dir: &Path, args: &Args) -> Result<u64, Fail> {
     Ok(failed)
 }
 
+/// Where this machine's own clients ask.
+fn local() -> SocketAddr {
+    SocketAddr::from(([127, 0, 0, 1], PORT))
+}
+
 async fn under_load(demo: &Demo) -> Result<(f64, f64, f64), Fail> {
     demo.type_in(&["service", "ls"]).await?;
     let scale = demo.timed(&["service", "scale", "shop_web=10"]).await?;
@@ -243,7 +201,7 @@ async fn under_load(demo: &Demo) -> Result<(f64, f64, f64), Fail> {
     let update = demo
         .timed(&["service", "update", "--image", "shop/web:v2", "shop_web"])
         .await?;
-    let answer = request()?;
+    let answer = load::request(local())?;
     if !answer.contains("\"version\":\"v2\"") {
         return Err(Fail::new(format!(
             "after the update the answer is not v2: {answer}"

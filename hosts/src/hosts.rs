@@ -13,6 +13,8 @@ use crate::remains::Remains;
 
 /// Most hosts: their names stay within the eight characters of a dataplane's.
 const HOSTS_MAX: u8 = 99;
+/// Number of the host on the same wire that has no daemon, and is never cut off.
+const OUTSIDE: u8 = 200;
 /// What folders of hosts are called; the process that made them and their id follow.
 const PREFIX: &str = "rswarm-hosts-";
 /// Characters of an id, which with two digits of a number is a dataplane's name.
@@ -81,6 +83,7 @@ impl Hosts {
             wire: Mutex::default(),
         };
         let mut wire = Wire::make(&hosts.dir.join("net"))?;
+        wire.add(OUTSIDE)?;
         for number in 1..=count.min(HOSTS_MAX) {
             wire.add(number)?;
             let paths = (exe, hosts.dir.as_path(), wire.namespace(number));
@@ -108,6 +111,11 @@ impl Hosts {
     /// All of them, by number.
     pub fn all(&self) -> &[Host] {
         &self.hosts
+    }
+
+    /// Namespace of a machine on the same wire that is none of them: where clients are.
+    pub fn outside(&self) -> PathBuf {
+        (self.wire().as_ref()).map_or_else(PathBuf::new, |wire| wire.namespace(OUTSIDE))
     }
 
     /// One of them, from 1 on.
@@ -229,5 +237,85 @@ fn sweep_the_dead() {
             Remains::sweep(&entry.path(), id);
             let _ = fs::remove_dir_all(entry.path());
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn root() -> bool {
+        let root = rustix::process::geteuid().is_root();
+        if !root {
+            println!("skipped: needs root");
+        }
+        root
+    }
+
+    /// What is left of hosts of a process.
+    fn left_of(pid: u32) -> Vec<String> {
+        let prefix = format!("{PREFIX}{pid}-");
+        let mounts = fs::read_to_string("/proc/self/mountinfo").unwrap();
+        let mut left: Vec<String> = (mounts.lines().filter(|l| l.contains(&prefix)))
+            .map(str::to_owned)
+            .collect();
+        let folders = fs::read_dir(std::env::temp_dir()).unwrap().flatten();
+        left.extend(
+            folders
+                .map(|e| e.file_name().to_string_lossy().into_owned())
+                .filter(|name| name.starts_with(&prefix)),
+        );
+        left
+    }
+
+    #[test]
+    fn hosts_that_do_not_start_say_so_and_a_run_that_was_killed_is_swept() {
+        if !root() {
+            return;
+        }
+        let mut dead = std::process::Command::new("/bin/true").spawn().unwrap();
+        let pid = dead.id();
+        dead.wait().unwrap();
+        let dir = std::env::temp_dir().join(format!("{PREFIX}{pid}-sweepy"));
+        let mut wire = Wire::make(&dir.join("net")).unwrap();
+        wire.add(1).unwrap();
+        // As if it had never been dropped.
+        std::mem::forget(wire);
+        assert_eq!(left_of(pid).len(), 3, "two namespaces and a folder");
+
+        let failed = Hosts::make(Path::new("/bin/false"), 2, "info").unwrap_err();
+        assert!(
+            matches!(&failed, HostsError::Silent { host, .. } if host == "h1"),
+            "{failed}"
+        );
+        assert_eq!(left_of(std::process::id()), Vec::<String>::new());
+        assert_eq!(left_of(pid), Vec::<String>::new());
+    }
+
+    #[test]
+    fn what_a_process_holds_open_or_is_in_is_found() {
+        if !root() {
+            return;
+        }
+        let dir = std::env::temp_dir().join(format!("rswarm-findme-{}", std::process::id()));
+        let mut wire = Wire::make(&dir.join("net")).unwrap();
+        wire.add(1).unwrap();
+        let mut child = net::inside(&wire.namespace(1), || {
+            std::process::Command::new("/bin/sleep")
+                .arg("1000")
+                .spawn()
+                .unwrap()
+        })
+        .unwrap();
+        let found = Remains::find(&dir, "findme");
+        let pid = i32::try_from(child.id()).unwrap();
+        assert_eq!(found.processes, [(pid, "/bin/sleep 1000".to_owned())]);
+        assert_eq!(found.mounts.len(), 2);
+        // It is ours to wait for; its end is what the sweep brings about.
+        let reaper = std::thread::spawn(move || child.wait().unwrap());
+        assert!(Remains::sweep(&dir, "findme").is_empty());
+        assert!(!reaper.join().unwrap().success());
+        drop(wire);
+        fs::remove_dir_all(&dir).unwrap();
     }
 }

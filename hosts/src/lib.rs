@@ -15,4 +15,5 @@ mod remains;
 pub use command::Said;
 pub use host::Host;
 pub use hosts::{Hosts, HostsError};
+pub use net::inside;
 pub use remains::Remains;

@@ -270,3 +270,67 @@ async fn a_dataplane_is_adopted_and_leaves_nothing() {
         "no namespace is kept"
     );
 }
+
+#[test]
+fn hosts_on_a_wire_are_cut_off_one_way_both_ways_and_by_their_cable() {
+    if !rustix::process::geteuid().is_root() {
+        println!("skipped: needs root");
+        return;
+    }
+    let dir = tempfile::tempdir().expect("a folder");
+    let mut wire = net::Wire::make(dir.path()).expect("a wire");
+    for host in 1..=3 {
+        wire.add(host).expect("a host");
+    }
+    let listen = |host: u8| {
+        net::inside(&wire.namespace(host), || {
+            let socket = UdpSocket::bind((net::Wire::address(host), 7)).expect("bind");
+            socket
+                .set_read_timeout(Some(Duration::from_millis(300)))
+                .expect("a timeout");
+            socket
+        })
+        .expect("inside")
+    };
+    let sockets = [listen(1), listen(2), listen(3)];
+    // Whether what `from` sends reaches `to`. What was lost earlier never comes late.
+    let hears = |from: u8, to: u8| {
+        let socket = &sockets[usize::from(from) - 1];
+        let _ = socket.send_to(&[from, to], (net::Wire::address(to), 7));
+        let mut bytes = [0u8; 2];
+        let got = sockets[usize::from(to) - 1].recv_from(&mut bytes);
+        got.is_ok() && bytes == [from, to]
+    };
+    let all = |lost: &[(u8, u8)]| {
+        for (from, to) in [(1, 2), (2, 1), (1, 3), (3, 1), (2, 3), (3, 2)] {
+            assert_eq!(
+                hears(from, to),
+                !lost.contains(&(from, to)),
+                "{from} -> {to}, lost: {lost:?}"
+            );
+        }
+    };
+    all(&[]);
+    wire.lose(1, 2, true).expect("lose");
+    wire.lose(1, 2, true).expect("again it changes nothing");
+    all(&[(1, 2)]);
+    wire.lose(2, 1, true).expect("lose");
+    all(&[(1, 2), (2, 1)]);
+    wire.lose(1, 2, false).expect("heal");
+    wire.lose(2, 1, false).expect("heal");
+    all(&[]);
+    wire.cable(3, false).expect("pull");
+    all(&[(1, 3), (3, 1), (2, 3), (3, 2)]);
+    wire.cable(3, true).expect("plug");
+    let deadline = Instant::now() + Duration::from_secs(10);
+    while !hears(1, 3) || !hears(3, 2) {
+        assert!(Instant::now() < deadline, "the cable is back, host 3 is not");
+    }
+    drop(sockets);
+    drop(wire);
+    let mounts = std::fs::read_to_string("/proc/self/mountinfo").expect("mounts");
+    assert!(
+        !mounts.contains(&dir.path().display().to_string()),
+        "no namespace is kept"
+    );
+}

@@ -28,9 +28,7 @@ impl Runtime {
         let dir = self.dir(id);
         let none = || failed("there is no such container".into());
         let state = self.inspect(id).ok_or_else(none)?.state;
-        if let (ContainerState::Running { .. }, Some(running)) =
-            (state, state_dir::running(&dir))
-        {
+        if let (ContainerState::Running { .. }, Some(running)) = (state, state_dir::running(&dir)) {
             let path = format!("/proc/{}/root", running.pid);
             let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC;
             let root = rustix::fs::open(path, flags, Mode::empty());
