@@ -100,7 +100,7 @@ const ALL: &[(&str, Start, Scenario)] = &[
     ),
     (
         "a leader that was never heard of is followed",
-        Start::Cluster(3, 1),
+        Start::Cluster(3, 2),
         members::unknown_leader_is_followed,
     ),
     (

@@ -272,11 +272,22 @@ impl Dispatcher {
         }
     }
 
-    /// Tells every node what has changed of what all are told. One that is slow to take it is told later.
+    /// Tells every node what has changed of what all are told. One that is slow to take it is told later; one that was
+    /// removed is told that it has no session any more, and not only at its next heartbeat.
     pub(crate) fn tell_news(&self) {
         let news = self.current_news();
         let (state, now) = (self.log.read(), self.log.now());
-        for (node, session) in &mut self.nodes().sessions {
+        let mut nodes = self.nodes();
+        let Nodes { watch, sessions } = &mut *nodes;
+        sessions.retain(|node, session| {
+            let known = state.node(*node).is_some();
+            if !known {
+                watch.end(*node);
+                session.wake.notify_one();
+            }
+            known
+        });
+        for (node, session) in sessions {
             let told = self.told(&state, *node, &news);
             if session.told.as_ref() == Some(&told) {
                 continue;
