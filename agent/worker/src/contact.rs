@@ -1,6 +1,7 @@
 //! The last contact with a manager: by it tasks are stopped that may not outlive it, also by the agent after this one.
 
 use std::path::PathBuf;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
@@ -38,6 +39,8 @@ pub(crate) struct Contact {
     path: PathBuf,
     /// The last contact, and the one the file has.
     last: Mutex<(Timestamp, Timestamp)>,
+    /// Whether the file could not be written the last time: that is said once.
+    failing: AtomicBool,
     away: watch::Sender<Away>,
 }
 
@@ -53,6 +56,7 @@ impl Contact {
         Self {
             path,
             last: Mutex::new((last, last)),
+            failing: AtomicBool::new(false),
             away: watch::Sender::new(Away {
                 since: Some(last),
                 gap: None,
@@ -67,7 +71,11 @@ impl Contact {
         if last.0.since(last.1) >= WRITE_EVERY {
             last.1 = last.0;
             // Without the file a restarted agent counts from its own start; the tasks do not depend on more.
-            if let Err(error) = std::fs::write(&self.path, format!("{} {}\n", boot_id(), last.0.0)) {
+            let written = std::fs::write(&self.path, format!("{} {}\n", boot_id(), last.0.0));
+            let failed_before = self.failing.swap(written.is_err(), Ordering::Relaxed);
+            if let Err(error) = written
+                && !failed_before
+            {
                 tracing::warn!(%error, path = %self.path.display(), "remember the last contact with a manager");
             }
         }

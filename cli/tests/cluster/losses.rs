@@ -73,7 +73,10 @@ pub(crate) fn short_losses_are_no_losses(bed: &Bed) -> Outcome {
     bed.hosts.isolate(&[h2])?;
     until("h2 misses its manager", PATIENCE, || {
         equal("h2", bed.nodes(1)?["h2"].status.as_str(), "Ready")?;
-        Ok(is(h2.whole_log().contains("does not answer a heartbeat"), true))
+        Ok(is(
+            h2.whole_log().contains("was not answered within its period"),
+            true,
+        ))
     })?;
     let known = registered();
     bed.hosts.heal()?;
