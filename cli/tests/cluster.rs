@@ -14,6 +14,8 @@ mod keys;
 mod losses;
 #[path = "cluster/members.rs"]
 mod members;
+#[path = "cluster/recovery.rs"]
+mod recovery;
 
 use std::path::Path;
 use std::process::ExitCode;
@@ -122,6 +124,21 @@ const ALL: &[(&str, Start, Scenario)] = &[
         "the authority is replaced",
         Start::Cluster(3, 2),
         keys::authority_rotated,
+    ),
+    (
+        "a backup is the cluster again",
+        Start::Cluster(1, 1),
+        recovery::backup_and_restore,
+    ),
+    (
+        "one manager of three goes on alone when told to",
+        Start::Cluster(3, 1),
+        recovery::forced_new_cluster,
+    ),
+    (
+        "without a manager a host restarts what failed",
+        Start::Cluster(1, 1),
+        recovery::restarted_without_a_manager,
     ),
 ];
 
