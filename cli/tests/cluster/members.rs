@@ -94,6 +94,8 @@ pub(crate) fn one_of_two_managers_lost(bed: &Bed) -> Outcome {
             Duration::from_secs(3),
         )?;
     }
+    // Longer than a silent node is waited for: nobody was silent, the leader did not listen.
+    std::thread::sleep(Duration::from_secs(6));
     other.start()?;
     bed.settled(2, 1)?;
     bed.ok(other.number, "network create again")?;

@@ -10,6 +10,10 @@ use super::Dispatcher;
 
 /// Wait before nodes are declared down again after the log refused it.
 const RETRY: Duration = Duration::from_secs(1);
+/// How often a leader looks whether it still hears a quorum.
+const LOOK_EVERY: Duration = Duration::from_millis(100);
+/// The same while it does not: who registers as soon as it does again is not to be asked twice.
+const LOOK_LATE_EVERY: Duration = Duration::from_millis(10);
 
 /// Runs until the log stops. Each leadership begins anew: what an earlier one heard is too old to judge by.
 pub(super) async fn watch(dispatcher: Arc<Dispatcher>) {
@@ -17,9 +21,8 @@ pub(super) async fn watch(dispatcher: Arc<Dispatcher>) {
     while let Ok(now) = role.wait_for(|r| r.leader || r.stopped).await.map(|r| *r)
         && now.leader
     {
-        dispatcher.close();
+        dispatcher.begin();
         dispatcher.forget_images();
-        dispatcher.nodes().watch = Watch::new(dispatcher.uptime());
         dispatcher.ready.send_replace(now.term);
         let mut same = dispatcher.log.role();
         tokio::select! {
@@ -31,11 +34,25 @@ pub(super) async fn watch(dispatcher: Arc<Dispatcher>) {
 
 async fn lead(dispatcher: &Dispatcher) {
     loop {
+        if dispatcher.log.quorum_is_late() {
+            while dispatcher.log.quorum_is_late() {
+                tokio::time::sleep(LOOK_LATE_EVERY).await;
+            }
+            // No node was listened to meanwhile: their silence is not theirs.
+            dispatcher.begin();
+        }
         let next = dispatcher.declare().await;
         tokio::select! {
             () = dispatcher.health_changed.notified() => {}
             () = sleep(next) => {}
+            () = quorum_late(dispatcher) => {}
         }
+    }
+}
+
+async fn quorum_late(dispatcher: &Dispatcher) {
+    while !dispatcher.log.quorum_is_late() {
+        tokio::time::sleep(LOOK_EVERY).await;
     }
 }
 
@@ -47,6 +64,12 @@ async fn sleep(next: Option<Duration>) {
 }
 
 impl Dispatcher {
+    /// Ends all sessions, and counts anew who is heard of.
+    fn begin(&self) {
+        self.close();
+        self.nodes().watch = Watch::new(self.uptime());
+    }
+
     /// Declares down whoever is silent for too long; answers when to look again.
     async fn declare(&self) -> Option<Duration> {
         let state = self.log.read();
