@@ -25,6 +25,9 @@ use super::{Entry, LogId, TypeConfig, Vote};
 
 /// Exit status of a manager whose disk failed (EX_IOERR).
 const EXIT_IO_ERROR: i32 = 74;
+/// Times the lock of the log is tried again, and how long after the last time: a second in all.
+const LOCK_TRIES: u32 = 100;
+const LOCK_PAUSE: std::time::Duration = std::time::Duration::from_millis(10);
 /// Bytes of entries given to a peer at once, below gRPC's 4 MiB.
 const READ_BYTES: usize = 1024 * 1024;
 
@@ -84,6 +87,21 @@ impl Shared {
     }
 }
 
+/// Locks a file, waiting a moment: a process that was just forked has the descriptors of its parent until it executes
+/// its program, and with them a lock that was let go.
+fn take(lock: &File) -> rustix::io::Result<()> {
+    let mut tries = 0;
+    loop {
+        match rustix::fs::flock(lock, rustix::fs::FlockOperation::NonBlockingLockExclusive) {
+            Err(rustix::io::Errno::WOULDBLOCK) if tries < LOCK_TRIES => {
+                tries += 1;
+                std::thread::sleep(LOCK_PAUSE);
+            }
+            taken => return taken,
+        }
+    }
+}
+
 impl LogStore {
     /// Opens the log in `dir`, which is made when it is missing. What a crash left of its last write is removed and
     /// returned, any other damage is refused.
@@ -94,10 +112,8 @@ impl LogStore {
     ) -> Result<(Self, Option<TornTail>), LogError> {
         std::fs::create_dir_all(dir).map_err(io_error("create the folder", dir))?;
         let lock = File::create(dir.join("lock")).map_err(io_error("create the lock", dir))?;
-        rustix::fs::flock(&lock, rustix::fs::FlockOperation::NonBlockingLockExclusive).map_err(|_| {
-            LogError::Locked {
-                path: dir.to_path_buf(),
-            }
+        take(&lock).map_err(|_| LogError::Locked {
+            path: dir.to_path_buf(),
         })?;
         let Recovered { memory, writer, torn } = recover(dir, keys)?;
         match keys.forget_unused() {
