@@ -269,7 +269,9 @@ fn writes(
             if said.ok() {
                 break;
             }
-            if host.pid() == Some(pid) && host.is_up() {
+            // A daemon that was just started does not listen yet.
+            let listens = !said.all().contains("no rswarm daemon answers");
+            if listens && host.pid() == Some(pid) && host.is_up() {
                 return fail(format!(
                     "on {}, scale s{operator}={replicas}: {}",
                     host.name,
