@@ -13,6 +13,44 @@ use model::{NetworkId, NodeId, ServiceId, Timestamp};
 use crate::state::State;
 use crate::txn::Changes;
 
+/// How old what a node is told of the services may be, for each node of the cluster.
+const VIEWS_AGE_PER_NODE: Duration = Duration::from_millis(2);
+/// The same, however many nodes there are.
+const VIEWS_AGE_MAX: Duration = Duration::from_secs(2);
+
+/// How old what a node is told of the services may be in a cluster of so many nodes: nothing much in a small one, a
+/// second with 500.
+pub fn views_age(nodes: usize) -> Duration {
+    let nodes = u32::try_from(nodes).unwrap_or(u32::MAX);
+    VIEWS_AGE_PER_NODE.saturating_mul(nodes).min(VIEWS_AGE_MAX)
+}
+
+/// When all nodes are to ask again for their [`Views`], so that they learn of the last change, and of many changes
+/// shortly after one another together.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct Rounds {
+    changed: Timestamp,
+    due: Option<Timestamp>,
+}
+
+impl Rounds {
+    /// Something changed that all may see.
+    pub fn change(&mut self, now: Timestamp) {
+        self.changed = now;
+        self.due.get_or_insert(now);
+    }
+
+    /// When the next round is due.
+    pub fn due(&self) -> Option<Timestamp> {
+        self.due
+    }
+
+    /// All were told to ask, with views that may be `age` old: one may have been made just before the last change.
+    pub fn done(&mut self, now: Timestamp, age: Duration) {
+        self.due = (self.changed + age > now).then_some(now + age);
+    }
+}
+
 /// How services are reached, worked out once for all nodes, and kept as one object while it stays the same.
 #[derive(Debug, Default)]
 pub struct Views {
@@ -20,9 +58,10 @@ pub struct Views {
 }
 
 impl Views {
-    /// How a service is reached; at most `age` old, in the time that `now` is in.
+    /// How a service is reached, at most `age` old; `now` is a time before the state was read. A caller with an older
+    /// state than another had before gets what that one got.
     ///
-    /// Where every node must be told of the last change, all have to ask again `age` after it.
+    /// Where every node must be told of the last change, all have to ask again `age` after it: see [`Rounds`].
     pub fn of(
         &mut self,
         state: &State,
@@ -32,7 +71,7 @@ impl Views {
     ) -> Arc<ServiceEndpoints> {
         let known = self.known.get(&service.id);
         if let Some((at, index, view)) = known
-            && (*index == state.index() || now.since(*at) < age)
+            && (*index >= state.index() || now.since(*at) < age)
         {
             return view.clone();
         }
@@ -41,7 +80,7 @@ impl Views {
             fresh = old.clone();
         }
         self.known.insert(service.id, (now, state.index(), fresh.clone()));
-        if self.known.len() > state.services().count() {
+        if self.known.len() > state.service_count() {
             self.known.retain(|id, _| state.service(*id).is_some());
         }
         fresh
@@ -225,6 +264,43 @@ mod tests {
     use crate::txn::{Action, Entry, Txn};
 
     #[test]
+    fn rounds_end_with_what_changed_last_and_are_an_age_apart() {
+        const AGE: u64 = 100;
+        for changes in [
+            &[5][..],
+            &[5, 6],
+            &[5, 104, 105, 106],
+            &[5, 50, 99, 150, 300],
+            &[5, 105, 205, 204],
+        ] {
+            let mut rounds = Rounds::default();
+            let (mut version, mut view) = (0, (0, 0));
+            let look = |view: &mut (u64, usize), now: u64, version| {
+                if now - view.0 >= AGE {
+                    *view = (now, version);
+                }
+            };
+            let mut told = Vec::new();
+            for now in 0..1_000 {
+                if changes.contains(&now) {
+                    // A node with tasks of its own asks at the worst moment.
+                    look(&mut view, now, version);
+                    version += 1;
+                    rounds.change(Timestamp(now));
+                }
+                if rounds.due().is_some_and(|due| due <= Timestamp(now)) {
+                    look(&mut view, now, version);
+                    told.push(now);
+                    rounds.done(Timestamp(now), Duration::from_millis(AGE));
+                }
+            }
+            assert_eq!((view.1, rounds.due()), (version, None), "{changes:?}");
+            assert!(told.windows(2).all(|w| w[1] - w[0] >= AGE), "{told:?}");
+            assert_eq!(told[0], changes[0], "the first is told at once");
+        }
+    }
+
+    #[test]
     fn a_view_of_a_service_is_shared_until_it_changes_and_has_an_age() {
         let plain = Service {
             id: ServiceId(1),
@@ -274,6 +350,7 @@ mod tests {
         let mut at = |state: &State, ms| views.of(state, &plain, Timestamp(ms), age);
         let first = at(&state, 0);
         assert!(first.backends.is_empty());
+        let older = state.clone();
         add(&mut state, Object::Task(Arc::new(task)));
         assert!(Arc::ptr_eq(&at(&state, 99), &first), "young enough");
         let second = at(&state, 100);
@@ -282,6 +359,10 @@ mod tests {
         assert!(
             Arc::ptr_eq(&at(&state, 500), &second),
             "looked at again, and the same"
+        );
+        assert!(
+            Arc::ptr_eq(&at(&older, 900), &second),
+            "who read the state before does not bring back what was"
         );
     }
 }

@@ -163,7 +163,7 @@ impl Watch {
     /// log it declares nothing.
     pub fn review(&mut self, state: &State, configured: Duration, now: Timestamp) -> Review {
         self.heard.retain(|id, _| state.node(*id).is_some());
-        let period = heartbeat_for(configured, state.nodes().count());
+        let period = heartbeat_for(configured, state.node_count());
         let mut review = Review::default();
         for node in state.nodes() {
             let silent = self.silence(node.id, &node.status, now);

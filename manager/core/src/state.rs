@@ -146,6 +146,10 @@ impl State {
     pub fn nodes(&self) -> impl Iterator<Item = &Arc<Node>> {
         self.nodes.values()
     }
+    /// How many nodes there are, without looking at each.
+    pub fn node_count(&self) -> usize {
+        self.nodes.len()
+    }
     /// A service.
     pub fn service(&self, id: ServiceId) -> Option<&Arc<Service>> {
         self.services.get(&id)
@@ -154,6 +158,10 @@ impl State {
     pub fn services(&self) -> impl Iterator<Item = &Arc<Service>> {
         self.services.values()
     }
+    /// How many services there are, without looking at each.
+    pub fn service_count(&self) -> usize {
+        self.services.len()
+    }
     /// A task.
     pub fn task(&self, id: TaskId) -> Option<&Arc<Task>> {
         self.tasks.get(&id)
@@ -161,6 +169,10 @@ impl State {
     /// Every task.
     pub fn tasks(&self) -> impl Iterator<Item = &Arc<Task>> {
         self.tasks.values()
+    }
+    /// How many tasks there are, without looking at each.
+    pub fn task_count(&self) -> usize {
+        self.tasks.len()
     }
     /// A network.
     pub fn network(&self, id: NetworkId) -> Option<&Arc<Network>> {

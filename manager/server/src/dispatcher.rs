@@ -21,6 +21,7 @@ use tokio::task::JoinSet;
 use tokio_stream::wrappers::ReceiverStream;
 use tonic::Status;
 
+use crate::leader::sleep_until;
 use crate::raft::{Event, Log, ProposeError};
 use crate::writer::RandomIds;
 use crate::{ca, status};
@@ -32,10 +33,6 @@ const FRAMES_QUEUED: usize = 4;
 const NEWS_QUEUED: usize = 4;
 /// How long a node waits for a leader that has just begun.
 const READY_LIMIT: Duration = Duration::from_secs(1);
-/// How old the view of the services may be that nodes are told, for each node of the cluster.
-const VIEWS_AGE_PER_NODE: Duration = Duration::from_millis(2);
-/// The same, however many nodes there are.
-const VIEWS_AGE_MAX: Duration = Duration::from_secs(2);
 /// Times a manager's number is written again because its node changed meanwhile.
 const REGISTER_TRIES: usize = 8;
 /// Wait for agents to take their last message.
@@ -142,7 +139,7 @@ impl Dispatcher {
     fn heartbeat(&self) -> Result<Duration, Status> {
         let state = self.log.read();
         let configured = state.cluster().ok_or_else(no_cluster)?.heartbeat;
-        Ok(heartbeat_for(configured, state.nodes().count()))
+        Ok(heartbeat_for(configured, state.node_count()))
     }
 
     /// Only the leader hears nodes.
@@ -344,11 +341,13 @@ impl Dispatcher {
                 Some(current) if current.id == session => current.leaving,
                 _ => break,
             };
+            // Before the state is read: a view of the services must not be taken for younger than it is.
+            let now = self.uptime();
             let state = self.log.read();
             let wanted = if leaving {
                 AssignmentSet::default()
             } else {
-                self.wanted(&state, node)
+                self.wanted(&state, node, now)
             };
             let full = told.is_none() || leaving;
             let diff = assignments::diff(&told.take().unwrap_or_default(), &wanted);
@@ -372,8 +371,9 @@ impl Dispatcher {
         let _ = send.send(Err(no_session())).await;
     }
 
-    fn wanted(&self, state: &State, node: NodeId) -> AssignmentSet {
-        let (now, age) = (self.uptime(), views_age(state));
+    /// What a node may see in a state that was read at `now` or after.
+    fn wanted(&self, state: &State, node: NodeId, now: Timestamp) -> AssignmentSet {
+        let age = assignments::views_age(state.node_count());
         let mut views = self.views.lock().unwrap_or_else(PoisonError::into_inner);
         assignments::for_node_by(state, node, &mut |service| views.of(state, service, now, age))
     }
@@ -456,48 +456,30 @@ fn cut(text: &mut String) {
 
 /// Wakes the streams whose nodes an entry affects. What affects all is told together with what follows it shortly.
 async fn route(dispatcher: Arc<Dispatcher>, mut subscription: crate::raft::Subscription) {
-    // When all are to be woken again.
-    let mut again: Option<Instant> = None;
-    let mut changed_at = Instant::now();
+    let mut rounds = assignments::Rounds::default();
     loop {
         let event = tokio::select! {
             event = subscription.next() => event,
-            () = until(again) => {
+            () = sleep_until(rounds.due(), dispatcher.uptime()) => {
                 dispatcher.nodes().sessions.values().for_each(|s| s.wake.notify_one());
-                let age = views_age(&dispatcher.log.read());
-                let now = Instant::now();
-                // A view may have been taken just before the last change.
-                again = (changed_at + age > now).then_some(now + age);
+                let age = assignments::views_age(dispatcher.log.read().node_count());
+                rounds.done(dispatcher.uptime(), age);
                 continue;
             }
         };
         match event {
             None => return,
-            Some(Event::Replaced) => again = Some(Instant::now()),
+            Some(Event::Replaced) => rounds.change(dispatcher.uptime()),
             Some(Event::Applied(changes)) => {
                 let affected = assignments::affected(&changes);
                 let nodes = dispatcher.nodes();
                 let concerned = affected.nodes.iter().filter_map(|n| nodes.sessions.get(n));
                 concerned.for_each(|s| s.wake.notify_one());
                 if affected.everyone {
-                    changed_at = Instant::now();
-                    again.get_or_insert(changed_at);
+                    rounds.change(dispatcher.uptime());
                 }
             }
         }
-    }
-}
-
-/// How old what a node is told of the services may be: nothing much in a small cluster, a second with 500 nodes.
-fn views_age(state: &State) -> Duration {
-    let nodes = u32::try_from(state.nodes().count()).unwrap_or(u32::MAX);
-    (VIEWS_AGE_PER_NODE.saturating_mul(nodes)).min(VIEWS_AGE_MAX)
-}
-
-async fn until(at: Option<Instant>) {
-    match at {
-        Some(at) => tokio::time::sleep_until(at.into()).await,
-        None => std::future::pending().await,
     }
 }
 

@@ -10,7 +10,7 @@ use model::{ServiceId, Timestamp};
 use crate::raft::{DiskState, Event, ProposeError, Subscription};
 use crate::writer::{RandomIds, Writer};
 
-/// Longest sleep: the wall clock may be set meanwhile, and times are in wall-clock time.
+/// Longest sleep: the time of the log, which counts, leans towards the wall clock and may run a tenth faster.
 const SLEEP_MAX: Duration = Duration::from_secs(60);
 
 /// Leads whenever this manager is the leader; returns when the log has stopped.
@@ -114,7 +114,8 @@ fn ring(timers: &mut BTreeMap<ServiceId, Timestamp>, dirty: &mut Dirty, now: Tim
     });
 }
 
-async fn sleep_until(at: Option<Timestamp>, now: Timestamp) {
+/// Sleeps until a time of the clock that shows `now`; for ever when there is none.
+pub(crate) async fn sleep_until(at: Option<Timestamp>, now: Timestamp) {
     match at {
         Some(at) => tokio::time::sleep(at.since(now).min(SLEEP_MAX)).await,
         None => std::future::pending().await,

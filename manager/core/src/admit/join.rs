@@ -68,7 +68,7 @@ pub fn join(state: &State, request: &JoinRequest, now: Timestamp) -> Result<Admi
         ));
     }
     validate::labels("node", &request.hostname, &request.labels)?;
-    if state.nodes().count() >= NODES_MAX {
+    if state.node_count() >= NODES_MAX {
         return Err(Refusal::invalid(format!(
             "the cluster has {NODES_MAX} nodes already"
         )));

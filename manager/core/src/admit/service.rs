@@ -83,7 +83,7 @@ fn warn(state: &State, spec: &ServiceSpec, warnings: &mut Vec<String>) {
     }
     if let OnDisconnect::StopAfter(after) = spec.task.on_disconnect {
         let configured = state.cluster().map_or(Duration::ZERO, |c| c.heartbeat);
-        let least = heartbeat_for(configured, state.nodes().count()) * LEADER_CHANGE;
+        let least = heartbeat_for(configured, state.node_count()) * LEADER_CHANGE;
         if after < least {
             warnings.push(format!(
                 "service {}: on disconnect: stop after {} is less than six heartbeats ({}): a change of the leader may stop its tasks",

@@ -115,10 +115,10 @@ impl Api {
         let count = |n: usize| u32::try_from(n).unwrap_or(u32::MAX);
         info.leader = role.leader;
         info.raft_term = role.term;
-        info.nodes = count(state.nodes().count());
+        info.nodes = count(state.node_count());
         info.managers = count(state.nodes().filter(|n| n.spec.role == NodeRole::Manager).count());
-        info.services = count(state.services().count());
-        info.tasks = count(state.tasks().count());
+        info.services = count(state.service_count());
+        info.tasks = count(state.task_count());
         info.index = state.index();
         info.warnings
             .extend(manager_core::members::advice(info.managers as usize));
