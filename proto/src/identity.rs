@@ -575,8 +575,11 @@ impl Keychain {
     }
 }
 
-/// Writes a small file so that after a crash it is the old one or the new one.
-fn replace(path: &Path, bytes: &[u8]) -> io::Result<()> {
+/// Writes a small file that only its owner reads, so that after a crash it is the old one or the new one.
+///
+/// # Errors
+/// As the disk has them; what was there is there still.
+pub fn replace(path: &Path, bytes: &[u8]) -> io::Result<()> {
     let aside = path.with_extension("new");
     let mut file = fs::OpenOptions::new()
         .write(true)

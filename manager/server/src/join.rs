@@ -1,9 +1,7 @@
 //! How this host becomes a node of a cluster of others, and how it leaves it.
 
 use std::fs;
-use std::io::Write;
 use std::net::TcpListener;
-use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
@@ -250,19 +248,8 @@ impl Pending {
         }
         let node = NodeId::new(&mut RandomIds);
         let key = identity::new_key().map_err(|e| JoinError::Refused(e.to_string()))?;
-        let write = || -> std::io::Result<()> {
-            let aside = path.with_extension("new");
-            let mut file = fs::OpenOptions::new()
-                .write(true)
-                .create(true)
-                .truncate(true)
-                .mode(0o600)
-                .open(&aside)?;
-            write!(file, "{node}\n{key}")?;
-            file.sync_all()?;
-            fs::rename(&aside, &path)
-        };
-        write().map_err(|source| JoinError::Pending {
+        let text = format!("{node}\n{key}");
+        identity::replace(&path, text.as_bytes()).map_err(|source| JoinError::Pending {
             path: path.clone(),
             source,
         })?;
