@@ -3,7 +3,6 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use model::NodeId;
-use model::object::NodeRole;
 
 use crate::state::State;
 
@@ -80,8 +79,7 @@ pub enum Step {
 /// A change is only made when those of the new set that can be reached are a quorum of it; so a manager that is away is
 /// replaced by one that took its place in one change, and never makes the others wait.
 pub fn plan(state: &State, found: &Found) -> Step {
-    let wanted: BTreeMap<u64, NodeId> = (state.nodes())
-        .filter(|n| n.spec.role == NodeRole::Manager)
+    let wanted: BTreeMap<u64, NodeId> = (state.managers())
         .filter_map(|n| Some((n.identity.raft_id?, n.id)))
         .collect();
     let listener = |id: &u64| !found.voters.contains(id);
@@ -129,6 +127,7 @@ pub fn plan(state: &State, found: &Found) -> Step {
 mod tests {
     use super::*;
     use crate::orchestrate_tests::node;
+    use model::object::NodeRole;
     use model::object::Object;
     use std::sync::Arc;
 

@@ -8,7 +8,7 @@ use std::net::IpAddr;
 use std::sync::Arc;
 
 use imbl::{OrdMap, OrdSet};
-use model::object::{Cluster, Config, Key, Network, Node, Object, Secret, Service, SlotKey, Task};
+use model::object::{Cluster, Config, Key, Network, Node, NodeRole, Object, Secret, Service, SlotKey, Task};
 use model::spec::{Protocol, PublishMode};
 use model::{Bytes, ConfigId, NanoCpus, NetworkId, NodeId, SecretId, ServiceId, TaskId, Timestamp};
 
@@ -145,6 +145,10 @@ impl State {
     /// Every node.
     pub fn nodes(&self) -> impl Iterator<Item = &Arc<Node>> {
         self.nodes.values()
+    }
+    /// Every node that is a manager.
+    pub fn managers(&self) -> impl Iterator<Item = &Arc<Node>> {
+        self.nodes().filter(|n| n.spec.role == NodeRole::Manager)
     }
     /// How many nodes there are, without looking at each.
     pub fn node_count(&self) -> usize {

@@ -24,7 +24,7 @@ use tonic::Status;
 use crate::leader::sleep_until;
 use crate::raft::{Event, Log, ProposeError};
 use crate::writer::RandomIds;
-use crate::{ca, status};
+use crate::{ca, rpc_ca, status};
 use reports::Reports;
 
 /// Frames that wait for a slow agent; then only its own stream waits.
@@ -237,14 +237,8 @@ impl Dispatcher {
     fn current_news(&self) -> Arc<News> {
         let state = self.log.read();
         let security = state.cluster().map(|c| &c.security);
-        let managers = (state.nodes())
-            .filter(|n| n.spec.role == NodeRole::Manager)
-            .map(|n| types::Peer {
-                node_id: n.id.to_string(),
-                address: n.description.address.clone(),
-            });
         let fresh = News {
-            managers: managers.collect(),
+            managers: rpc_ca::managers(&state),
             authorities: security.map(ca::authorities).unwrap_or_default(),
             issuer: security.map(ca::current_issuer).unwrap_or_default(),
             epoch: security.map(|s| s.epoch).unwrap_or_default(),

@@ -2,6 +2,7 @@
 
 use std::sync::Arc;
 
+use manager_core::State;
 use manager_core::admit::{self, JoinRequest};
 use model::NodeId;
 use model::object::{Cluster as ClusterObject, NodeRole};
@@ -64,10 +65,8 @@ fn cluster_of(cluster: &Cluster) -> Result<Arc<ClusterObject>, Status> {
 }
 
 /// Everyone who leads or follows, for nodes to remember.
-pub(crate) fn managers(cluster: &Cluster) -> Vec<types::Peer> {
-    let state = cluster.writer.log.read();
-    (state.nodes())
-        .filter(|n| n.spec.role == NodeRole::Manager)
+pub(crate) fn managers(state: &State) -> Vec<types::Peer> {
+    (state.managers())
         .map(|n| types::Peer {
             node_id: n.id.to_string(),
             address: n.description.address.clone(),
@@ -90,7 +89,7 @@ fn reply(
         authorities: ca::authorities(&object.security),
         cluster_id: object.id.to_string(),
         manager: node.spec.role == NodeRole::Manager,
-        managers: managers(cluster),
+        managers: managers(&state),
         address: node.description.address.clone(),
     })
 }
@@ -125,9 +124,8 @@ impl CaRpc {
             return Err(removed());
         }
         let identity = identity_of(&issued, None);
-        let decide = move |state: &manager_core::State, _, _: &mut crate::writer::RandomIds| {
-            admit::renewed(state, node, &identity)
-        };
+        let decide =
+            move |state: &State, _, _: &mut crate::writer::RandomIds| admit::renewed(state, node, &identity);
         cluster.writer.write(decide).await.map_err(writing)?;
         tracing::info!(%node, "a node whose certificate had ended has a new one");
         Ok(Response::new(reply(cluster, object, issued.certificates, node)?))
@@ -188,9 +186,8 @@ impl Ca for CaRpc {
             labels: init::labels(&request.labels),
             availability: request.availability().into(),
         };
-        let decide = move |state: &manager_core::State, now, _: &mut crate::writer::RandomIds| {
-            admit::join(state, &join, now)
-        };
+        let decide =
+            move |state: &State, now, _: &mut crate::writer::RandomIds| admit::join(state, &join, now);
         cluster.writer.write(decide).await.map_err(writing)?;
         tracing::info!(%node, hostname = %request.hostname, ?role, "a host joined the cluster");
         Ok(Response::new(reply(
@@ -215,9 +212,8 @@ impl Ca for CaRpc {
         let csr = request.into_inner().csr;
         let issued = ca::sign(&object.security, &csr, node, role, object.id, now())?;
         let identity = identity_of(&issued, None);
-        let decide = move |state: &manager_core::State, _, _: &mut crate::writer::RandomIds| {
-            admit::renewed(state, node, &identity)
-        };
+        let decide =
+            move |state: &State, _, _: &mut crate::writer::RandomIds| admit::renewed(state, node, &identity);
         cluster.writer.write(decide).await.map_err(writing)?;
         Ok(Response::new(reply(
             &cluster,

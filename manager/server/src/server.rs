@@ -436,7 +436,7 @@ impl Manager {
         let mut warning = None;
         if let Some(cluster) = self.cluster() {
             let state = cluster.writer.log.read();
-            let managers = state.nodes().filter(|n| n.spec.role == NodeRole::Manager).count();
+            let managers = state.managers().count();
             match (force, managers) {
                 (false, 0 | 1) => return Err(ClusterError::LastManager),
                 (false, more) => return Err(ClusterError::Manager(more)),

@@ -73,10 +73,7 @@ pub fn join(state: &State, request: &JoinRequest, now: Timestamp) -> Result<Admi
             "the cluster has {NODES_MAX} nodes already"
         )));
     }
-    let managers: Vec<_> = state
-        .nodes()
-        .filter(|n| n.spec.role == NodeRole::Manager)
-        .collect();
+    let managers: Vec<_> = state.managers().collect();
     if token.role == NodeRole::Manager {
         // A host that was set up anew takes the place of what it was.
         let replaced = (managers.iter())

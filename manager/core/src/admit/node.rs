@@ -42,7 +42,7 @@ pub fn update_node(
             NodeRole::Worker => may_demote(state, &node, reference, reached)?,
             NodeRole::Manager => may_promote(state, reference)?,
         }
-        let managers = managers(state).count();
+        let managers = state.managers().count();
         let managers = match spec.role {
             NodeRole::Worker => managers - 1,
             NodeRole::Manager => managers + 1,
@@ -60,12 +60,8 @@ pub fn update_node(
     })
 }
 
-fn managers(state: &State) -> impl Iterator<Item = &Arc<Node>> {
-    state.nodes().filter(|n| n.spec.role == NodeRole::Manager)
-}
-
 fn may_promote(state: &State, reference: &str) -> Result<(), Refusal> {
-    if managers(state).count() >= members::MANAGERS_MAX {
+    if state.managers().count() >= members::MANAGERS_MAX {
         return Err(Refusal::invalid(format!(
             "node {reference} is not promoted: a cluster has at most {} managers, as each of them takes part in every write",
             members::MANAGERS_MAX
@@ -80,7 +76,8 @@ fn may_demote(
     reference: &str,
     reached: &BTreeSet<NodeId>,
 ) -> Result<(), Refusal> {
-    let others: Vec<NodeId> = managers(state)
+    let others: Vec<NodeId> = state
+        .managers()
         .map(|n| n.id)
         .filter(|id| *id != node.id)
         .collect();

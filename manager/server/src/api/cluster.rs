@@ -116,7 +116,7 @@ impl Api {
         info.leader = role.leader;
         info.raft_term = role.term;
         info.nodes = count(state.node_count());
-        info.managers = count(state.nodes().filter(|n| n.spec.role == NodeRole::Manager).count());
+        info.managers = count(state.managers().count());
         info.services = count(state.service_count());
         info.tasks = count(state.task_count());
         info.index = state.index();
