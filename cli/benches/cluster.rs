@@ -113,6 +113,11 @@ impl Daemon {
         ControlClient::new(channel).max_decoding_message_size(256 << 20)
     }
 
+    async fn info(&self) -> control::Info {
+        let mut control = self.control().await;
+        control.get_info(GetInfoRequest {}).await.unwrap().into_inner()
+    }
+
     fn kill(&mut self) {
         self.child.kill().unwrap();
         self.child.wait().unwrap();
@@ -159,13 +164,7 @@ async fn managers(dir: &Path, count: usize, prefix: &str) -> Vec<Daemon> {
         let daemon = Daemon::start(dir, &format!("{prefix}{n}"));
         if let Some(first) = all.first() {
             let token = first.cli(&["swarm", "join-token", "-q", "manager"]);
-            let info = first
-                .control()
-                .await
-                .get_info(GetInfoRequest {})
-                .await
-                .unwrap()
-                .into_inner();
+            let info = first.info().await;
             let args = [
                 "swarm",
                 "join",
@@ -304,13 +303,7 @@ async fn leader_of(daemons: &[Daemon]) -> usize {
     let began = Instant::now();
     loop {
         for (at, daemon) in daemons.iter().enumerate() {
-            let info = daemon
-                .control()
-                .await
-                .get_info(GetInfoRequest {})
-                .await
-                .unwrap()
-                .into_inner();
+            let info = daemon.info().await;
             if info.leader {
                 return at;
             }
@@ -339,7 +332,7 @@ async fn agent(crowd: Arc<Crowd>, keychain: Keychain) {
             managers[turn % managers.len()].clone()
         });
         if let Err(status) = serve(&crowd, &keychain, &target, &mut pause).await {
-            hint = manager_server::leader_of(&status).filter(|to| *to != target);
+            hint = proto::status::leader_of(&status).filter(|to| *to != target);
             if hint.is_some() {
                 continue;
             }
@@ -446,13 +439,7 @@ async fn crowd(daemons: &[Daemon], count: usize) -> (Arc<Crowd>, Vec<tokio::task
     let token = daemons[0].cli(&["swarm", "join-token", "-q", "worker"]);
     let secret = token.rsplit('-').next().unwrap().to_owned();
     let leader = leader_of(daemons).await;
-    let info = daemons[leader]
-        .control()
-        .await
-        .get_info(GetInfoRequest {})
-        .await
-        .unwrap()
-        .into_inner();
+    let info = daemons[leader].info().await;
     let managers = info
         .known_managers
         .iter()

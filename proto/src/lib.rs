@@ -8,6 +8,7 @@ pub mod channel;
 pub mod convert;
 pub mod identity;
 pub mod listener;
+pub mod status;
 
 #[allow(
     missing_docs,

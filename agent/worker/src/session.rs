@@ -11,6 +11,7 @@ use model::{NodeId, Timestamp};
 use proto::channel::{self, Expect};
 use proto::dispatch as w;
 use proto::dispatch::dispatcher_client::DispatcherClient;
+use proto::status::{leader_of, may_be_retried};
 use tokio::sync::watch;
 use tonic::transport::Channel;
 use tonic::{Code, Status};
@@ -58,16 +59,9 @@ impl From<Status> for Ended {
         Self {
             reason: status.message().to_owned(),
             leader: leader_of(&status),
-            electing: status.code() == Code::Unavailable && status.metadata().contains_key("rswarm-retry"),
+            electing: status.code() == Code::Unavailable && may_be_retried(&status),
         }
     }
-}
-
-/// Who leads, as a manager that does not says.
-fn leader_of(status: &Status) -> Option<Target> {
-    let text = status.metadata().get("rswarm-leader")?.to_str().ok()?;
-    let (node, address) = text.split_once('@')?;
-    Some((node.parse().ok()?, address.to_owned()))
 }
 
 /// Serves managers until told to stop.

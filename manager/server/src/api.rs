@@ -16,6 +16,7 @@ use model::object::{Key, Object};
 use proto::control as wire;
 use proto::control::control_server::Control;
 use proto::convert::WireError;
+use proto::status;
 use proto::types;
 use tonic::{Request, Response, Status, Streaming};
 
@@ -26,7 +27,6 @@ use crate::raft::ProposeError;
 use crate::server::{
     Cluster, ClusterError, Manager, Membership, NEEDS_UNLOCKING, NOT_A_MANAGER, NOT_IN_CLUSTER,
 };
-use crate::status;
 use crate::writer::{RandomIds, WriteError};
 
 /// The Control service of a manager.

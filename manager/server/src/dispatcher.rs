@@ -15,6 +15,7 @@ use model::assignment::AssignmentSet;
 use model::ids::IdSource;
 use model::object::{NodeDescription, NodeRole, NodeStatus};
 use model::{NodeId, TaskId, Timestamp};
+use proto::status;
 use proto::{dispatch as wire, types};
 use tokio::sync::{Notify, mpsc, watch};
 use tokio::task::JoinSet;
@@ -24,7 +25,8 @@ use tonic::Status;
 use crate::leader::sleep_until;
 use crate::raft::{Event, Log, ProposeError};
 use crate::writer::RandomIds;
-use crate::{ca, rpc_ca, status};
+
+use crate::{ca, rpc_ca};
 use reports::Reports;
 
 /// Frames that wait for a slow agent; then only its own stream waits.

@@ -12,13 +12,13 @@ use model::NodeId;
 use model::object::NodeRole;
 use proto::authz::{self, Caller, Standing};
 use proto::listener::Remote;
+use proto::status::RETRY;
 use tonic::body::Body;
 use tonic::{Code, Status};
 use tower::{Layer, Service};
 
 use crate::raft::ProposeError;
 use crate::server::{Manager, Membership, NEEDS_UNLOCKING, NOT_A_MANAGER, NOT_IN_CLUSTER, REQUEST_MAX};
-use crate::status::RETRY;
 
 /// Largest answer that is passed on whole: a list of 20,000 tasks has some 30 MB.
 const ANSWER_MAX: usize = 256 << 20;

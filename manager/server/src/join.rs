@@ -13,12 +13,12 @@ use proto::channel::{self, Expect, RemoteError};
 use proto::dispatch::LeaveRequest;
 use proto::dispatch::dispatcher_client::DispatcherClient;
 use proto::identity::{self, IdentityError, Keychain, Papers, Subject};
+use proto::status::leader_of;
 use tonic::{Code, Status};
 
 use crate::ca::{Token, TokenError};
 use crate::init::{PORT, place, with_port};
 use crate::server::{ClusterError, Manager, ManagerConfig};
-use crate::status::leader_of;
 use crate::writer::RandomIds;
 
 /// How long a cluster without a leader is waited for, as during an election.

@@ -3,7 +3,6 @@
 
 // A caller is known, and its call comes to the manager that can carry it out.
 mod front;
-mod status;
 
 // A request is admitted and becomes an entry of the replicated log.
 mod api;
@@ -40,5 +39,4 @@ pub use raft::UnlockKey;
 pub use rpc::DispatcherRpc;
 pub use rpc_ca::CaRpc;
 pub use server::{ClusterError, Manager, ManagerConfig, Membership};
-pub use status::leader_of;
 pub use writer::{RandomIds, WriteError};

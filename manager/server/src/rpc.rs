@@ -10,11 +10,11 @@ use std::sync::Arc;
 use manager_core::{State, admit};
 use model::NodeId;
 use proto::authz::Caller;
+use proto::status;
 
 use crate::api::writing;
 use crate::dispatcher::Streamed;
 use crate::server::{Cluster, Manager, NOT_IN_CLUSTER};
-use crate::status;
 use crate::writer::RandomIds;
 
 /// The Dispatcher service of a manager.

@@ -10,6 +10,7 @@ use proto::authz::Caller;
 use proto::ca as w;
 use proto::ca::ca_server::Ca;
 use proto::listener::Remote;
+use proto::status;
 use proto::types;
 use tonic::{Request, Response, Status};
 
@@ -17,7 +18,6 @@ use crate::api::{Reply, writing};
 use crate::ca::{self, CaError};
 use crate::init::{self, now};
 use crate::server::{Cluster, Manager, identity_of};
-use crate::status;
 use crate::strangers::Strangers;
 
 /// The Ca service of a manager.

@@ -10,7 +10,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use http_body_util::BodyExt;
-use manager_server::{Manager, ManagerConfig, Side, leader_of};
+use manager_server::{Manager, ManagerConfig, Side};
 use model::NodeId;
 use model::ids::IdSource;
 use proto::authz::{self, Standing};
@@ -19,6 +19,7 @@ use proto::channel::{self, Expect};
 use proto::control::control_client::ControlClient;
 use proto::identity::{self, Keychain, Papers};
 use proto::raft::raft_client::RaftClient;
+use proto::status::leader_of;
 use proto::{ca, control, raft, types};
 use tokio::io::AsyncReadExt;
 use tonic::body::Body;
@@ -67,6 +68,11 @@ impl Node {
             .address;
         node.serve();
         node
+    }
+
+    async fn info(&mut self) -> control::Info {
+        let asked = self.control.get_info(control::GetInfoRequest {});
+        asked.await.unwrap().into_inner()
     }
 
     fn serve(&self) {
@@ -237,12 +243,7 @@ async fn every_rpc_is_open_to_those_in_its_table_and_to_nobody_else() {
     }
     assert!(cells > 150, "{cells}");
     assert_eq!(node.manager.keychain().node(), before);
-    let info = node
-        .control
-        .get_info(control::GetInfoRequest {})
-        .await
-        .unwrap()
-        .into_inner();
+    let info = node.info().await;
     assert!(info.leader && info.nodes == 3, "{info:?}");
 }
 
@@ -397,12 +398,7 @@ async fn requests_for_certificates_that_are_not_right_make_no_node() {
             "{address}"
         );
     }
-    let info = node
-        .control
-        .get_info(control::GetInfoRequest {})
-        .await
-        .unwrap()
-        .into_inner();
+    let info = node.info().await;
     assert_eq!(info.nodes, 1, "no row without a certificate");
 }
 
@@ -500,12 +496,7 @@ async fn managers_take_no_votes_that_would_end_the_terms_and_no_message_for_othe
     };
     let error = client.snapshot(tokio_stream::iter([piece])).await.unwrap_err();
     assert_eq!(error.code(), Code::DataLoss, "{error:?}");
-    let info = node
-        .control
-        .get_info(control::GetInfoRequest {})
-        .await
-        .unwrap()
-        .into_inner();
+    let info = node.info().await;
     assert!(info.leader && info.nodes == 2, "{info:?}");
 }
 

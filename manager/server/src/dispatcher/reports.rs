@@ -3,11 +3,11 @@
 use std::sync::Arc;
 
 use manager_core::{Action, Txn};
+use proto::status;
 use tokio::sync::{mpsc, oneshot};
 use tonic::Status;
 
 use crate::raft::{Log, ProposeError};
-use crate::status;
 
 /// Reports in one entry; it stays below 1 MiB but for unusual texts.
 const REPORT_BATCH_MAX: usize = 2048;

@@ -1,4 +1,4 @@
-//! Refusals that another try may mend: whether it may, and who leads.
+//! What is said beside a refusal that another try may mend: that it may, and who leads.
 
 use model::NodeId;
 use tonic::Status;
@@ -6,10 +6,10 @@ use tonic::Status;
 /// Says who leads, on a refusal of one who does not.
 const LEADER: &str = "rswarm-leader";
 /// Says that the same request may be tried again.
-pub(crate) const RETRY: &str = "rswarm-retry";
+pub const RETRY: &str = "rswarm-retry";
 
 /// A refusal of a manager that does not lead.
-pub(crate) fn not_leader(text: impl Into<String>, leader: Option<(NodeId, String)>) -> Status {
+pub fn not_leader(text: impl Into<String>, leader: Option<(NodeId, String)>) -> Status {
     let mut status = Status::unavailable(text);
     if let Some((node, address)) = leader
         && let Ok(value) = format!("{node}@{address}").parse()
@@ -20,11 +20,16 @@ pub(crate) fn not_leader(text: impl Into<String>, leader: Option<(NodeId, String
 }
 
 /// Marks a refusal as one after which the same request may be tried again.
-pub(crate) fn may_retry(mut status: Status) -> Status {
+pub fn may_retry(mut status: Status) -> Status {
     status
         .metadata_mut()
         .insert(RETRY, tonic::metadata::MetadataValue::from_static("1"));
     status
+}
+
+/// Whether the same request may be tried again.
+pub fn may_be_retried(status: &Status) -> bool {
+    status.metadata().contains_key(RETRY)
 }
 
 /// Who leads, as a refusal says.
