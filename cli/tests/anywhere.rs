@@ -2,6 +2,11 @@
 //!
 //! Needs root, busybox and `ip`. One cluster serves all tests, in their order; it leaves nothing behind.
 
+#[path = "common/check.rs"]
+mod check;
+#[path = "common/wait.rs"]
+mod wait;
+
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
 use std::io::{BufRead, BufReader, Read, Write};
@@ -12,12 +17,12 @@ use std::process::{Child, Command, ExitCode, Output, Stdio};
 use std::sync::{Arc, Mutex, mpsc};
 use std::time::{Duration, Instant};
 
+use check::{contains, equal};
 use libtest_mimic::{Arguments, Failed, Trial};
 use rustix::process::{Pid, Signal};
 use rustix::termios::Winsize;
+use wait::{PATIENCE, until};
 
-/// How long anything may take.
-const PATIENCE: Duration = Duration::from_secs(60);
 /// Hosts; the first is the manager, and runs no tasks.
 const HOSTS: usize = 3;
 
@@ -70,33 +75,6 @@ fn main() -> ExitCode {
         return ExitCode::FAILURE;
     }
     conclusion.exit_code()
-}
-
-fn until(what: &str, mut done: impl FnMut() -> Result<bool, Failed>) -> Result<(), Failed> {
-    let deadline = Instant::now() + PATIENCE;
-    while !done()? {
-        if Instant::now() > deadline {
-            return Err(format!("{what}: not after {PATIENCE:?}").into());
-        }
-        std::thread::sleep(Duration::from_millis(50));
-    }
-    Ok(())
-}
-
-fn equal<T: PartialEq + std::fmt::Debug>(got: T, want: T) -> Result<(), Failed> {
-    if got == want {
-        Ok(())
-    } else {
-        Err(format!("got {got:?}, want {want:?}").into())
-    }
-}
-
-fn contains(text: &str, part: &str) -> Result<(), Failed> {
-    if text.contains(part) {
-        Ok(())
-    } else {
-        Err(format!("no \"{part}\" in:\n{text}").into())
-    }
 }
 
 fn ip(line: &str) -> Result<(), Failed> {

@@ -3,6 +3,8 @@
 //! That is cgroup v2 with all controllers, the loss of power, and hosts that are a cluster. Needs what `.ci/guest`
 //! brings; the host's own network, mounts and namespaces are not touched.
 
+#[path = "common/check.rs"]
+mod check;
 #[path = "guest/initramfs.rs"]
 mod initramfs;
 #[path = "guest/kernel.rs"]
@@ -20,6 +22,7 @@ use std::time::{Duration, Instant};
 
 use libtest_mimic::{Arguments, Failed, Trial};
 
+use check::{contains, equal};
 use kernel::Kernel;
 use qemu::{Guest, Machines};
 
@@ -130,23 +133,6 @@ fn processes_in(folder: &Path) -> Vec<u32> {
         }
     }
     found
-}
-
-fn equal<T: PartialEq + std::fmt::Debug>(got: T, want: T) -> Result<(), Failed> {
-    if got == want {
-        Ok(())
-    } else {
-        Err(format!("got {got:?}, want {want:?}").into())
-    }
-}
-
-/// Fails, and shows the text, when a part is not in it.
-fn contains(text: &str, part: &str) -> Result<(), Failed> {
-    if text.contains(part) {
-        Ok(())
-    } else {
-        Err(format!("no \"{part}\" in:\n{text}").into())
-    }
 }
 
 /// Shows what guests said last when a test of theirs failed.

@@ -2,6 +2,11 @@
 //!
 //! Needs root and busybox. Every test has a daemon of its own in a folder of its own and leaves nothing behind.
 
+#[path = "common/check.rs"]
+mod check;
+#[path = "common/wait.rs"]
+mod wait;
+
 use std::collections::BTreeMap;
 use std::fs;
 use std::io::{Read, Write};
@@ -10,12 +15,12 @@ use std::path::{Path, PathBuf};
 use std::process::{Child, Command, ExitCode, Output, Stdio};
 use std::time::{Duration, Instant};
 
+use check::{contains, equal};
 use libtest_mimic::{Arguments, Failed, Trial};
 use rustix::mount::{MountFlags, UnmountFlags};
 use serde_json::Value;
+use wait::until;
 
-/// How long anything may take.
-const PATIENCE: Duration = Duration::from_secs(60);
 /// Port that the tests publish.
 const PORT: u16 = 18_181;
 
@@ -57,34 +62,6 @@ fn main() -> ExitCode {
         })
         .collect();
     libtest_mimic::run(&args, trials).exit_code()
-}
-
-fn equal<T: PartialEq + std::fmt::Debug>(got: T, want: T) -> Result<(), Failed> {
-    if got == want {
-        Ok(())
-    } else {
-        Err(format!("got {got:?}, want {want:?}").into())
-    }
-}
-
-/// Fails, and shows the text, when a part is not in it.
-fn contains(text: &str, part: &str) -> Result<(), Failed> {
-    if text.contains(part) {
-        Ok(())
-    } else {
-        Err(format!("no \"{part}\" in:\n{text}").into())
-    }
-}
-
-fn until(what: &str, mut done: impl FnMut() -> Result<bool, Failed>) -> Result<(), Failed> {
-    let deadline = Instant::now() + PATIENCE;
-    while !done()? {
-        if Instant::now() > deadline {
-            return Err(format!("{what}: not after {PATIENCE:?}").into());
-        }
-        std::thread::sleep(Duration::from_millis(20));
-    }
-    Ok(())
 }
 
 /// What a test must give back: mounts, network namespaces and links, cgroups of ours.

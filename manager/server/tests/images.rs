@@ -4,14 +4,15 @@
     reason = "a test stops where something is not as it should be"
 )]
 
+mod common;
+
 use manager_server::{Manager, ManagerConfig};
 use model::spec::ImageId;
-use proto::authz::Caller;
 use proto::control::control_client::ControlClient;
 use proto::dispatch::dispatcher_client::DispatcherClient;
 use proto::{control, dispatch, types};
 use tonic::Code;
-use tonic::transport::{Channel, Server};
+use tonic::transport::Channel;
 
 struct Cluster {
     manager: Manager,
@@ -31,24 +32,7 @@ impl Cluster {
         })
         .await
         .unwrap();
-        let socket = dir.path().join("sock");
-        let listener = tokio::net::UnixListener::bind(&socket).unwrap();
-        let (control, dispatcher) = manager.services();
-        let node = manager.clone();
-        tokio::spawn(async move {
-            let incoming = tokio_stream::wrappers::UnixListenerStream::new(listener);
-            // As the gate would have it: one who calls here is this node.
-            let own = tonic::service::InterceptorLayer::new(move |mut request: tonic::Request<()>| {
-                request.extensions_mut().insert(Caller::Node(node.node_id()));
-                Ok(request)
-            });
-            let router = Server::builder()
-                .layer(own)
-                .add_service(control)
-                .add_service(dispatcher);
-            router.serve_with_incoming(incoming).await.unwrap();
-        });
-        let channel = proto::channel::connect(&socket).await.unwrap();
+        let (channel, _) = common::serve(&manager, &dir.path().join("sock")).await;
         let mut control = ControlClient::new(channel.clone());
         let init = control::InitClusterRequest {
             listen_addr: "127.0.0.1:0".into(),

@@ -4,18 +4,19 @@
     reason = "a test stops where something is not as it should be"
 )]
 
+mod common;
+
 use std::collections::BTreeMap;
 use std::path::Path;
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
 use manager_server::{Manager, ManagerConfig};
-use proto::authz::Caller;
 use proto::control::control_client::ControlClient;
 use proto::dispatch::dispatcher_client::DispatcherClient;
 use proto::{control, dispatch, types};
 use tonic::Code;
-use tonic::transport::{Channel, Server};
+use tonic::transport::Channel;
 
 const LIMIT: Duration = Duration::from_secs(20);
 
@@ -41,23 +42,7 @@ impl Daemon {
         let manager = Manager::open(config).await.unwrap();
         let socket = dir.join("sock");
         let _ = std::fs::remove_file(&socket);
-        let listener = tokio::net::UnixListener::bind(&socket).unwrap();
-        let (control, dispatcher) = manager.services();
-        let node = manager.clone();
-        let server = tokio::spawn(async move {
-            let incoming = tokio_stream::wrappers::UnixListenerStream::new(listener);
-            // As the gate would have it: one who calls here is this node.
-            let own = tonic::service::InterceptorLayer::new(move |mut request: tonic::Request<()>| {
-                request.extensions_mut().insert(Caller::Node(node.node_id()));
-                Ok(request)
-            });
-            let router = Server::builder()
-                .layer(own)
-                .add_service(control)
-                .add_service(dispatcher);
-            router.serve_with_incoming(incoming).await.unwrap();
-        });
-        let channel = proto::channel::connect(&socket).await.unwrap();
+        let (channel, server) = common::serve(&manager, &socket).await;
         Self {
             manager,
             channel,
