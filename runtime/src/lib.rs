@@ -44,7 +44,7 @@ pub use error::{CreateError, ExecError, OpenError, RemoveError, StartError, Stop
 pub use exec::{ExecConfig, ExecSession, Terminal};
 pub use logs::{LogLine, LogQuery, LogStream};
 pub use processes::Process;
-pub use state_dir::ExitStatus;
+pub use state_dir::{ExitStatus, boot_id};
 
 /// The seccomp filter of a container with Docker's default capabilities, so that a bench can load the same.
 #[doc(hidden)]

@@ -161,7 +161,7 @@ fn watch(plan: LaunchPlan, child: Child) -> i32 {
     let me = std::process::id();
     let pid = u32::try_from(child.pid).unwrap_or(0);
     let running = Running {
-        boot: state_dir::boot(),
+        boot: state_dir::boot_id(),
         pid,
         pid_start: state_dir::start_time(pid).unwrap_or(0),
         shim: me,

@@ -63,7 +63,7 @@ pub(crate) fn read<T: DeserializeOwned>(dir: &Path, name: &str) -> Option<T> {
 /// some other process may go by both.
 pub(crate) fn running(dir: &Path) -> Option<Running> {
     let found: Running = read(dir, RUNNING)?;
-    if found.boot == boot() {
+    if found.boot == boot_id() {
         return Some(found);
     }
     Some(Running {
@@ -74,7 +74,7 @@ pub(crate) fn running(dir: &Path) -> Option<Running> {
 }
 
 /// The name of this boot of the machine (random(4)); empty where the kernel does not tell.
-pub(crate) fn boot() -> String {
+pub fn boot_id() -> String {
     let text = fs::read_to_string("/proc/sys/kernel/random/boot_id").unwrap_or_default();
     text.trim().to_owned()
 }
@@ -131,7 +131,7 @@ mod tests {
         let me = std::process::id();
         let start = start_time(me).expect("this process runs");
         let mut record = Running {
-            boot: boot(),
+            boot: boot_id(),
             pid: me,
             pid_start: start,
             shim: me,

@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use model::Timestamp;
 use model::spec::{OnDisconnect, STOP_AFTER_MIN};
-use runtime::ContainerState;
+use runtime::{ContainerState, boot_id};
 use rustix::time::{ClockId, clock_gettime};
 use tokio::sync::watch;
 
@@ -101,11 +101,6 @@ impl Contact {
     pub(crate) fn away(&self) -> watch::Receiver<Away> {
         self.away.subscribe()
     }
-}
-
-fn boot_id() -> String {
-    let text = std::fs::read_to_string("/proc/sys/kernel/random/boot_id").unwrap_or_default();
-    text.trim().to_owned()
 }
 
 /// Stops in time what the agent before left running and must not outlive its manager. To be ended with the first
