@@ -6,6 +6,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::fs::File;
 use std::net::Ipv4Addr;
 use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant};
 
 use crate::dataplane::{NETLINK_NETFILTER, NETLINK_ROUTE, NetError, at};
 use crate::ruleset;
@@ -17,6 +18,8 @@ use crate::sys::nft::Batch;
 /// Largest packet on it, as on Ethernet.
 const MTU: u32 = 1500;
 const BRIDGE: &str = "bridge";
+/// How long the kernel may take to notice that a link is up; a busy one takes hundreds of milliseconds.
+const CARRIER: Duration = Duration::from_secs(10);
 /// Host number that every host's default route leads to.
 const GATEWAY: u8 = 254;
 
@@ -95,7 +98,7 @@ impl Wire {
         format!("host{host}")
     }
 
-    /// Makes a host, 1 to 253, and connects it.
+    /// Makes a host, 1 to 253, and connects it. What it sends arrives from when this returns.
     ///
     /// # Errors
     /// [`NetError`] with the step that failed; what was made of it goes with the wire.
@@ -131,8 +134,11 @@ impl Wire {
             }
             let mut tables = Socket::open(NETLINK_NETFILTER).map_err(at("open netlink"))?;
             (ruleset::cuts().commit(&mut tables)).map_err(at("make a host's table of cuts"))?;
+            let index = find(&mut links, "eth0")?;
+            carries(&mut links, index, "eth0")?;
             Ok(tables)
         })??;
+        carries(&mut self.links, index, &port)?;
         let plug = Plug {
             tables,
             deaf_to: BTreeSet::new(),
@@ -169,6 +175,7 @@ impl Wire {
     }
 
     /// Pulls the cable of a host, or puts it back: its end sees that there is no carrier.
+    /// Once put back, it forwards when this returns; the host's own end may notice a moment later.
     ///
     /// # Errors
     /// [`NetError`]; then it is as before.
@@ -176,7 +183,11 @@ impl Wire {
         let port = Self::port(host);
         let index = find(&mut self.links, &port)?;
         let change = if plugged { link::up } else { link::down };
-        change(&mut self.links, index).map_err(at(format!("change the link {port}")))
+        change(&mut self.links, index).map_err(at(format!("change the link {port}")))?;
+        if plugged {
+            carries(&mut self.links, index, &port)?;
+        }
+        Ok(())
     }
 }
 
@@ -193,4 +204,18 @@ fn find(links: &mut Socket, name: &str) -> Result<u32, NetError> {
     link::index(links, name)
         .map_err(at("list links"))?
         .ok_or_else(|| at(format!("find the link {name}"))(std::io::ErrorKind::NotFound.into()))
+}
+
+/// Waits until a link that was put up carries packets.
+fn carries(links: &mut Socket, index: u32, name: &str) -> Result<(), NetError> {
+    let deadline = Instant::now() + CARRIER;
+    while !link::carries(links, index).map_err(at("list links"))? {
+        if Instant::now() >= deadline {
+            return Err(at(format!("wait for the carrier of {name}"))(
+                std::io::ErrorKind::TimedOut.into(),
+            ));
+        }
+        std::thread::sleep(Duration::from_millis(1));
+    }
+    Ok(())
 }

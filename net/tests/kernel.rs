@@ -293,21 +293,29 @@ fn hosts_on_a_wire_are_cut_off_one_way_both_ways_and_by_their_cable() {
         .expect("inside")
     };
     let sockets = [listen(1), listen(2), listen(3)];
-    // Whether what `from` sends reaches `to`. What was lost earlier never comes late.
-    let hears = |from: u8, to: u8| {
-        let socket = &sockets[usize::from(from) - 1];
-        let _ = socket.send_to(&[from, to], (net::Wire::address(to), 7));
-        let mut bytes = [0u8; 2];
-        let got = sockets[usize::from(to) - 1].recv_from(&mut bytes);
-        got.is_ok() && bytes == [from, to]
+    // Whether what `from` sends reaches `to` in 300 ms, one in `tries` of it. What comes late of an earlier one is no answer.
+    let mut sent = 0u16;
+    let mut hears = |from: u8, to: u8, tries: usize| {
+        (0..tries).any(|_| {
+            sent += 1;
+            let what = [sent.to_be_bytes().as_slice(), &[from, to]].concat();
+            let socket = &sockets[usize::from(from) - 1];
+            let _ = socket.send_to(&what, (net::Wire::address(to), 7));
+            let mut bytes = [0u8; 4];
+            while sockets[usize::from(to) - 1].recv_from(&mut bytes).is_ok() {
+                if bytes == *what {
+                    return true;
+                }
+            }
+            false
+        })
     };
-    let all = |lost: &[(u8, u8)]| {
+    let mut all = |lost: &[(u8, u8)]| {
         for (from, to) in [(1, 2), (2, 1), (1, 3), (3, 1), (2, 3), (3, 2)] {
-            assert_eq!(
-                hears(from, to),
-                !lost.contains(&(from, to)),
-                "{from} -> {to}, lost: {lost:?}"
-            );
+            let cut = lost.contains(&(from, to));
+            // A busy machine loses or delays a datagram; a cut loses every one.
+            let heard = hears(from, to, if cut { 1 } else { 10 });
+            assert_eq!(heard, !cut, "{from} -> {to}, lost: {lost:?}");
         }
     };
     all(&[]);
@@ -322,10 +330,7 @@ fn hosts_on_a_wire_are_cut_off_one_way_both_ways_and_by_their_cable() {
     wire.cable(3, false).expect("pull");
     all(&[(1, 3), (3, 1), (2, 3), (3, 2)]);
     wire.cable(3, true).expect("plug");
-    let deadline = Instant::now() + Duration::from_secs(10);
-    while !hears(1, 3) || !hears(3, 2) {
-        assert!(Instant::now() < deadline, "the cable is back, host 3 is not");
-    }
+    all(&[]);
     drop(sockets);
     drop(wire);
     let mounts = std::fs::read_to_string("/proc/self/mountinfo").expect("mounts");

@@ -87,6 +87,35 @@ pub(crate) fn list(socket: &mut Socket) -> io::Result<Vec<(u32, String)>> {
     Ok(bodies.iter().filter_map(read).collect())
 }
 
+/// Whether an interface carries packets: its carrier was noticed (RFC 2863, "up") and, as a port of a bridge, it forwards.
+///
+/// The kernel notices in its own time (`linkwatch`), after the call that put the interface up has returned.
+pub(crate) fn carries(socket: &mut Socket, index: u32) -> io::Result<bool> {
+    const OPERSTATE: u16 = 16;
+    const INFO: u16 = 18;
+    const INFO_PORT: u16 = 5;
+    const PORT_STATE: u16 = 1;
+    const UP: u8 = 6;
+    const FORWARDING: u8 = 3;
+    let find = |bytes: &[u8], kind: u16| {
+        let found = netlink::attributes(bytes).into_iter().find(|(k, _)| *k == kind)?;
+        Some(found.1.to_vec())
+    };
+    let read = |body: &Vec<u8>| {
+        if u32::from_ne_bytes(body.get(4..8)?.try_into().ok()?) != index {
+            return None;
+        }
+        let all = body.get(16..)?;
+        let up = find(all, OPERSTATE)?.first() == Some(&UP);
+        let port = find(all, INFO)
+            .and_then(|i| find(&i, INFO_PORT))
+            .and_then(|p| find(&p, PORT_STATE));
+        Some(up && port.is_none_or(|state| state.first() == Some(&FORWARDING)))
+    };
+    let bodies = socket.dump(Message::new(GET_LINK, REQUEST | DUMP, &interface(0, false)))?;
+    Ok(bodies.iter().find_map(read).unwrap_or(false))
+}
+
 /// Takes an interface away; one that is gone is no error.
 pub(crate) fn delete(socket: &mut Socket, name: &str) -> io::Result<()> {
     let Some(index) = index(socket, name)? else {
