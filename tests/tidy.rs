@@ -7,23 +7,29 @@ use std::path::{Path, PathBuf};
 const LAYERS: &[(&str, &[&str], bool)] = &[
     ("model", &[], true),
     ("deploy", &["model"], true),
-    ("proto", &["model"], false),
+    ("crash", &[], false),
+    ("proto", &["crash", "model"], false),
     ("manager-core", &["model"], true),
     ("agent-core", &["model"], true),
     ("runtime", &[], false),
     ("image", &[], false),
     ("net", &[], false),
     ("hosts", &["net"], false),
-    ("manager-server", &["manager-core", "proto", "model"], false),
+    (
+        "manager-server",
+        &["manager-core", "proto", "model", "crash"],
+        false,
+    ),
     (
         "agent-worker",
-        &["agent-core", "proto", "model", "runtime", "image", "net"],
+        &["agent-core", "proto", "model", "crash", "runtime", "image", "net"],
         false,
     ),
     (
         "rswarm",
         &[
             "model",
+            "crash",
             "proto",
             "deploy",
             "manager-core",

@@ -4,7 +4,7 @@ use std::path::PathBuf;
 use std::sync::Arc;
 
 use model::NodeId;
-use model::object::{Node, Object, Service};
+use model::object::{Cluster, Node, Object, Service};
 use proto::control::control_client::ControlClient;
 use proto::control::{Filter, GetRequest, ListRequest};
 use proto::host::host_client::HostClient;
@@ -117,6 +117,14 @@ impl Client {
             node: node.and_then(|n| n.to_string().parse().ok()),
         };
         Ok(HostClient::with_interceptor(channel, aim).max_decoding_message_size(ANSWER_MAX))
+    }
+
+    /// The cluster.
+    pub(crate) async fn cluster(&self) -> Result<Arc<Cluster>, Fail> {
+        match self.get(Kind::Cluster, "").await? {
+            Object::Cluster(cluster) => Ok(cluster),
+            _ => Err(Fail::new("the manager answered something else than the cluster")),
+        }
     }
 
     /// Nodes that match filters, each with what is known of it as a manager.

@@ -4,6 +4,8 @@
 
 #[path = "cluster/bed.rs"]
 mod bed;
+#[path = "cluster/crashes.rs"]
+mod crashes;
 #[path = "cluster/failover.rs"]
 mod failover;
 #[path = "cluster/joining.rs"]
@@ -45,6 +47,21 @@ const ALL: &[(&str, Start, Scenario)] = &[
         failover::writes_while_leaders_die,
     ),
     (
+        "a daemon dies anywhere while it gets tasks",
+        Start::Cluster(1, 1),
+        crashes::an_agent_dies_anywhere,
+    ),
+    (
+        "a manager dies anywhere while it gives tasks",
+        Start::Cluster(1, 1),
+        crashes::a_manager_dies_anywhere,
+    ),
+    (
+        "a daemon dies anywhere while a cluster forms",
+        Start::Hosts(2),
+        crashes::a_cluster_forms_although_a_daemon_dies,
+    ),
+    (
         "managers are promoted and demoted",
         Start::Cluster(3, 2),
         members::promote_and_demote,
@@ -73,6 +90,11 @@ const ALL: &[(&str, Start, Scenario)] = &[
         "a follower is cut off, and links are lost one way",
         Start::Cluster(3, 0),
         failover::follower_cut_off,
+    ),
+    (
+        "the leader's disk is slow",
+        Start::Hosts(3),
+        failover::disk_of_the_leader_is_slow,
     ),
     (
         "paused managers answer nothing stale",

@@ -3,7 +3,7 @@
 use std::fs;
 use std::io;
 use std::net::Ipv4Addr;
-use std::os::unix::process::CommandExt;
+use std::os::unix::process::{CommandExt, ExitStatusExt};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::sync::{Mutex, MutexGuard, PoisonError};
@@ -104,11 +104,26 @@ impl Host {
         (self.daemon().as_mut()).is_some_and(|daemon| matches!(daemon.try_wait(), Ok(None)))
     }
 
+    /// Whether its daemon was killed, or killed itself at a place a test chose.
+    pub fn died(&self) -> bool {
+        let killed = Some(Signal::KILL.as_raw());
+        (self.daemon().as_mut())
+            .is_some_and(|daemon| matches!(daemon.try_wait(), Ok(Some(status)) if status.signal() == killed))
+    }
+
     /// Starts its daemon, with what an earlier one left, and does not wait until it answers.
     ///
     /// # Errors
     /// [`HostsError`] when it cannot be started, or runs.
     pub fn boot(&self) -> Result<(), HostsError> {
+        self.boot_with(&[])
+    }
+
+    /// As [`Self::boot`], with something more in its environment.
+    ///
+    /// # Errors
+    /// As [`Self::boot`].
+    pub fn boot_with(&self, environment: &[(&str, &str)]) -> Result<(), HostsError> {
         if self.is_up() {
             return step(
                 format!("start the daemon of {}", self.name),
@@ -133,6 +148,7 @@ impl Host {
             .stdin(Stdio::null())
             .stdout(Stdio::null())
             .stderr(log)
+            .envs(environment.iter().copied())
             .process_group(0);
         let child = inside(&self.namespace, move || command.spawn())?;
         *self.daemon() = Some(step(&what, child)?);

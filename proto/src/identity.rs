@@ -589,7 +589,9 @@ pub fn replace(path: &Path, bytes: &[u8]) -> io::Result<()> {
         .open(&aside)?;
     file.write_all(bytes)?;
     file.sync_all()?;
+    crash::point("identity.before_rename");
     fs::rename(&aside, path)?;
+    crash::point("identity.after_rename");
     match path.parent() {
         Some(folder) => fs::File::open(folder)?.sync_all(),
         None => Ok(()),

@@ -150,6 +150,8 @@ impl Agent {
 
     /// Serves a manager until told to stop. Containers go on either way.
     pub async fn run(&self, stop: watch::Receiver<bool>) {
+        // What a cluster said that this host has left is not said of this one: the same role is news again.
+        self.shared.role.send_replace(None);
         tokio::select! {
             () = crate::session::run(self.shared.clone(), stop) => {}
             () = crate::inventory::run(self.shared.clone()) => {}

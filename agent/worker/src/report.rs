@@ -47,9 +47,11 @@ pub(crate) async fn run(
             session: session.clone(),
             updates,
         };
+        crash::point("agent.before_report");
         if let Err(status) = client.update_task_status(request).await {
             return status;
         }
+        crash::point("agent.after_report");
         shared
             .outbox
             .lock()

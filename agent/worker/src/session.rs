@@ -4,7 +4,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use agent_core::assignments::Frames;
-use agent_core::contact::session_over;
+use agent_core::contact::{PAUSE_FIRST, next_pause, session_over};
 use model::assignment::AssignmentSet;
 use model::object::NodeRole;
 use model::{NodeId, Timestamp};
@@ -23,11 +23,6 @@ use crate::link::Link;
 use crate::report;
 use crate::tasks::Tasks;
 
-/// Bounds of the pause before the next try; each is chosen at random below a bound that doubles.
-const PAUSE_FIRST: Duration = Duration::from_millis(100);
-const PAUSE_MAX: Duration = Duration::from_secs(8);
-/// The same bound while a manager answers and says that nobody leads.
-const PAUSE_ELECTION: Duration = Duration::from_millis(800);
 /// Largest frame a manager sends.
 const FRAME_MAX: usize = 8 << 20;
 /// How long registering may take; a thousand nodes may do it at the same time.
@@ -64,10 +59,21 @@ impl From<Status> for Ended {
     }
 }
 
+/// How soon the next manager is tried.
+struct Pace {
+    /// Bound of the next pause.
+    pause: Duration,
+    /// The period of heartbeats as it was told last.
+    period: Option<Duration>,
+}
+
 /// Serves managers until told to stop.
 pub(crate) async fn run(shared: Arc<Shared>, mut stop: watch::Receiver<bool>) {
     let mut tasks = Tasks::new(shared.clone());
-    let mut pause = PAUSE_FIRST;
+    let mut pace = Pace {
+        pause: PAUSE_FIRST,
+        period: None,
+    };
     let mut next: Option<Target> = None;
     let mut turn = 0;
     loop {
@@ -77,7 +83,7 @@ pub(crate) async fn run(shared: Arc<Shared>, mut stop: watch::Receiver<bool>) {
             return;
         };
         let ended = tokio::select! {
-            result = serve(&shared, &mut tasks, &mut pause, &target) => result,
+            result = serve(&shared, &mut tasks, &mut pace, &target) => result,
             _ = stop.wait_for(|s| *s) => return,
         };
         shared.contact.lost();
@@ -88,8 +94,8 @@ pub(crate) async fn run(shared: Arc<Shared>, mut stop: watch::Receiver<bool>) {
             continue;
         }
         tracing::info!(manager = %target.1, reason = %ended.reason, "the session with the manager ended");
-        let wait = pause.mul_f64(random_share());
-        pause = (pause * 2).min(if ended.electing { PAUSE_ELECTION } else { PAUSE_MAX });
+        let wait = pace.pause.mul_f64(random_share());
+        pace.pause = next_pause(pace.pause, ended.electing, pace.period);
         tokio::select! {
             () = tokio::time::sleep(wait) => {}
             _ = stop.wait_for(|s| *s) => return,
@@ -125,7 +131,7 @@ pub(crate) fn random_share() -> f64 {
 }
 
 /// One session, from registration to its end.
-async fn serve(shared: &Arc<Shared>, tasks: &mut Tasks, pause: &mut Duration, target: &Target) -> Ended {
+async fn serve(shared: &Arc<Shared>, tasks: &mut Tasks, pace: &mut Pace, target: &Target) -> Ended {
     let keychain = &shared.config.keychain;
     if let Err(status) = identity::recover(shared, &target.1).await {
         return status.into();
@@ -160,7 +166,8 @@ async fn serve(shared: &Arc<Shared>, tasks: &mut Tasks, pause: &mut Duration, ta
         )
         .into();
     }
-    *pause = PAUSE_FIRST;
+    pace.pause = PAUSE_FIRST;
+    pace.period = Some(Duration::from_nanos(first.heartbeat_ns));
     shared.contact.heard(sent);
     tracing::info!(manager = %target.1, "registered with the manager");
     let session = first.session.clone();

@@ -365,6 +365,7 @@ impl Worker {
         };
         match result {
             Ok(()) => {
+                crash::point("agent.after_create");
                 self.local.seen = Seen::Prepared;
                 self.local.retry_at = None;
                 self.message = "ready to start".into();
@@ -386,6 +387,7 @@ impl Worker {
             .await?
             .map_err(|e| e.to_string())?;
         let namespace = self.shared.network.attach(&self.task).await.map_err(chain)?;
+        crash::point("agent.after_attach");
         let (shared, task) = (self.shared.clone(), self.task.clone());
         let set = self.order.borrow().set.clone();
         blocking(move || {
@@ -407,6 +409,7 @@ impl Worker {
         drop(permit);
         match result {
             Ok(started) => {
+                crash::point("agent.after_start");
                 self.container = Some(ContainerStatus {
                     id: name,
                     pid: started.pid,
@@ -464,6 +467,7 @@ impl Worker {
     async fn serve(&mut self, serves: bool) {
         match self.shared.network.serve(self.id, serves).await {
             Ok(()) => {
+                crash::point("agent.after_serve");
                 self.local.in_net = serves;
                 self.local.retry_at = None;
             }
@@ -487,6 +491,7 @@ impl Worker {
         let signal = translate::stop_signal(&self.task.spec.container, image.as_ref());
         let grace = (self.local).stop_grace(self.task.spec.container.stop_grace_or_default(), now);
         self.local.killed_by = Some(now + grace);
+        crash::point("agent.before_stop");
         let (shared, name) = (self.shared.clone(), self.id.to_string());
         tokio::spawn(async move {
             // Its end is seen by the one who waits for it.
@@ -504,6 +509,7 @@ impl Worker {
     }
 
     fn ended(&mut self, exit: Option<ExitStatus>) {
+        crash::point("agent.after_end");
         self.end_probes();
         let code = exit.and_then(|e| e.code);
         let oom = exit.is_some_and(|e| e.oom_killed);
@@ -529,6 +535,7 @@ impl Worker {
         if let Err(error) = self.shared.network.detach(self.id).await {
             tracing::warn!(%error, task = %self.id, "give a network back");
         }
+        crash::point("agent.mid_release");
         if self.local.seen == Seen::Prepared || matches!(self.local.seen, Seen::Failed { .. }) {
             // It has no log worth keeping.
             let _ = self.shared.runtime.remove(&self.id.to_string()).await;
@@ -561,6 +568,7 @@ impl Worker {
     async fn forget(&mut self) {
         let name = self.id.to_string();
         let _ = self.shared.network.detach(self.id).await;
+        crash::point("agent.mid_forget");
         if let Err(error) = self.shared.runtime.remove(&name).await {
             tracing::error!(%error, "remove a task's container");
         }

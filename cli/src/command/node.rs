@@ -3,9 +3,10 @@
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use model::object::{Availability, Node, NodeRole, NodeSpec, Object};
+use model::object::{Availability, Cluster, Node, NodeRole, NodeSpec, Object};
 use model::units::parse_duration;
 use proto::control::{GetInfoRequest, RemoveRequest, Spec, UpdateRequest, spec};
+use proto::identity::digest;
 use proto::types::{Kind, ManagerStatus};
 use serde_json::json;
 
@@ -108,6 +109,17 @@ fn manager_status(node: &Node, manager: Option<&ManagerStatus>) -> &'static str 
     }
 }
 
+/// Whether a node has a certificate of the authority that signs now, in Docker's words.
+fn tls_status(node: &Node, cluster: &Cluster) -> &'static str {
+    let security = &cluster.security;
+    let current = (security.next.as_ref()).map_or(&security.authority, |next| &next.authority);
+    match node.identity.issuer.as_str() {
+        "" => "Unknown",
+        issuer if issuer == digest(&current.certificate) => "Ready",
+        _ => "Needs Rotation",
+    }
+}
+
 fn role_of(text: &str) -> Result<NodeRole, Fail> {
     match text {
         "worker" => Ok(NodeRole::Worker),
@@ -203,6 +215,7 @@ pub(crate) async fn run(client: &Client, command: Command) -> Result<u8, Fail> {
     match command {
         Command::Ls(args) => {
             let me = own(client, "self").await?;
+            let cluster = client.cluster().await?;
             let nodes = client.nodes(&args.filter).await?;
             let rows: Vec<_> = nodes
                 .iter()
@@ -212,7 +225,7 @@ pub(crate) async fn run(client: &Client, command: Command) -> Result<u8, Fail> {
                     json!({
                         "ID": id, "Shown": format!("{id}{mark}"), "Self": id == me, "Hostname": n.description.hostname, "Status": inspect::state(n),
                         "Availability": inspect::availability(n), "ManagerStatus": manager_status(n, manager.as_ref()),
-                        "EngineVersion": n.description.engine_version, "Address": n.description.address,
+                        "TLSStatus": tls_status(n, &cluster), "EngineVersion": n.description.engine_version, "Address": n.description.address,
                     })
                 })
                 .collect();

@@ -524,14 +524,8 @@ async fn authority(
     detach: bool,
     quiet: bool,
 ) -> Result<(), Fail> {
-    let cluster = || async {
-        match client.get(Kind::Cluster, "").await? {
-            Object::Cluster(cluster) => Ok(cluster),
-            _ => Err(Fail::new("the manager answered something else than the cluster")),
-        }
-    };
     if !rotate {
-        render::text(&cluster().await?.security.authority.certificate);
+        render::text(&client.cluster().await?.security.authority.certificate);
         return Ok(());
     }
     let read = |path: Option<std::path::PathBuf>| match path {
@@ -550,7 +544,7 @@ async fn authority(
     }
     let mut last = String::new();
     loop {
-        let security = &cluster().await?.security;
+        let security = &client.cluster().await?.security;
         let Some(next) = &security.next else {
             if !quiet {
                 render::text(&security.authority.certificate);

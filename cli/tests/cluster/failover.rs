@@ -12,6 +12,10 @@ use crate::bed::{Bed, Outcome, PATIENCE, contains, equal, fail, is, until, withi
 const FAILOVER: Duration = Duration::from_secs(5);
 /// Until it is said that there is no quorum.
 const NO_QUORUM: Duration = Duration::from_secs(3);
+/// Until another leads whose disk is not slow.
+const SLOW_DISK: Duration = Duration::from_secs(10);
+/// A write beside a manager that is slow.
+const UNDISTURBED: Duration = Duration::from_secs(2);
 const SLEEPERS: &str = "service create -q --name web --replicas 5 web:v1 sleep 1000000";
 
 /// Term and index of a manager's log, and whether it leads.
@@ -304,4 +308,45 @@ fn kills(bed: &Bed, done: &AtomicUsize, ended: &AtomicBool) -> Outcome {
         bed.settled(3, 0)?;
     }
     Ok(())
+}
+
+/// The leader's disk becomes so slow that a sync takes six seconds (M16): another one leads soon, once, and a manager
+/// with such a disk that follows makes nobody wait.
+pub(crate) fn disk_of_the_leader_is_slow(bed: &Bed) -> Outcome {
+    let slow = bed.host(1);
+    slow.stop();
+    // Fast for as long as the cluster needs to form.
+    slow.boot_with(&[("FAILPOINTS", "raft.before_append_fsync=150*off->sleep(6000)")])?;
+    slow.answers()?;
+    bed.ok(1, "swarm init")?;
+    let token = bed.ok(1, "swarm join-token -q manager")?;
+    for number in [2, 3] {
+        bed.join(number, token.trim())?;
+    }
+    bed.settled(3, 0)?;
+    let mut slowest = Duration::ZERO;
+    let mut moved = false;
+    for n in 0..400 {
+        let began = Instant::now();
+        bed.ok(2, &format!("network create n{n}"))?;
+        slowest = slowest.max(began.elapsed());
+        moved = bed
+            .leader_by(2)?
+            .is_some_and(|leader| leader.number != slow.number);
+        if moved {
+            break;
+        }
+    }
+    equal("another manager leads", moved, true)?;
+    within("slow disk of the leader: the slowest write", slowest, SLOW_DISK)?;
+    let (term, _) = position(bed, 2)?;
+    let mut slowest = Duration::ZERO;
+    for n in 0..40 {
+        let began = Instant::now();
+        bed.ok(3, &format!("network create after{n}"))?;
+        slowest = slowest.max(began.elapsed());
+        std::thread::sleep(Duration::from_millis(250));
+    }
+    within("slow disk of a follower: the slowest write", slowest, UNDISTURBED)?;
+    equal("terms since", position(bed, 2)?.0, term)
 }

@@ -238,6 +238,10 @@ impl Gate {
             if let Some(answer) = answer.filter(|a| !may_be_tried_again(a)) {
                 return Ok(answer);
             }
+            // Somebody else leads by now: there is nothing to wait for.
+            if *log.role().borrow() != role && began.elapsed() < WRITE_LIMIT {
+                continue;
+            }
             let none = ProposeError::NotLeader { leader: None };
             if let Err(error) = log.bear_with(began, WRITE_LIMIT, none).await {
                 return Err(Status::unavailable(error.to_string()));

@@ -99,6 +99,7 @@ impl Manager {
                 return Err(error);
             }
         };
+        crash::point("init.before_papers");
         // Last: from here on there is a cluster.
         let managers = vec![(node, place.address.clone())];
         let address = place.address.clone();
@@ -134,6 +135,7 @@ impl Manager {
         let decide = move |state: &State, now, ids: &mut RandomIds| {
             admit::init_cluster(state, &request, node, now, ids)
         };
+        crash::point("init.after_log");
         let written = Writer::new(log.clone()).write(decide).await;
         if let Err(error) = written {
             log.close().await;

@@ -103,6 +103,7 @@ pub(crate) async fn join(
         here.address = format!(":{port}");
     }
     let pending = Pending::open(&config.data_dir).map_err(ClusterError::Join)?;
+    crash::point("join.before_ask");
     let asked = IssueRequest {
         token: token.secret.clone(),
         node_id: pending.node.to_string(),
@@ -126,7 +127,9 @@ pub(crate) async fn join(
             here.managers.push((node, peer.address.clone()));
         }
     }
+    crash::point("join.before_papers");
     keychain.install(papers, &pending.key, here)?;
+    crash::point("join.after_papers");
     pending.forget();
     Ok((subject.cluster, subject.role))
 }
@@ -309,12 +312,13 @@ pub(crate) async fn withdraw(manager: &Manager) -> Result<(), String> {
     let own = manager.node_id();
     let began = Instant::now();
     while began.elapsed() < GOODBYE_LIMIT {
-        let others = log.members().into_iter().any(|(_, node, ..)| node == own);
-        if !others {
-            break;
-        }
         let state = log.read();
         let Some(node) = state.node(own) else { break };
+        // Once it only listens nobody waits for it, and that it is forgotten then it is not told any more.
+        let votes = (log.members().into_iter()).any(|(_, node, _, votes)| votes && node == own);
+        if node.spec.role == NodeRole::Worker && !votes {
+            break;
+        }
         let mut spec = node.spec.clone();
         spec.role = NodeRole::Worker;
         let request = UpdateRequest {

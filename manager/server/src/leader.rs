@@ -64,7 +64,10 @@ async fn lead(writer: &Writer) {
             dirty.take();
             continue;
         }
-        match log.propose(next.txn).await {
+        crash::point("leader.before_plan_commit");
+        let written = log.propose(next.txn).await;
+        crash::point("leader.after_plan_commit");
+        match written {
             // Its own changes come back through the subscription, and a plan of them shows whether more is to be done.
             Ok(_) => drop(dirty.take()),
             // Still dirty, and planned again on what changed meanwhile.

@@ -50,7 +50,10 @@ async fn step(writer: &Writer, last: &mut Step) {
     if next != *last {
         tracing::info!(step = ?next, "the members of the log change");
     }
-    match log.change(&next, &address.unwrap_or_default()).await {
+    crash::point("members.before_change");
+    let changed = log.change(&next, &address.unwrap_or_default()).await;
+    crash::point("members.after_change");
+    match changed {
         Err(error) if next != *last => {
             tracing::warn!(step = ?next, "the members of the log did not change: {error}")
         }
@@ -70,6 +73,7 @@ async fn rotation(writer: &Writer) {
         let ended = writer
             .write(move |state, _, _| admit::end_rotation(state, &issuer))
             .await;
+        crash::point("ca.after_rotation");
         match ended {
             Ok(_) => tracing::info!(
                 "the certificate authority was replaced: every node has a certificate of the new one"

@@ -1,9 +1,11 @@
 //! The Ca service: certificates for hosts that join and for nodes that stay.
 
+use std::collections::BTreeSet;
 use std::sync::Arc;
+use std::time::{Duration, Instant};
 
-use manager_core::State;
 use manager_core::admit::{self, JoinRequest};
+use manager_core::{RefusalKind, State};
 use model::NodeId;
 use model::object::{Cluster as ClusterObject, NodeRole};
 use proto::authz::Caller;
@@ -19,6 +21,13 @@ use crate::ca::{self, CaError};
 use crate::init::{self, now};
 use crate::server::{Cluster, Manager, identity_of};
 use crate::strangers::Strangers;
+use crate::writer::WriteError;
+
+/// A host that joins at the address of a manager that was heard of waits so long for it to fall silent: longer than a
+/// member counts as [reached](crate::raft::Log::reached), and less than its own patience with a call.
+const HEARD_BEFORE: Duration = Duration::from_secs(3);
+/// Pause between two looks at it.
+const LOOK_AGAIN: Duration = Duration::from_millis(250);
 
 /// The Ca service of a manager.
 pub struct CaRpc {
@@ -177,7 +186,7 @@ impl Ca for CaRpc {
         };
         init::with_port(&address, init::PORT).map_err(|e| Status::invalid_argument(e.to_string()))?;
         let issued = ca::sign(&object.security, &request.csr, node, role, object.id, now())?;
-        let join = JoinRequest {
+        let mut join = JoinRequest {
             serial,
             node,
             identity: identity_of(&issued, None),
@@ -185,10 +194,25 @@ impl Ca for CaRpc {
             address,
             labels: init::labels(&request.labels),
             availability: request.availability().into(),
+            heard: BTreeSet::new(),
         };
-        let decide =
-            move |state: &State, now, _: &mut crate::writer::RandomIds| admit::join(state, &join, now);
-        cluster.writer.write(decide).await.map_err(writing)?;
+        let began = Instant::now();
+        loop {
+            join.heard = cluster.writer.log.reached().await;
+            let join = join.clone();
+            let decide =
+                move |state: &State, now, _: &mut crate::writer::RandomIds| admit::join(state, &join, now);
+            crash::point("ca.before_join_commit");
+            match cluster.writer.write(decide).await {
+                Ok(_) => break,
+                // The manager it was a moment ago counts as heard for a moment more.
+                Err(WriteError::Refused(refusal))
+                    if refusal.kind() == RefusalKind::InUse && began.elapsed() < HEARD_BEFORE => {}
+                Err(error) => return Err(writing(error)),
+            }
+            tokio::time::sleep(LOOK_AGAIN).await;
+        }
+        crash::point("ca.after_join_commit");
         tracing::info!(%node, hostname = %request.hostname, ?role, "a host joined the cluster");
         Ok(Response::new(reply(
             &cluster,
@@ -214,7 +238,9 @@ impl Ca for CaRpc {
         let identity = identity_of(&issued, None);
         let decide =
             move |state: &State, _, _: &mut crate::writer::RandomIds| admit::renewed(state, node, &identity);
+        crash::point("ca.before_renew_commit");
         cluster.writer.write(decide).await.map_err(writing)?;
+        crash::point("ca.after_renew_commit");
         Ok(Response::new(reply(
             &cluster,
             &object,

@@ -1,5 +1,6 @@
 //! Who comes into the cluster and who leaves it: tokens, nodes, and the authority that vouches for them.
 
+use std::collections::BTreeSet;
 use std::sync::Arc;
 
 use model::object::{
@@ -35,13 +36,19 @@ pub struct JoinRequest {
     pub labels: Labels,
     /// Whether it takes tasks.
     pub availability: Availability,
+    /// Managers that the leader heard of a moment ago.
+    pub heard: BTreeSet<NodeId>,
 }
 
 /// Lets a host in. Asked again by the same host with the same key, it changes nothing but the certificate, so that a
 /// join that was cut off can be repeated.
 ///
+/// An address is one host's. One that joins at the address of a manager that is silent is that host, set up anew: the
+/// manager it was votes no more, so that nothing waits for it.
+///
 /// # Errors
-/// [`Refusal`] when the token is not valid any more, does not allow the labels, or the id is another host's.
+/// [`Refusal`] when the token is not valid any more, does not allow the labels, or the id is another host's;
+/// [`RefusalKind::InUse`] when a manager that was heard of a moment ago has the address.
 pub fn join(state: &State, request: &JoinRequest, now: Timestamp) -> Result<Admitted, Refusal> {
     let Some(cluster) = state.cluster() else {
         return Err(Refusal::new(RefusalKind::NotFound, "there is no cluster"));
@@ -73,21 +80,28 @@ pub fn join(state: &State, request: &JoinRequest, now: Timestamp) -> Result<Admi
             "the cluster has {NODES_MAX} nodes already"
         )));
     }
-    let managers: Vec<_> = state.managers().collect();
-    if token.role == NodeRole::Manager {
-        // A host that was set up anew takes the place of what it was.
-        let replaced = (managers.iter())
-            .find(|n| n.description.address == request.address && n.status.state == NodeState::Down);
-        if let Some(dead) = replaced {
-            let mut dead = (***dead).clone();
-            dead.spec.role = NodeRole::Worker;
-            scratch.put(Object::Node(Arc::new(dead)));
-        } else if managers.len() >= members::MANAGERS_MAX {
-            return Err(Refusal::invalid(format!(
-                "the cluster has {} managers already: join with the token of workers",
-                members::MANAGERS_MAX
-            )));
+    let replaced = state
+        .managers()
+        .find(|n| n.description.address == request.address);
+    if let Some(old) = replaced {
+        if old.status.state != NodeState::Down && request.heard.contains(&old.id) {
+            return Err(Refusal::new(
+                RefusalKind::InUse,
+                format!(
+                    "E_ADDRESS_IN_USE: the manager {} (node {}) has the address {} and answers: give this host its own with \
+                     --advertise-addr, or, if it was set up anew, try again in a few seconds",
+                    old.description.hostname, old.id, request.address
+                ),
+            ));
         }
+        let mut old = (**old).clone();
+        old.spec.role = NodeRole::Worker;
+        scratch.put(Object::Node(Arc::new(old)));
+    } else if token.role == NodeRole::Manager && state.managers().count() >= members::MANAGERS_MAX {
+        return Err(Refusal::invalid(format!(
+            "the cluster has {} managers already: join with the token of workers",
+            members::MANAGERS_MAX
+        )));
     }
     if token.uses_left.is_some() {
         let mut cluster = (**cluster).clone();
@@ -396,4 +410,127 @@ pub fn end_rotation(state: &State, issuer: &str) -> Result<Admitted, Refusal> {
         }
         Ok(())
     })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::orchestrate_tests::node;
+    use model::object::Cluster;
+
+    const OLD: NodeId = NodeId(1);
+    const NEW: NodeId = NodeId(9);
+
+    fn cluster(managers: &[(u128, NodeState)]) -> State {
+        let mut security = Security::default();
+        for role in [NodeRole::Manager, NodeRole::Worker] {
+            let request = TokenRequest {
+                role,
+                expires_at: None,
+                uses: None,
+                labels: false,
+            };
+            add(&mut security, &request, true);
+        }
+        let cluster = Cluster {
+            id: model::ClusterId(7),
+            meta: Meta::default(),
+            task_history_limit: 5,
+            heartbeat: std::time::Duration::from_secs(1),
+            address_pools: Vec::new(),
+            subnet_prefix: 20,
+            security,
+        };
+        let managers = managers.iter().map(|(id, state)| {
+            let mut n = node(*id, &format!("m{id}"));
+            n.spec.role = NodeRole::Manager;
+            n.status.state = *state;
+            n.description.address = format!("10.0.0.{id}:2377");
+            Object::Node(Arc::new(n))
+        });
+        State::from_objects(1, managers.chain([Object::Cluster(Arc::new(cluster))]))
+    }
+
+    fn request(serial: u64, address: &str, heard: &[u128]) -> JoinRequest {
+        JoinRequest {
+            serial,
+            node: NEW,
+            identity: NodeIdentity::default(),
+            hostname: "new".into(),
+            address: address.into(),
+            labels: Labels::default(),
+            availability: Availability::Active,
+            heard: heard.iter().copied().map(NodeId).collect(),
+        }
+    }
+
+    #[test]
+    fn a_host_takes_the_place_of_a_silent_manager_at_its_address_and_of_no_other() {
+        use NodeState::{Down, Ready};
+        const MANAGER: u64 = 1;
+        const WORKER: u64 = 2;
+        let (own, other) = ("10.0.0.1:2377", "10.0.0.7:2377");
+        // What it was, which token, where, who was heard; whether it comes in, and whether the old one still manages.
+        let rows = [
+            ("silent, not yet Down", Ready, MANAGER, own, &[2][..], true, false),
+            ("Down", Down, MANAGER, own, &[2], true, false),
+            ("Down, and heard before", Down, MANAGER, own, &[1, 2], true, false),
+            ("it answers", Ready, MANAGER, own, &[1, 2], false, true),
+            (
+                "it answers, to a worker",
+                Ready,
+                WORKER,
+                own,
+                &[1, 2],
+                false,
+                true,
+            ),
+            (
+                "a worker where a manager was",
+                Ready,
+                WORKER,
+                own,
+                &[2],
+                true,
+                false,
+            ),
+            ("another address", Down, MANAGER, other, &[2], true, true),
+        ];
+        for (name, was, token, address, heard, comes, manages) in rows {
+            let mut state = cluster(&[(1, was), (2, Ready)]);
+            match join(&state, &request(token, address, heard), Timestamp(5)) {
+                Ok(admitted) => {
+                    assert!(comes, "{name}");
+                    let entry = crate::Entry {
+                        index: 2,
+                        now: Timestamp(5),
+                        txn: admitted.txn,
+                    };
+                    state.apply(&entry).expect(name);
+                    assert!(state.node(NEW).is_some(), "{name}");
+                }
+                Err(refusal) => {
+                    assert!(!comes, "{name}: {refusal}");
+                    assert_eq!(refusal.kind(), RefusalKind::InUse, "{name}");
+                    assert!(
+                        refusal.to_string().contains("--advertise-addr"),
+                        "{name}: {refusal}"
+                    );
+                }
+            }
+            let old = state.node(OLD).expect("nobody is forgotten");
+            assert_eq!(old.spec.role == NodeRole::Manager, manages, "{name}");
+        }
+    }
+
+    #[test]
+    fn managers_have_a_bound_and_one_that_is_replaced_does_not_count() {
+        let all: Vec<_> = (1..=7).map(|id| (id, NodeState::Ready)).collect();
+        assert_eq!(all.len(), members::MANAGERS_MAX);
+        let state = cluster(&all);
+        let refused = join(&state, &request(1, "10.0.0.8:2377", &[]), Timestamp(5)).expect_err("an eighth");
+        assert_eq!(refused.kind(), RefusalKind::Invalid);
+        join(&state, &request(2, "10.0.0.8:2377", &[]), Timestamp(5)).expect("a worker");
+        join(&state, &request(1, "10.0.0.7:2377", &[]), Timestamp(5)).expect("the seventh again");
+    }
 }

@@ -49,12 +49,14 @@ async fn write(log: Arc<Log>, mut calls: mpsc::Receiver<Call>) {
             actions.extend(more);
             waiting.push(done);
         }
+        crash::point("dispatcher.before_reports_commit");
         let result = log
             .propose(Txn {
                 expect: Vec::new(),
                 actions,
             })
             .await;
+        crash::point("dispatcher.after_reports_commit");
         let answer = match &result {
             Ok(_) => Ok(()),
             Err(error @ ProposeError::TooLarge { .. }) => Err(Status::invalid_argument(error.to_string())),

@@ -1,4 +1,4 @@
-//! A process that dies at each crash point, and what the next start makes of its disk. Needs the feature `failpoints`.
+//! A process that dies at each crash point, and what the next start makes of its disk.
 
 use std::io::BufRead;
 use std::os::unix::process::ExitStatusExt;
@@ -7,6 +7,7 @@ use std::process::{Command, Stdio};
 
 use super::fault_tests::{config, snapshot_of};
 use super::log::tests::ring;
+use super::network::links;
 use super::*;
 
 const DIR: &str = "RSWARM_TEST_RAFT_CRASH";
@@ -21,7 +22,9 @@ async fn a_manager_that_dies_somewhere() {
         return;
     };
     let dir = Path::new(&dir);
-    let log = Log::bootstrap(dir, 5, ring(dir)).await.unwrap();
+    let log = Log::bootstrap(dir, 5, links(), ring(dir), model::NodeId(1), "127.0.0.1:1")
+        .await
+        .unwrap();
     for id in 1..=ENTRIES {
         let applied = log.propose(config(id, vec![4; ENTRY_BYTES])).await.unwrap();
         println!("acknowledged {id}");
@@ -70,7 +73,7 @@ async fn a_manager_that_dies_at_any_point_has_kept_all_it_acknowledged() {
         assert_eq!(acknowledged > 0, acknowledges, "{point}: {acknowledged}");
         // Twice: what the first start mends is whole for the second.
         for start in 1..=2 {
-            let log = Log::open(dir.path(), ring(dir.path())).await.unwrap();
+            let log = Log::open(dir.path(), links(), ring(dir.path())).await.unwrap();
             let state = log.read_latest().await.unwrap();
             for id in 1..=acknowledged {
                 assert!(

@@ -15,7 +15,7 @@ use openraft::storage::{IOFlushed, RaftLogStorage};
 use openraft::{LogState, OptionalSend, RaftLogReader};
 use tokio::sync::{oneshot, watch};
 
-use super::disk::DiskState;
+use super::disk::{DiskState, SyncClock};
 use super::keys::{KeyError, KeyRing};
 use super::log_writer::{COALESCE_BYTES, Job, OnFatal, Recovered, recover};
 use super::memory::Memory;
@@ -43,6 +43,7 @@ struct Shared {
     writer: Mutex<Option<JoinHandle<()>>>,
     give_up: Arc<AtomicBool>,
     disk: watch::Receiver<DiskState>,
+    sync: SyncClock,
     keys: KeyRing,
     /// Held while the log may write.
     lock: Mutex<Option<File>>,
@@ -122,7 +123,7 @@ impl LogStore {
             Err(error) => tracing::warn!("data keys that nothing needs were kept: {error}"),
             Ok(()) => {}
         }
-        let (give_up, disk) = (writer.give_up(), writer.disk());
+        let (give_up, disk, sync) = (writer.give_up(), writer.disk(), writer.sync());
         let (queue, jobs) = channel();
         let thread = std::thread::Builder::new()
             .name("raft-log".into())
@@ -134,6 +135,7 @@ impl LogStore {
             writer: Mutex::new(Some(thread)),
             give_up,
             disk,
+            sync,
             keys: keys.clone(),
             lock: Mutex::new(Some(lock)),
         };
@@ -153,6 +155,11 @@ impl LogStore {
     /// Whether the disk has room.
     pub(super) fn disk(&self) -> watch::Receiver<DiskState> {
         self.shared.disk.clone()
+    }
+
+    /// How long the sync takes that is under way.
+    pub(super) fn sync(&self) -> SyncClock {
+        self.shared.sync.clone()
     }
 
     /// The data keys.

@@ -11,8 +11,7 @@ use openraft::storage::IOFlushed;
 use prost::Message;
 use tokio::sync::{oneshot, watch};
 
-use super::crash::crash_point;
-use super::disk::{DiskState, RETRY};
+use super::disk::{DiskState, RETRY, SyncClock};
 use super::keys::{KeyError, KeyRing};
 use super::mark::{MARK_AFTER, Mark};
 use super::memory::{Kept, Memory, checkpoint, cut};
@@ -162,6 +161,7 @@ pub(super) struct Writer {
     /// Set when a write that waits for room should wait no longer.
     give_up: Arc<AtomicBool>,
     disk: watch::Sender<DiskState>,
+    sync: SyncClock,
     tail: Tail,
     /// Full segments, oldest first, with their highest entry.
     closed: VecDeque<(u64, Option<u64>)>,
@@ -202,6 +202,7 @@ impl Writer {
             mark,
             give_up: Arc::default(),
             disk: watch::Sender::default(),
+            sync: SyncClock::new(),
             tail,
             closed: VecDeque::new(),
             newest: None,
@@ -218,6 +219,11 @@ impl Writer {
     /// Whether there is room.
     pub(super) fn disk(&self) -> watch::Receiver<DiskState> {
         self.disk.subscribe()
+    }
+
+    /// How long a sync takes.
+    pub(super) fn sync(&self) -> SyncClock {
+        self.sync.clone()
     }
 
     /// Writes until the log is closed. After an error it writes nothing more, as nobody knows what the disk has.
@@ -291,9 +297,11 @@ impl Writer {
         self.make_room(frame.len())?;
         self.tail.write(&frame)?;
         let votes = effects.iter().any(|e| matches!(e, Effect::Vote(_)));
-        let place = |vote, append| crash_point(if votes { vote } else { append });
+        let place = |vote, append| crash::point(if votes { vote } else { append });
+        self.sync.begins();
         place("raft.before_vote_fsync", "raft.before_append_fsync");
         self.tail.sync()?;
+        self.sync.ended();
         place("raft.after_vote_fsync", "raft.after_append_fsync");
         self.kept.committed = committed.or(self.kept.committed);
         let mut purged = false;
@@ -371,7 +379,7 @@ impl Writer {
             };
             let path = segment_path(&self.dir, number);
             std::fs::remove_file(&path).map_err(io_error("delete a purged segment", &path))?;
-            crash_point("log.mid_purge");
+            crash::point("log.mid_purge");
             deleted = true;
         }
         if deleted { sync_dir(&self.dir) } else { Ok(()) }

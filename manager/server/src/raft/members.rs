@@ -4,6 +4,8 @@ use std::collections::BTreeSet;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use futures::StreamExt;
+use futures::stream::FuturesUnordered;
 use manager_core::State;
 use manager_core::members::{Found, Step, quorum};
 use model::NodeId;
@@ -257,24 +259,27 @@ impl Log {
             return known.clone();
         }
         let voters: Vec<_> = self.members().into_iter().filter(|m| m.3).collect();
-        let asked = voters.iter().map(|(id, node, address, _)| async move {
-            // One that has another number by now lost its log, and cannot vote as the one that is asked for.
-            let answers = |reply: w::StatusReply| reply.raft_id == *id;
-            *id == self.id
-                || self
-                    .links
-                    .status(*node, address, false)
-                    .await
-                    .is_some_and(answers)
-        });
-        let answers = futures::future::join_all(asked).await;
-        let answered = answers.iter().filter(|a| **a).count();
-        let lacking = answered < quorum(voters.len()) && !voters.is_empty();
-        let silent = voters.iter().zip(&answers).filter(|(_, a)| !**a);
+        let mut asked: FuturesUnordered<_> = (voters.iter())
+            .map(|(id, node, address, _)| async move {
+                // One that has another number by now lost its log, and cannot vote as the one that is asked for.
+                let answers = |reply: w::StatusReply| reply.raft_id == *id;
+                let reply = self.links.status(*node, address, false);
+                (*id == self.id || reply.await.is_some_and(answers)).then_some(*id)
+            })
+            .collect();
+        let mut answered = BTreeSet::new();
+        // One that is cut off answers late, and need not be waited for when the others are enough.
+        while answered.len() < quorum(voters.len())
+            && let Some(answer) = asked.next().await
+        {
+            answered.extend(answer);
+        }
+        let lacking = answered.len() < quorum(voters.len()) && !voters.is_empty();
+        let silent = voters.iter().filter(|(id, ..)| !answered.contains(id));
         let result = lacking.then(|| ProposeError::NoQuorum {
-            answered,
+            answered: answered.len(),
             voters: voters.len(),
-            silent: silent.map(|(v, _)| v.2.clone()).collect::<Vec<_>>().join(", "),
+            silent: silent.map(|v| v.2.clone()).collect::<Vec<_>>().join(", "),
         });
         *count = Some((Instant::now(), result.clone()));
         result

@@ -6,7 +6,6 @@ mod answer;
 mod backup;
 mod clock;
 mod codec;
-mod crash;
 mod disk;
 mod error;
 mod identity;
@@ -322,6 +321,8 @@ impl Log {
             count: tokio::sync::Mutex::default(),
         };
         tokio::spawn(disk::hand_over(log.raft.clone(), log.disk()));
+        let sync = log.store.sync();
+        tokio::spawn(disk::hand_over_when_slow(log.raft.clone(), sync, log.disk()));
         Ok(log)
     }
 
@@ -543,7 +544,7 @@ fn watch_role(raft: &Raft<TypeConfig, StateMachine>) -> watch::Receiver<Role> {
     receive
 }
 
-#[cfg(all(test, feature = "failpoints"))]
+#[cfg(test)]
 mod crash_tests;
 #[cfg(test)]
 mod fault_tests;

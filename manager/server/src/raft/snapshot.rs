@@ -9,7 +9,6 @@ use std::io::{self, Read, Write};
 use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 
-use super::crash::crash_point;
 use super::error::{LogError, io_error};
 use super::keys::KeyRing;
 use super::replace::{create_private, remove_leftover, sync_dir};
@@ -260,11 +259,11 @@ impl SnapshotFile {
             return Ok(()); // It is the one.
         };
         let path = path_in(dir);
-        crash_point("snap.before_rename");
+        crash::point("snap.before_rename");
         std::fs::rename(&temporary.0, &path)?;
         std::mem::forget(self.temporary.take());
         self.path = path;
-        crash_point("snap.before_dirsync");
+        crash::point("snap.before_dirsync");
         sync_dir(dir).map_err(io::Error::other)
     }
 }
@@ -347,7 +346,7 @@ impl SnapshotWriter {
             // Only now is it certain that the full one is not the last.
             if self.buffer.len() == PIECE_BYTES {
                 self.seal(false)?;
-                crash_point("snap.mid_write");
+                crash::point("snap.mid_write");
             }
             let (now, later) = bytes.split_at(bytes.len().min(PIECE_BYTES - self.buffer.len()));
             self.buffer.extend_from_slice(now);

@@ -1,7 +1,9 @@
-//! Places at which a test lets the process die, to see what the next start makes of the disk.
+//! Places at which a test lets a process die, or wait, to see what the next start makes of what it left.
 //!
-//! `FAILPOINTS="raft.before_append_fsync=20*off->return"` kills the process when the place is reached the 21st time.
-//! Without the feature `failpoints` a place is an empty function.
+//! With the feature `failpoints`, which only dev-dependencies turn on, the environment tells:
+//! `FAILPOINTS="raft.before_append_fsync=20*off->return"` kills the process when it comes there the 21st time, and
+//! `=sleep(6000)` is a disk that is slow. Several are separated by semicolons. Without the feature a place is no code.
+#![forbid(unsafe_code)]
 
 #[cfg(feature = "failpoints")]
 mod armed {
@@ -14,14 +16,18 @@ mod armed {
         std::process::abort();
     }
 
-    pub(in crate::raft) fn crash_point(name: &str) {
+    /// A place with a name, as it is written in `FAILPOINTS`.
+    #[allow(
+        clippy::panic,
+        reason = "only tests have this, and one that kills nobody would pass"
+    )]
+    pub fn point(name: &str) {
         static READ: Once = Once::new();
         READ.call_once(|| {
             let places = std::env::var("FAILPOINTS").unwrap_or_default();
             for place in places.split(';').filter(|p| !p.trim().is_empty()) {
                 let (name, action) = place.split_once('=').unwrap_or((place, "return"));
                 if let Err(why) = fail::cfg(name.trim(), action.trim()) {
-                    // A sweep that kills nobody would pass.
                     panic!("FAILPOINTS: \"{place}\" is not NAME=ACTION: {why}");
                 }
             }
@@ -31,9 +37,9 @@ mod armed {
 }
 
 #[cfg(feature = "failpoints")]
-pub(super) use armed::crash_point;
+pub use armed::point;
 
-/// No code: the feature is off.
+/// A place with a name. No code: the feature is off.
 #[cfg(not(feature = "failpoints"))]
 #[inline(always)]
-pub(super) const fn crash_point(_name: &str) {}
+pub const fn point(_name: &str) {}
