@@ -251,7 +251,7 @@ async fn writes(dir: &Path) -> (f64, f64, f64, f64) {
         .map(|writer| {
             let mut client = client.clone();
             tokio::spawn(async move {
-                for n in 0..WRITES / 4 {
+                for n in 0..WRITES {
                     client.create(config(format!("w{writer}-{n}"))).await.unwrap();
                 }
             })
@@ -260,7 +260,7 @@ async fn writes(dir: &Path) -> (f64, f64, f64, f64) {
     for writer in writers {
         writer.await.unwrap();
     }
-    let many = (64 * (WRITES / 4)) as f64 / began.elapsed().as_secs_f64();
+    let many = (64 * WRITES) as f64 / began.elapsed().as_secs_f64();
     let (ours, floor) = (percentile(&mut ours, 0.5), percentile(&mut floor, 0.5));
     (ours / floor, many / one, one, many)
 }

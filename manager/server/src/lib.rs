@@ -35,7 +35,7 @@ pub use api::Api;
 pub use ca::{CaError, TokenError};
 pub use front::{Gate, Gated, NODE, REQUEST, Side};
 pub use join::JoinError;
-pub use raft::UnlockKey;
+pub use raft::{Route, UnlockKey};
 pub use rpc::DispatcherRpc;
 pub use rpc_ca::CaRpc;
 pub use server::{ClusterError, Manager, ManagerConfig, Membership};

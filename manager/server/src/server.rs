@@ -21,7 +21,7 @@ use crate::api::Api;
 use crate::ca::{self, CaError};
 use crate::dispatcher::Dispatcher;
 use crate::join::{self, JoinError};
-use crate::raft::network::{Links, MESSAGE_MAX};
+use crate::raft::network::{Links, MESSAGE_MAX, Route};
 use crate::raft::{
     BackupError, KeyError, KeyRing, LockedRing, Log, LogError, OpenError, Opened, RaftRpc, UnlockKey,
 };
@@ -173,10 +173,18 @@ impl Manager {
     /// # Errors
     /// [`ClusterError`] when the log is damaged, in use or cannot be read, or the port is taken.
     pub async fn open(config: ManagerConfig) -> Result<Self, ClusterError> {
+        Self::open_via(config, Route::default()).await
+    }
+
+    /// As [`Manager::open`], with another way to the other nodes.
+    ///
+    /// # Errors
+    /// As [`Manager::open`].
+    pub async fn open_via(config: ManagerConfig, route: Route) -> Result<Self, ClusterError> {
         let keychain = Keychain::new(&config.data_dir.join("identity"));
         let manager = Self {
             shared: Arc::new(Shared {
-                links: Links::new(keychain.clone()),
+                links: Links::new(keychain.clone(), route),
                 keychain,
                 config,
                 cluster: ArcSwapOption::empty(),

@@ -48,6 +48,7 @@ pub use backup::BackupError;
 pub use disk::DiskState;
 pub use error::LogError;
 pub use keys::{KeyError, KeyRing, LockedRing, Opened};
+pub use network::Route;
 pub(crate) use revive::Restore;
 pub use segment::TornTail;
 pub use serve::RaftRpc;

@@ -53,6 +53,24 @@ pub(super) fn parse_member(member: &BasicNode) -> Option<(NodeId, String)> {
     Some((node.parse().ok()?, address.to_owned()))
 }
 
+/// By which way a node is reached whose address is known: as it is, unless a test puts something between.
+#[derive(Clone, Default)]
+pub struct Route(Option<Arc<dyn Fn(&str) -> String + Send + Sync>>);
+
+impl Route {
+    /// Connects to what `way` answers for an address.
+    pub fn by(way: impl Fn(&str) -> String + Send + Sync + 'static) -> Self {
+        Self(Some(Arc::new(way)))
+    }
+
+    fn to(&self, address: &str) -> String {
+        match &self.0 {
+            Some(way) => way(address),
+            None => address.to_owned(),
+        }
+    }
+}
+
 /// Connections to other nodes, kept and shared.
 #[derive(Clone)]
 pub(crate) struct Links {
@@ -61,6 +79,7 @@ pub(crate) struct Links {
 
 struct LinksInner {
     keychain: Keychain,
+    route: Route,
     channels: Mutex<BTreeMap<(NodeId, String), Channel>>,
     published: ArcSwapOption<Published>,
 }
@@ -69,10 +88,11 @@ struct LinksInner {
 const LINKS_MAX: usize = 256;
 
 impl Links {
-    pub(crate) fn new(keychain: Keychain) -> Self {
+    pub(crate) fn new(keychain: Keychain, route: Route) -> Self {
         Self {
             inner: Arc::new(LinksInner {
                 keychain,
+                route,
                 channels: Mutex::default(),
                 published: ArcSwapOption::empty(),
             }),
@@ -108,14 +128,24 @@ impl Links {
             channels.clear();
         }
         let key = (node, address.to_owned());
-        let make = || channel::node(&self.inner.keychain, address, Expect::Node(node));
+        let make = || {
+            channel::node(
+                &self.inner.keychain,
+                &self.inner.route.to(address),
+                Expect::Node(node),
+            )
+        };
         channels.entry(key).or_insert_with(make).clone()
     }
 
     /// A connection to a node for one call only. Whoever takes what it is sent slowly, or sends what is not taken, fills
     /// the window of a connection; nothing else must wait behind that.
     pub(crate) fn once(&self, node: NodeId, address: &str) -> (Channel, Cut) {
-        channel::node_once(&self.inner.keychain, address, Expect::Node(node))
+        channel::node_once(
+            &self.inner.keychain,
+            &self.inner.route.to(address),
+            Expect::Node(node),
+        )
     }
 
     /// A client of another manager.
@@ -139,7 +169,8 @@ impl Links {
 /// Connections of a manager that is alone, for tests.
 #[cfg(test)]
 pub(super) fn links() -> Links {
-    Links::new(Keychain::new(std::path::Path::new("/nonexistent")))
+    let keychain = Keychain::new(std::path::Path::new("/nonexistent"));
+    Links::new(keychain, Route::default())
 }
 
 /// Makes connections to other managers.

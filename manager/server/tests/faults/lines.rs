@@ -1,0 +1,156 @@
+//! The lines between managers: each passes on what it is sent, unless it is cut, and as slowly as it is told.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::time::Duration;
+
+use manager_server::Route;
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::net::{TcpListener, TcpStream};
+use tokio::runtime::Handle;
+
+/// Managers of a cluster.
+pub(crate) const SITES: usize = 3;
+/// Where managers listen, each at an address of its own.
+const PORT: u16 = 2377;
+/// How often a line that is cut is looked at.
+const LOOK_EVERY: Duration = Duration::from_millis(10);
+
+/// One direction between two managers.
+#[derive(Default)]
+struct Line {
+    cut: AtomicBool,
+    delay_ms: AtomicU64,
+}
+
+/// All lines of a cluster.
+#[derive(Clone)]
+pub(crate) struct Grid {
+    lines: Arc<[[Line; SITES]; SITES]>,
+    /// Where the line from one to another begins.
+    begins: Arc<Vec<Vec<String>>>,
+    net: String,
+}
+
+impl Grid {
+    /// Opens every line; they are kept up by the runtime.
+    pub(crate) fn new(seed: u64, runtime: &Handle) -> Self {
+        // Addresses of the loopback that nobody else uses: by process and seed.
+        let net = format!("127.{}.{}", 1 + std::process::id() % 250, seed % 250);
+        let lines: Arc<[[Line; SITES]; SITES]> = Arc::default();
+        let mut begins = Vec::new();
+        for from in 0..SITES {
+            let mut row = Vec::new();
+            for to in 0..SITES {
+                let listener = runtime.block_on(TcpListener::bind("127.0.0.1:0")).unwrap();
+                row.push(listener.local_addr().unwrap().to_string());
+                let target = format!("{net}.{}:{PORT}", to + 1);
+                runtime.spawn(pass(listener, target, lines.clone(), (from, to)));
+            }
+            begins.push(row);
+        }
+        Self {
+            lines,
+            begins: Arc::new(begins),
+            net,
+        }
+    }
+
+    /// Where a manager listens.
+    pub(crate) fn address(&self, site: usize) -> String {
+        format!("{}.{}:{PORT}", self.net, site + 1)
+    }
+
+    /// The way from a manager to the others.
+    pub(crate) fn route(&self, from: usize) -> Route {
+        let grid = self.clone();
+        Route::by(move |address| {
+            let to = (0..SITES).find(|to| grid.address(*to) == address);
+            to.map_or_else(|| address.to_owned(), |to| grid.begins[from][to].clone())
+        })
+    }
+
+    /// Loses what one sends to another from now on, or no more. It is sent when the line is healed, as TCP does.
+    pub(crate) fn cut(&self, from: usize, to: usize, cut: bool) {
+        self.lines[from][to].cut.store(cut, Ordering::SeqCst);
+    }
+
+    /// Cuts a manager off from all others.
+    pub(crate) fn isolate(&self, site: usize) {
+        for other in (0..SITES).filter(|other| *other != site) {
+            self.cut(site, other, true);
+            self.cut(other, site, true);
+        }
+    }
+
+    /// Delays everything.
+    pub(crate) fn slow(&self, by: Duration) {
+        let ms = u64::try_from(by.as_millis()).unwrap();
+        for line in self.lines.iter().flatten() {
+            line.delay_ms.store(ms, Ordering::SeqCst);
+        }
+    }
+
+    /// Makes every line whole and quick.
+    pub(crate) fn heal(&self) {
+        self.slow(Duration::ZERO);
+        for line in self.lines.iter().flatten() {
+            line.cut.store(false, Ordering::SeqCst);
+        }
+    }
+}
+
+async fn pass(
+    listener: TcpListener,
+    target: String,
+    lines: Arc<[[Line; SITES]; SITES]>,
+    (from, to): (usize, usize),
+) {
+    while let Ok((near, _)) = listener.accept().await {
+        let (lines, target) = (lines.clone(), target.clone());
+        tokio::spawn(async move {
+            // What opens a connection has to come through as well.
+            open(&lines[from][to]).await;
+            open(&lines[to][from]).await;
+            // Refused: the one who asked sees its connection end.
+            let Ok(far) = TcpStream::connect(&target).await else {
+                return;
+            };
+            let _ = (near.set_nodelay(true), far.set_nodelay(true));
+            let (near_in, near_out) = near.into_split();
+            let (far_in, far_out) = far.into_split();
+            // Either end that is gone ends both.
+            tokio::select! {
+                () = carry(near_in, far_out, &lines[from][to]) => {}
+                () = carry(far_in, near_out, &lines[to][from]) => {}
+            }
+        });
+    }
+}
+
+async fn open(line: &Line) {
+    while line.cut.load(Ordering::SeqCst) {
+        tokio::time::sleep(LOOK_EVERY).await;
+    }
+}
+
+async fn carry(
+    mut input: tokio::net::tcp::OwnedReadHalf,
+    mut output: tokio::net::tcp::OwnedWriteHalf,
+    line: &Line,
+) {
+    let mut bytes = vec![0u8; 64 << 10];
+    loop {
+        let Ok(count @ 1..) = input.read(&mut bytes).await else {
+            return;
+        };
+        let delay = line.delay_ms.load(Ordering::SeqCst);
+        if delay > 0 {
+            tokio::time::sleep(Duration::from_millis(delay)).await;
+        }
+        open(line).await;
+        if output.write_all(&bytes[..count]).await.is_err() {
+            return;
+        }
+    }
+}
