@@ -1,6 +1,12 @@
 //! The assignment set of this node, brought forward frame by frame.
 
+use std::collections::BTreeSet;
+use std::sync::Arc;
+
+use model::TaskId;
 use model::assignment::{AssignmentDiff, AssignmentSet};
+use model::object::Task;
+use model::task_state::{DesiredState, TaskState};
 
 /// Applies a difference.
 pub fn apply(set: &mut AssignmentSet, diff: AssignmentDiff) {
@@ -22,6 +28,20 @@ pub fn apply(set: &mut AssignmentSet, diff: AssignmentDiff) {
     diff.remove_services
         .iter()
         .for_each(|id| drop(set.services.remove(id)));
+}
+
+/// Of tasks that `run` on this node, those that took connections when the set was told: after a restart of the agent they
+/// go on doing so before anybody has looked at their health again.
+pub fn served(set: &AssignmentSet, run: &BTreeSet<TaskId>) -> Vec<TaskId> {
+    let behind: BTreeSet<TaskId> = (set.services.values())
+        .flat_map(|service| service.backends.iter().map(|backend| backend.task))
+        .collect();
+    let serves = |task: &&Arc<Task>| {
+        task.desired == DesiredState::Running
+            && (task.status.state == TaskState::Running || behind.contains(&task.id))
+    };
+    let tasks = run.iter().filter_map(|id| set.tasks.get(id));
+    tasks.filter(serves).map(|task| task.id).collect()
 }
 
 /// Frames of a full set, collected until it is whole.
@@ -64,5 +84,70 @@ impl Frames {
         };
         apply(&mut next, change);
         Some(next)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use model::assignment::{Backend, ServiceEndpoints};
+    use model::object::{Meta, SlotKey, TaskStatus};
+    use model::spec::{EndpointMode, TaskSpec};
+    use model::{ServiceId, Timestamp};
+
+    fn task(id: u128, desired: DesiredState, state: TaskState) -> Task {
+        let mut status = TaskStatus::new(Timestamp(0));
+        status.state = state;
+        Task {
+            id: TaskId(id),
+            meta: Meta::default(),
+            service: ServiceId(9),
+            service_name: "web".into(),
+            slot: SlotKey::Replica(1),
+            spec: Arc::new(TaskSpec::default()),
+            spec_version: 1,
+            node: None,
+            desired,
+            run_at: Timestamp(0),
+            status,
+            running_at: None,
+            ended_at: None,
+            addresses: Vec::new(),
+            host_ports: Vec::new(),
+            fence: 0,
+        }
+    }
+
+    #[test]
+    fn what_served_goes_on_serving_and_nothing_else_does() {
+        use DesiredState::{Running, Shutdown};
+        let mut set = AssignmentSet::default();
+        for one in [
+            task(1, Running, TaskState::Running),
+            // Told before it ran, and again as one that takes connections.
+            task(2, Running, TaskState::Starting),
+            task(3, Running, TaskState::Starting),
+            task(4, Shutdown, TaskState::Running),
+            task(5, Running, TaskState::Running),
+        ] {
+            set.tasks.insert(one.id, Arc::new(one));
+        }
+        let backend = |id| Backend {
+            task: TaskId(id),
+            name: format!("web.{id}"),
+            addresses: Vec::new(),
+        };
+        let service = ServiceEndpoints {
+            id: ServiceId(9),
+            name: "web".into(),
+            mode: EndpointMode::Vip,
+            networks: Vec::new(),
+            ports: Vec::new(),
+            backends: vec![backend(2), backend(4), backend(77)],
+        };
+        set.services.insert(service.id, Arc::new(service));
+        // The fifth does not run any more, the sixth was never assigned.
+        let run = [1, 2, 3, 4, 6].map(TaskId).into_iter().collect();
+        assert_eq!(served(&set, &run), [1, 2].map(TaskId));
     }
 }

@@ -20,6 +20,7 @@ use crate::fetch::Fetcher;
 use crate::host::HostService;
 use crate::images::ImagesService;
 use crate::inventory::Inventory;
+use crate::kept::Kept;
 use crate::link::Links;
 use crate::network::Network;
 use crate::peers::Peers;
@@ -90,6 +91,7 @@ pub(crate) struct Shared {
     pub(crate) inventory: Inventory,
     pub(crate) fetcher: Arc<Fetcher>,
     pub(crate) contact: Contact,
+    pub(crate) kept: Kept,
 }
 
 impl Agent {
@@ -126,6 +128,7 @@ impl Agent {
             workers: TaskTracker::new(),
             role: watch::Sender::new(None),
             contact: Contact::open(config.data_dir.join("contact")),
+            kept: Kept::new(config.data_dir.join("assigned")),
             config,
         };
         Ok(Self {
@@ -155,6 +158,7 @@ impl Agent {
         tokio::select! {
             () = crate::session::run(self.shared.clone(), stop) => {}
             () = crate::inventory::run(self.shared.clone()) => {}
+            () = self.shared.kept.run() => {}
         }
     }
 
@@ -163,6 +167,7 @@ impl Agent {
     /// # Errors
     /// The first step that failed; the others are done all the same.
     pub async fn destroy(&self) -> Result<(), AgentError> {
+        self.shared.kept.forget();
         // A container that is being made or started while others are removed would be left.
         self.shared.workers.close();
         if tokio::time::timeout(STEP_LIMIT, self.shared.workers.wait())

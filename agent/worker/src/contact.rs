@@ -1,12 +1,13 @@
 //! The last contact with a manager: by it tasks are stopped that may not outlive it, also by the agent after this one.
 
+use std::collections::BTreeSet;
 use std::path::PathBuf;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
-use model::Timestamp;
 use model::spec::{OnDisconnect, STOP_AFTER_MIN};
+use model::{TaskId, Timestamp};
 use runtime::{ContainerState, boot_id};
 use rustix::time::{ClockId, clock_gettime};
 use tokio::sync::watch;
@@ -105,13 +106,18 @@ impl Contact {
 
 /// Stops in time what the agent before left running and must not outlive its manager. To be ended with the first
 /// assignment: from then on each task has its worker.
-pub(crate) async fn guard(shared: Arc<Shared>) {
+///
+/// Tasks of `known` have a worker already, which does the same for them.
+pub(crate) async fn guard(shared: Arc<Shared>, known: BTreeSet<TaskId>) {
     let mut away = shared.contact.away();
     loop {
         let since = away.borrow_and_update().since;
         let mut next: Option<Timestamp> = None;
         for (id, rule) in bound(&shared) {
             let Some(since) = since else { break };
+            if id.parse().is_ok_and(|id| known.contains(&id)) {
+                continue;
+            }
             let OnDisconnect::StopAfter(after) = rule else {
                 continue;
             };

@@ -1,13 +1,14 @@
 //! What an agent does: session, tasks, runtime and network calls.
 //!
 //! It keeps no truth of its own: which tasks there are the manager says, how they stand the runtime's folders say. So a
-//! restarted agent adopts what runs by looking.
+//! restarted agent adopts what runs by looking. What a manager said last is in a file, for as long as there is none.
 #![forbid(unsafe_code)]
 
 // Talking with a manager.
 mod contact;
 mod identity;
 mod inventory;
+mod kept;
 mod link;
 mod report;
 mod session;

@@ -69,7 +69,7 @@ struct Pace {
 
 /// Serves managers until told to stop.
 pub(crate) async fn run(shared: Arc<Shared>, mut stop: watch::Receiver<bool>) {
-    let mut tasks = Tasks::new(shared.clone());
+    let mut tasks = Tasks::resume(shared.clone()).await;
     let mut pace = Pace {
         pause: PAUSE_FIRST,
         period: None,

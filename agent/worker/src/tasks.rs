@@ -2,7 +2,7 @@
 
 mod bring;
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
 use agent_core::alone::{Alone, restart_at};
@@ -12,6 +12,7 @@ use agent_core::step::RETRY;
 use agent_core::{LocalTask, Seen, Step, keeps_files, next_step, state_of};
 use model::assignment::AssignmentSet;
 use model::object::{ContainerStatus, Task, TaskStatus};
+use model::spec::{RestartPolicy, SecretRef};
 use model::task_state::{DesiredState, TaskState};
 use model::{TaskId, Timestamp};
 use runtime::{ContainerState, ExitStatus};
@@ -46,14 +47,41 @@ struct Order {
 }
 
 impl Tasks {
-    pub(crate) fn new(shared: Arc<Shared>) -> Self {
-        let guard = tokio::spawn(contact::guard(shared.clone())).abort_handle();
-        Self {
+    /// Begins with what runs and was assigned to the agent before this one: it is served and watched over as before,
+    /// until a manager says what there is to do. Nothing is begun or removed.
+    pub(crate) async fn resume(shared: Arc<Shared>) -> Self {
+        let running: BTreeSet<TaskId> = (shared.runtime.list().iter())
+            .filter(|c| matches!(c.state, ContainerState::Running { .. }))
+            .filter_map(|c| c.id.parse().ok())
+            .collect();
+        let set = shared.kept.recall().unwrap_or_default();
+        let known: BTreeSet<TaskId> = running
+            .iter()
+            .copied()
+            .filter(|id| set.tasks.contains_key(id))
+            .collect();
+        let mut tasks = Self {
+            guard: tokio::spawn(contact::guard(shared.clone(), known.clone())).abort_handle(),
             shared,
             workers: BTreeMap::new(),
             swept: false,
-            guard,
+        };
+        if known.is_empty() {
+            return tasks;
         }
+        let serving = agent_core::assignments::served(&set, &known);
+        if let Err(error) = tasks.shared.network.assign(set.clone(), &serving).await {
+            tracing::error!(%error, "bring the network back as it was");
+        }
+        let set = Arc::new(set);
+        for id in known {
+            let order = Order {
+                task: set.tasks.get(&id).cloned(),
+                set: set.clone(),
+            };
+            tasks.begin(id, order, serving.contains(&id));
+        }
+        tasks
     }
 
     /// Takes a new set: new workers for new tasks, news for the others.
@@ -65,6 +93,7 @@ impl Tasks {
             tracing::error!(%error, "bring the network up to date");
         }
         let set = Arc::new(set.clone());
+        self.shared.kept.remember(set.clone());
         self.workers.retain(|_, w| !w.is_closed());
         for task in set.tasks.values() {
             let order = Order {
@@ -103,6 +132,8 @@ impl Tasks {
                 .ok()
                 .and_then(|id| set.tasks.get(&id));
             match known {
+                // Its worker is told that nobody knows it any more.
+                None if (container.id.parse()).is_ok_and(|id: TaskId| self.workers.contains_key(&id)) => {}
                 None => {
                     if let Err(error) = self.shared.runtime.remove(&container.id).await {
                         tracing::warn!(%error, "remove a container nobody knows");
@@ -172,7 +203,7 @@ impl Worker {
             killed_by: None,
             retry_at: None,
             alone: Alone {
-                policy: Some(task.spec.restart.clone()),
+                policy: restarts_alone(&task, &first.set),
                 ..Alone::default()
             },
         };
@@ -289,6 +320,7 @@ impl Worker {
         let order = self.order.borrow_and_update().clone();
         self.local.desired = order.task.as_ref().map(|t| t.desired);
         if let Some(task) = order.task {
+            self.local.alone.policy = restarts_alone(&task, &order.set);
             self.task = task;
         }
     }
@@ -613,6 +645,13 @@ impl Worker {
             report::put(&self.shared, self.id, status);
         }
     }
+}
+
+/// By which policy a task is restarted while no manager is reached. None for one whose secrets are not here: the agent
+/// before this one had them, in memory.
+fn restarts_alone(task: &Task, set: &AssignmentSet) -> Option<RestartPolicy> {
+    let here = |secret: &SecretRef| set.secrets.contains_key(&secret.id);
+    (task.spec.container.secrets.iter().all(here)).then(|| task.spec.restart.clone())
 }
 
 fn unreachable_task(id: TaskId) -> Arc<Task> {

@@ -191,12 +191,18 @@ pub(crate) fn no_manager_at_all(bed: &Bed) -> Outcome {
     for _ in 0..10 {
         equal("the answer without managers", ask("web")?.as_str(), "hello\n")?;
     }
-    // The worker's daemon starts anew meanwhile, and adopts what runs; names are the managers' to tell it again.
+    // The worker's daemon starts anew meanwhile, adopts what runs, and knows the names as they were told last.
     bed.host(3).kill();
     equal("processes", bed.hosts.left().processes.len() > 2, true)?;
     equal("containers", bed.hosts.left().cgroups.is_empty(), false)?;
     bed.host(3).start()?;
-    equal("the answer after a restart", ask(&vip)?.as_str(), "hello\n")?;
+    for name in [vip.as_str(), "web", "tasks.web", "web.1"] {
+        equal(
+            &format!("the answer of {name} after a restart"),
+            ask(name)?.as_str(),
+            "hello\n",
+        )?;
+    }
     equal("containers", bed.containers(3, "")?, before.clone())?;
     bed.refused(3, "service ls", "not a cluster manager")?;
     bed.host(1).start()?;

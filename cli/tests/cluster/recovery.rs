@@ -101,7 +101,17 @@ pub(crate) fn restarted_without_a_manager(bed: &Bed) -> Outcome {
     )?;
     bed.runs(1, "web", 1)?;
     let before = bed.containers(2, "web")?;
+    // What was assigned is kept within a second.
+    let kept = bed.host(2).data().join("assigned");
+    until("the host keeps what it was assigned", PATIENCE, || {
+        let text = std::fs::read(&kept).unwrap_or_default();
+        Ok(is(String::from_utf8_lossy(&text).contains("sleep"), true))
+    })?;
     bed.host(1).kill();
+    // Its daemon knows by the file alone what there is to do.
+    bed.host(2).kill();
+    bed.host(2).start()?;
+    equal("containers", bed.containers(2, "web")?, before.clone())?;
     let (_, pid) = before.iter().next().ok_or("web does not run")?;
     let pid = rustix::process::Pid::from_raw(i32::try_from(*pid)?).ok_or("no process")?;
     rustix::process::kill_process(pid, rustix::process::Signal::KILL)?;

@@ -55,7 +55,9 @@ pub(super) fn parse_member(member: &BasicNode) -> Option<(NodeId, String)> {
 
 /// By which way a node is reached whose address is known: as it is, unless a test puts something between.
 #[derive(Clone, Default)]
-pub struct Route(Option<Arc<dyn Fn(&str) -> String + Send + Sync>>);
+pub struct Route(Option<Arc<Way>>);
+
+type Way = dyn Fn(&str) -> String + Send + Sync;
 
 impl Route {
     /// Connects to what `way` answers for an address.
