@@ -172,10 +172,15 @@ impl Log {
     /// # Errors
     /// [`ProposeError`] when it does not lead, or does not hear a quorum in time.
     pub(crate) async fn confirm(&self) -> Result<u64, ProposeError> {
-        let confirmed = self.raft.ensure_linearizable(ReadPolicy::ReadIndex);
-        let read = match tokio::time::timeout(CONFIRM_LIMIT, confirmed).await {
-            Ok(read) => read,
-            Err(_) => return Err(ProposeError::NotLeader { leader: None }),
+        let none = ProposeError::NotLeader { leader: None };
+        let term = self.role.borrow().term;
+        // Beside each other; both are about the time after this was called.
+        let confirmed = futures::future::join(
+            self.raft.ensure_linearizable(ReadPolicy::ReadIndex),
+            self.is_held(term),
+        );
+        let Ok((read, held)) = tokio::time::timeout(CONFIRM_LIMIT, confirmed).await else {
+            return Err(none);
         };
         let read = read.map_err(|e| match e {
             RaftError::APIError(LinearizableReadError::ForwardToLeader(to)) => {
@@ -188,7 +193,7 @@ impl Log {
                 why: fatal.to_string(),
             },
         })?;
-        Ok(read.index())
+        if held { Ok(read.index()) } else { Err(none) }
     }
 
     /// The state with everything that was acknowledged before the call, on whichever manager.
@@ -296,9 +301,10 @@ impl Log {
         };
         let metrics = self.metrics();
         let leads = self.role().borrow().leader;
+        let term = (self.term().await).ok_or_else(|| Status::unavailable("this manager has stopped"))?;
         Ok(w::StatusReply {
             raft_id: self.id,
-            term: metrics.current_term,
+            term,
             leader: metrics.current_leader.unwrap_or(0),
             index,
             reached: if leads {

@@ -16,6 +16,7 @@ mod mark;
 mod members;
 mod memory;
 pub(crate) mod network;
+mod pledge;
 mod record;
 mod replace;
 mod revive;
@@ -208,6 +209,7 @@ pub struct Log {
     dir: PathBuf,
     links: Links,
     count: tokio::sync::Mutex<Count>,
+    pledges: pledge::Pledges,
 }
 
 /// Changes from one moment on.
@@ -320,6 +322,7 @@ impl Log {
             dir: dir.to_owned(),
             links,
             count: tokio::sync::Mutex::default(),
+            pledges: pledge::Pledges::default(),
         };
         tokio::spawn(disk::hand_over(log.raft.clone(), log.disk()));
         let sync = log.store.sync();

@@ -4,7 +4,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use proto::channel;
 use proto::control::control_client::ControlClient;
@@ -35,6 +35,8 @@ pub(crate) struct Seen {
     /// The site that led last, and one.
     leader: AtomicUsize,
     wrong: Mutex<Option<String>>,
+    /// The last faults, with when they began.
+    faults: Mutex<Vec<(Instant, String)>>,
 }
 
 impl Seen {
@@ -51,8 +53,19 @@ impl Seen {
     }
 
     fn broke(&self, why: String) {
+        let faults = self.faults.lock().unwrap_or_else(PoisonError::into_inner);
+        let last = faults.iter().rev().take(2);
+        let last: Vec<_> = last
+            .map(|(at, what)| format!("{:.2?} ago {what}", at.elapsed()))
+            .collect();
         let mut wrong = self.wrong.lock().unwrap_or_else(PoisonError::into_inner);
-        wrong.get_or_insert(why);
+        wrong.get_or_insert(format!("{why}; {}", last.join("; ")));
+    }
+
+    /// Remembers what is being done to the managers.
+    pub(crate) fn suffers(&self, what: String) {
+        let mut faults = self.faults.lock().unwrap_or_else(PoisonError::into_inner);
+        faults.push((Instant::now(), what));
     }
 
     /// The site that led when it was looked at last.
@@ -194,12 +207,17 @@ async fn write(client: u64, mut dice: Dice, sockets: Vec<PathBuf>, seen: Arc<See
 async fn read(mut dice: Dice, sockets: Vec<PathBuf>, seen: Arc<Seen>, over: Arc<AtomicBool>) {
     while !over.load(Ordering::SeqCst) {
         let site = dice.below(sockets.len());
+        let began = Instant::now();
         // Before the call: what others were told by now must be in its answer.
         let (known, newest) = (seen.acknowledged(), seen.index.load(Ordering::SeqCst));
         if let Ok(Ok((index, names))) = tokio::time::timeout(PATIENCE, list(&sockets[site])).await {
             let gone: Vec<_> = known.difference(&names).collect();
             if !gone.is_empty() {
-                seen.broke(format!("m{} showed an old state, without {gone:?}", site + 1));
+                let took = began.elapsed();
+                seen.broke(format!(
+                    "m{} showed an old state ({index}) after {took:?}, without {gone:?}",
+                    site + 1
+                ));
             }
             if index < newest {
                 seen.broke(format!("m{} showed {index} after {newest} was shown", site + 1));
