@@ -148,7 +148,7 @@ impl Agent {
 
     /// The service for other nodes of the cluster, to be added to the server they reach.
     pub fn images_service(&self) -> ImagesServer<ImagesService> {
-        ImagesService::server(self.shared.images.clone())
+        ImagesService::server(self.shared.images.clone(), Some(self.shared.links.clone()))
     }
 
     /// Serves a manager until told to stop. Containers go on either way.

@@ -6,6 +6,7 @@ use std::time::Duration;
 
 use image::{ImageStore, StoreError};
 use model::spec::IMAGE_MAX;
+use proto::authz::Caller;
 use proto::images as w;
 use proto::images::images_server::{Images, ImagesServer};
 use tokio::io::AsyncReadExt;
@@ -14,6 +15,7 @@ use tokio_stream::wrappers::ReceiverStream;
 use tonic::{Request, Response, Status};
 
 use crate::tasks::{blocking, chain};
+use crate::vouch::{Vouched, Voucher};
 
 /// Largest message of this service, either way.
 pub(crate) const MESSAGE_MAX: usize = 1 << 20;
@@ -34,18 +36,35 @@ const REFERENCE_MAX: usize = IMAGE_MAX + 80;
 pub struct ImagesService {
     store: ImageStore,
     slots: Arc<Semaphore>,
+    /// Absent where only this host calls.
+    vouched: Option<Vouched>,
 }
 
 impl ImagesService {
-    /// Serves the images of a store, to be added to the server that other nodes reach.
-    pub fn server(store: ImageStore) -> ImagesServer<Self> {
+    /// Serves the images of a store, to be added to the server that other nodes reach: to nodes of the cluster, as
+    /// somebody says who knows them.
+    pub(crate) fn server(store: ImageStore, voucher: Option<Arc<dyn Voucher>>) -> ImagesServer<Self> {
         let service = Self {
             store,
             slots: Arc::new(Semaphore::new(TRANSFERS_MAX)),
+            vouched: voucher.map(Vouched::new),
         };
         ImagesServer::new(service)
             .max_decoding_message_size(MESSAGE_MAX)
             .max_encoding_message_size(MESSAGE_MAX)
+    }
+
+    async fn let_in<T>(&self, request: &Request<T>) -> Result<(), Status> {
+        let Some(vouched) = &self.vouched else {
+            return Ok(());
+        };
+        match request.extensions().get::<Caller>() {
+            Some(Caller::Node(node)) => vouched.check(*node).await,
+            Some(Caller::Operator) => Ok(()),
+            Some(Caller::Anyone) | None => {
+                Err(Status::unauthenticated("this needs the certificate of a node"))
+            }
+        }
     }
 }
 
@@ -57,6 +76,7 @@ impl Images for ImagesService {
         &self,
         request: Request<w::DescribeRequest>,
     ) -> Result<Response<w::Description>, Status> {
+        self.let_in(&request).await?;
         let reference = request.into_inner().reference;
         if reference.len() > REFERENCE_MAX {
             return Err(Status::invalid_argument("that is no reference of an image"));
@@ -86,6 +106,7 @@ impl Images for ImagesService {
     }
 
     async fn fetch(&self, request: Request<w::FetchRequest>) -> Result<Response<Self::FetchStream>, Status> {
+        self.let_in(&request).await?;
         let w::FetchRequest { diff_id, offset } = request.into_inner();
         let slot = self.slots.clone().try_acquire_owned().map_err(|_| {
             Status::resource_exhausted(format!(

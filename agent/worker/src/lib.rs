@@ -17,6 +17,7 @@ mod session;
 mod fetch;
 mod images;
 mod peers;
+mod vouch;
 
 // Carrying tasks out.
 mod network;

@@ -1,5 +1,6 @@
 //! The session under way, for the parts of the agent that ask the manager something or tell it.
 
+use model::NodeId;
 use proto::dispatch as w;
 use proto::dispatch::dispatcher_client::DispatcherClient;
 use tokio::sync::watch;
@@ -7,10 +8,13 @@ use tonic::Status;
 use tonic::transport::Channel;
 
 use crate::fetch::{FindError, Finder, Found};
+use crate::vouch::Voucher;
 use std::time::Duration;
 
 /// Wait for a session, and for an answer of the manager: it may be electing a leader.
 const ANSWER_LIMIT: Duration = Duration::from_secs(15);
+/// The same while another node waits for what it asked.
+const VOUCH_LIMIT: Duration = Duration::from_secs(5);
 /// Wait before a manager that could not answer is asked again.
 const AGAIN: Duration = Duration::from_millis(500);
 
@@ -52,11 +56,16 @@ impl Links {
         self.current.subscribe()
     }
 
-    async fn ask(&self, reference: &str) -> Result<Found, Status> {
+    /// The session under way, or the next one.
+    async fn link(&self) -> Result<Link, Status> {
         let mut links = self.subscribe();
         let link = links.wait_for(Option::is_some).await;
         let link = link.ok().and_then(|l| l.clone());
-        let mut link = link.ok_or_else(|| Status::unavailable("the agent stops"))?;
+        link.ok_or_else(|| Status::unavailable("the agent stops"))
+    }
+
+    async fn ask(&self, reference: &str) -> Result<Found, Status> {
+        let mut link = self.link().await?;
         let request = w::FindImageRequest {
             session: link.session,
             reference: reference.into(),
@@ -66,6 +75,26 @@ impl Links {
         Ok(Found {
             id: reply.id,
             sources: reply.sources.into_iter().filter_map(source).collect(),
+        })
+    }
+}
+
+#[tonic::async_trait]
+impl Voucher for Links {
+    async fn is_member(&self, node: NodeId) -> Result<bool, Status> {
+        let asking = async {
+            let mut link = self.link().await?;
+            let request = w::VouchRequest {
+                session: link.session,
+                node_id: node.to_string(),
+            };
+            Ok(link.client.vouch(request).await?.into_inner().member)
+        };
+        let answer = tokio::time::timeout(VOUCH_LIMIT, asking).await;
+        answer.unwrap_or_else(|_| {
+            Err(Status::unavailable(
+                "no manager says now who is part of the cluster",
+            ))
         })
     }
 }

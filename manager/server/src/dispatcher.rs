@@ -17,7 +17,7 @@ use model::object::{NodeDescription, NodeRole, NodeStatus};
 use model::{NodeId, TaskId, Timestamp};
 use proto::status;
 use proto::{dispatch as wire, types};
-use tokio::sync::{Notify, mpsc, watch};
+use tokio::sync::{Notify, Semaphore, mpsc, watch};
 use tokio::task::JoinSet;
 use tokio_stream::wrappers::ReceiverStream;
 use tonic::Status;
@@ -30,7 +30,12 @@ use crate::{ca, rpc_ca};
 use reports::Reports;
 
 /// Frames that wait for a slow agent; then only its own stream waits.
-const FRAMES_QUEUED: usize = 4;
+const FRAMES_QUEUED: usize = 2;
+/// Nodes that are being told at once: what one is told of services with thousands of tasks takes megabytes until it is
+/// sent, and a thousand nodes are told of the same change.
+const TELLING_MAX: usize = 16;
+/// A node that takes no frame for so long does not count as one of them any more.
+const TAKE_LIMIT: Duration = Duration::from_millis(250);
 /// Messages that wait for a slow agent beside its frames.
 const NEWS_QUEUED: usize = 4;
 /// How long a node waits for a leader that has just begun.
@@ -52,6 +57,7 @@ pub(crate) struct Dispatcher {
     nodes: Mutex<Nodes>,
     health_changed: Notify,
     streams: Mutex<JoinSet<()>>,
+    telling: Semaphore,
     began: Instant,
     views: Mutex<assignments::Views>,
     news: Mutex<Arc<News>>,
@@ -115,6 +121,7 @@ impl Dispatcher {
             }),
             health_changed: Notify::new(),
             streams: Mutex::default(),
+            telling: Semaphore::new(TELLING_MAX),
             began: Instant::now(),
             views: Mutex::default(),
             news: Mutex::default(),
@@ -337,6 +344,8 @@ impl Dispatcher {
                 Some(current) if current.id == session => current.leaving,
                 _ => break,
             };
+            // It is closed never, so this fails never.
+            let mut turn = self.telling.acquire().await.ok();
             // Before the state is read: a view of the services must not be taken for younger than it is.
             let now = self.uptime();
             let state = self.log.read();
@@ -350,11 +359,21 @@ impl Dispatcher {
             told = Some(wanted);
             if full || !diff.is_empty() {
                 for frame in frames::split(&diff, full, state.index()) {
-                    if send.send(Ok(frame)).await.is_err() {
+                    let mut taken = std::pin::pin!(send.send(Ok(frame)));
+                    let in_time = tokio::time::timeout(TAKE_LIMIT, &mut taken).await;
+                    let sent = match in_time {
+                        Ok(sent) => sent,
+                        Err(_) => {
+                            turn = None;
+                            taken.await
+                        }
+                    };
+                    if sent.is_err() {
                         return;
                     }
                 }
             }
+            drop(turn);
             if leaving {
                 return;
             }

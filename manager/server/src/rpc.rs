@@ -151,4 +151,17 @@ impl Dispatcher for DispatcherRpc {
         let found = cluster.dispatcher.find_image(node, &r.session, &r.reference)?;
         Ok(Response::new(found))
     }
+
+    async fn vouch(
+        &self,
+        request: Request<wire::VouchRequest>,
+    ) -> Result<Response<wire::VouchReply>, Status> {
+        let node = node(&request)?;
+        let r = request.into_inner();
+        let other = r.node_id.parse();
+        let other =
+            other.map_err(|e: model::IdError| Status::invalid_argument(format!("the node's id: {e}")))?;
+        let member = self.cluster()?.dispatcher.vouch(node, &r.session, other)?;
+        Ok(Response::new(wire::VouchReply { member }))
+    }
 }

@@ -252,3 +252,29 @@ async fn reports_are_checked_and_questions_answered() {
     );
     c.manager.close().await;
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_manager_vouches_for_nodes_of_its_cluster_to_who_has_a_session() {
+    let mut cluster = Cluster::start().await;
+    let own = cluster.manager.node_id();
+    let stranger = model::NodeId(own.0 ^ 1);
+    for (node, member) in [(own, true), (stranger, false)] {
+        let request = dispatch::VouchRequest {
+            session: cluster.session.clone(),
+            node_id: node.to_string(),
+        };
+        let reply = cluster.dispatcher.vouch(request).await.unwrap().into_inner();
+        assert_eq!(reply.member, member);
+    }
+    for (session, node_id, code) in [
+        ("another".to_owned(), own.to_string(), Code::FailedPrecondition),
+        (
+            cluster.session.clone(),
+            "no id!".to_owned(),
+            Code::InvalidArgument,
+        ),
+    ] {
+        let request = dispatch::VouchRequest { session, node_id };
+        assert_eq!(cluster.dispatcher.vouch(request).await.unwrap_err().code(), code);
+    }
+}

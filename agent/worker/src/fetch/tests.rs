@@ -135,7 +135,7 @@ impl Node {
     fn serving(manners: Manners) -> Self {
         let node = Self::new();
         let server = Server {
-            inner: ImagesService::server(node.store.clone()),
+            inner: ImagesService::server(node.store.clone(), None),
             client: tokio::sync::OnceCell::new(),
             socket: node.dir.path().join("real"),
             manners,
@@ -519,7 +519,8 @@ async fn a_node_serves_eight_at_once_and_the_ninth_waits_its_turn() {
     let node = Node::new();
     let id = node.build("web:1", &[12_000_000]);
     let listener = tokio::net::UnixListener::bind(node.socket()).expect("a socket");
-    let router = tonic::transport::Server::builder().add_service(ImagesService::server(node.store.clone()));
+    let router =
+        tonic::transport::Server::builder().add_service(ImagesService::server(node.store.clone(), None));
     tokio::spawn(router.serve_with_incoming(UnixListenerStream::new(listener)));
     let channel = proto::channel::connect(&node.socket()).await.expect("it answers");
     let mut client = ImagesClient::new(channel.clone());

@@ -66,6 +66,12 @@ impl Dispatcher {
         self.inventory().resolve(reference, |node| heard.contains(&node))
     }
 
+    /// Whether another node is part of the cluster, for one that it asks for an image.
+    pub(crate) fn vouch(&self, node: NodeId, session: &str, other: NodeId) -> Result<bool, Status> {
+        self.check(node, session)?;
+        Ok(self.log.read().node(other).is_some())
+    }
+
     /// Which image a reference means, and whom a node that lacks it asks.
     pub(crate) fn find_image(
         &self,
