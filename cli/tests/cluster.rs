@@ -82,6 +82,11 @@ const ALL: &[(&str, Start, Scenario)] = &[
         failover::leader_killed,
     ),
     (
+        "a worker is lost right after the leader",
+        Start::Cluster(3, 2),
+        failover::worker_lost_after_the_leader,
+    ),
+    (
         "the leader is cut off",
         Start::Cluster(3, 2),
         failover::leader_cut_off,

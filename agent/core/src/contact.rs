@@ -31,9 +31,24 @@ pub fn next_pause(pause: Duration, electing: bool, period: Option<Duration>) -> 
     (pause * 2).min(longest)
 }
 
+/// Bound of the pause before a manager is tried that another one named: none in a small cluster, a fifth of the period of
+/// heartbeats in a large one.
+pub fn hint_pause(period: Option<Duration>) -> Duration {
+    const SMALL: Duration = Duration::from_millis(2_000);
+    period.filter(|period| *period > SMALL).unwrap_or_default() / 5
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_hint_is_followed_at_once_where_few_follow_it() {
+        let seconds = Duration::from_secs;
+        for (period, wanted) in [(None, 0), (Some(2), 0), (Some(10), 2), (Some(100), 20)] {
+            assert_eq!(hint_pause(period.map(seconds)), seconds(wanted), "{period:?}");
+        }
+    }
 
     #[test]
     fn a_session_ends_with_the_third_miss() {

@@ -4,7 +4,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use agent_core::assignments::Frames;
-use agent_core::contact::{PAUSE_FIRST, next_pause, session_over};
+use agent_core::contact::{PAUSE_FIRST, hint_pause, next_pause, session_over};
 use model::assignment::AssignmentSet;
 use model::object::NodeRole;
 use model::{NodeId, Timestamp};
@@ -88,10 +88,14 @@ pub(crate) async fn run(shared: Arc<Shared>, mut stop: watch::Receiver<bool>) {
         };
         shared.contact.lost();
         if ended.leader.as_ref().is_some_and(|l| *l != target) {
-            // Somebody else leads: no pause, and nothing is wrong.
+            // Somebody else leads, and nothing is wrong. All nodes hear of an election at the same time.
             next = ended.leader;
             tracing::debug!(reason = %ended.reason, "another manager leads");
-            continue;
+            let wait = hint_pause(pace.period).mul_f64(random_share());
+            tokio::select! {
+                () = tokio::time::sleep(wait) => continue,
+                _ = stop.wait_for(|s| *s) => return,
+            }
         }
         tracing::info!(manager = %target.1, reason = %ended.reason, "the session with the manager ended");
         let wait = pace.pause.mul_f64(random_share());

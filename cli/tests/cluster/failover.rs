@@ -16,6 +16,8 @@ const NO_QUORUM: Duration = Duration::from_secs(3);
 const SLOW_DISK: Duration = Duration::from_secs(10);
 /// A write beside a manager that is slow.
 const UNDISTURBED: Duration = Duration::from_secs(2);
+/// Until the tasks of a lost worker run elsewhere.
+const ELSEWHERE: Duration = Duration::from_secs(8);
 const SLEEPERS: &str = "service create -q --name web --replicas 5 web:v1 sleep 1000000";
 
 /// Term and index of a manager's log, and whether it leads.
@@ -62,6 +64,31 @@ pub(crate) fn leader_killed(bed: &Bed) -> Outcome {
     one_history(bed, 3)?;
     equal("containers", bed.all_containers("web")?, before)?;
     equal("tasks", bed.tasks(1, "web")?.len(), 5)
+}
+
+/// The leader is killed, and a worker is cut off half a second after the next one leads: it is found as soon as any other,
+/// as it has registered again by then.
+pub(crate) fn worker_lost_after_the_leader(bed: &Bed) -> Outcome {
+    bed.ok(1, SLEEPERS)?;
+    bed.runs(1, "web", 5)?;
+    let (leader, asked, lost) = (bed.leader()?, bed.followers(3)?[0].number, bed.host(5));
+    leader.kill();
+    bed.ok(asked, "network create after")?;
+    leader.start()?;
+    std::thread::sleep(Duration::from_millis(500));
+    bed.hosts.isolate(&[lost])?;
+    let began = Instant::now();
+    until("five tasks run elsewhere", PATIENCE, || {
+        let tasks = bed.running(asked, "web")?;
+        Ok(is(tasks.iter().filter(|t| t.node != lost.name).count(), 5))
+    })?;
+    within(
+        "worker lost after the leader: its task ran elsewhere after",
+        began.elapsed(),
+        ELSEWHERE,
+    )?;
+    bed.hosts.heal()?;
+    bed.settled(3, 2)
 }
 
 /// The leader is cut off from everybody: the majority goes on, the minority says so, and afterwards there is one history.

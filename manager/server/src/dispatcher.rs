@@ -40,6 +40,10 @@ const TAKE_LIMIT: Duration = Duration::from_millis(250);
 const NEWS_QUEUED: usize = 4;
 /// How long a node waits for a leader that has just begun.
 const READY_LIMIT: Duration = Duration::from_secs(1);
+/// How long a node waits where an election is under way: most are over sooner.
+const ELECTION_LIMIT: Duration = Duration::from_secs(3);
+/// How often it is looked whether it hears a quorum.
+const HEARD_EVERY: Duration = Duration::from_millis(5);
 /// Times a manager's number is written again because its node changed meanwhile.
 const REGISTER_TRIES: usize = 8;
 /// Wait for agents to take their last message.
@@ -171,11 +175,28 @@ impl Dispatcher {
         mut description: NodeDescription,
         raft_id: u64,
     ) -> Result<Streamed<wire::SessionMessage>, Status> {
-        let role = *self.log.role().borrow();
+        let mut role = *self.log.role().borrow();
+        if !role.leader && self.log.leader_is_silent().await {
+            // Who leads next is known in a moment. A node that waits for it here comes to the next leader at once, and a
+            // thousand that wait do not come again and again.
+            let (mut next, own) = (self.log.role(), self.log.raft_id());
+            let another = |id: u64| id != own && Some(id) != role.leader_id;
+            let elected = next.wait_for(|now| now.leader || now.leader_id.is_some_and(another));
+            if let Ok(Ok(now)) = tokio::time::timeout(ELECTION_LIMIT, elected).await {
+                role = *now;
+            }
+        }
         if role.leader {
             let mut ready = self.ready.subscribe();
             // A moment; where it takes longer, the node is told to come again.
-            let _ = tokio::time::timeout(READY_LIMIT, ready.wait_for(|term| *term >= role.term)).await;
+            let begun = async {
+                let _ = ready.wait_for(|term| *term >= role.term).await;
+                // Nobody has answered it yet as the leader.
+                while self.log.quorum_is_late() {
+                    tokio::time::sleep(HEARD_EVERY).await;
+                }
+            };
+            let _ = tokio::time::timeout(READY_LIMIT, begun).await;
         }
         self.leads()?;
         // A leader that others have replaced must not hand out what is old.

@@ -7,13 +7,19 @@
 
 use std::collections::BTreeSet;
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::Duration;
 
 use futures::StreamExt;
 use futures::stream::FuturesUnordered;
 use manager_core::members::quorum;
+use openraft::Instant as _;
+use openraft::RaftState;
 use openraft::async_runtime::WatchReceiver;
 
-use super::Log;
+use super::{Log, TypeConfig};
+
+/// A leader that was not heard of for so long, by heartbeats every 250 ms, is probably gone.
+const SILENT: Duration = Duration::from_millis(600);
 
 /// One question to everybody at a time: who asks while one is under way waits for the next, and shares it.
 #[derive(Default)]
@@ -82,8 +88,24 @@ impl Log {
 
     /// The last term this manager has voted in.
     pub(super) async fn term(&self) -> Option<u64> {
-        let term = self.raft.with_raft_state(|state| state.vote_ref().leader_id.term);
-        term.await.ok()
+        self.in_core(|state| state.vote_ref().leader_id.term).await
+    }
+
+    /// Whether the leader this manager follows, if there is one, was not heard of for longer than two heartbeats.
+    pub(crate) async fn leader_is_silent(&self) -> bool {
+        let heard = self.in_core(|state| state.vote_last_modified()).await.flatten();
+        heard.is_none_or(|at| at.elapsed() > SILENT)
+    }
+
+    /// Reads the protocol's own state; none when it has stopped.
+    async fn in_core<T: Send + 'static>(
+        &self,
+        read: impl FnOnce(&RaftState<TypeConfig>) -> T + Send + 'static,
+    ) -> Option<T> {
+        let raft = self.raft.clone();
+        // By a task of its own: whoever asks may leave, and an answer that nobody takes is an error to openraft.
+        let asked = tokio::spawn(async move { raft.with_raft_state(read).await });
+        asked.await.ok()?.ok()
     }
 }
 
