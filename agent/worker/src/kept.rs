@@ -4,7 +4,7 @@
 use std::io::{self, Write};
 use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use model::assignment::{AssignmentDiff, AssignmentSet};
@@ -23,14 +23,17 @@ const SIZE_MAX: usize = 64 << 20;
 /// The file, and what is to be in it.
 pub(crate) struct Kept {
     path: PathBuf,
-    newest: watch::Sender<Option<Arc<AssignmentSet>>>,
+    newest: Arc<watch::Sender<Option<Arc<AssignmentSet>>>>,
+    /// Held while the file is changed.
+    file: Arc<Mutex<()>>,
 }
 
 impl Kept {
     pub(crate) fn new(path: PathBuf) -> Self {
         Self {
             path,
-            newest: watch::Sender::new(None),
+            newest: Arc::new(watch::Sender::new(None)),
+            file: Arc::default(),
         }
     }
 
@@ -53,6 +56,7 @@ impl Kept {
     /// Removes the file: the node left its cluster.
     pub(crate) fn forget(&self) {
         self.newest.send_replace(None);
+        let _held = self.file.lock().unwrap_or_else(PoisonError::into_inner);
         let _ = std::fs::remove_file(&self.path);
     }
 
@@ -63,8 +67,16 @@ impl Kept {
         loop {
             let set = newest.borrow_and_update().clone();
             if let Some(set) = set {
-                let path = self.path.clone();
-                let written = blocking(move || write(&path, &set)).await;
+                let (path, newest, file) = (self.path.clone(), self.newest.clone(), self.file.clone());
+                let write_one = move || {
+                    let _held = file.lock().unwrap_or_else(PoisonError::into_inner);
+                    if newest.borrow().is_none() {
+                        return Ok(()); // Forgotten meanwhile.
+                    }
+                    // What is old is worse than nothing.
+                    write(&path, &set).inspect_err(|_| drop(std::fs::remove_file(&path)))
+                };
+                let written = blocking(write_one).await;
                 let error = match written {
                     Ok(Ok(())) => None,
                     Ok(Err(error)) => Some(error.to_string()),
@@ -96,7 +108,6 @@ fn write(path: &Path, set: &AssignmentSet) -> io::Result<()> {
     };
     let bytes = AssignmentsMessage::from(&diff).encode_to_vec();
     if bytes.len() > SIZE_MAX {
-        let _ = std::fs::remove_file(path);
         return Err(io::Error::other(format!(
             "it has {} bytes, at most {SIZE_MAX} are kept",
             bytes.len()

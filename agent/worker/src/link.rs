@@ -88,14 +88,15 @@ impl Voucher for Links {
                 session: link.session,
                 node_id: node.to_string(),
             };
-            Ok(link.client.vouch(request).await?.into_inner().member)
+            Ok::<_, Status>(link.client.vouch(request).await?.into_inner().member)
         };
+        // Whatever a manager had against the question, who asks us may come again.
+        let unknown =
+            |why: &str| Status::unavailable(format!("no manager says now who is part of the cluster: {why}"));
         let answer = tokio::time::timeout(VOUCH_LIMIT, asking).await;
-        answer.unwrap_or_else(|_| {
-            Err(Status::unavailable(
-                "no manager says now who is part of the cluster",
-            ))
-        })
+        answer
+            .map_err(|_| unknown("none answers"))?
+            .map_err(|status| unknown(status.message()))
     }
 }
 

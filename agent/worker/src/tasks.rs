@@ -60,13 +60,19 @@ impl Tasks {
             .copied()
             .filter(|id| set.tasks.contains_key(id))
             .collect();
+        let watched = if known.len() < running.len() {
+            BTreeSet::new()
+        } else {
+            known.clone()
+        };
         let mut tasks = Self {
-            guard: tokio::spawn(contact::guard(shared.clone(), known.clone())).abort_handle(),
+            guard: tokio::spawn(contact::guard(shared.clone(), watched)).abort_handle(),
             shared,
             workers: BTreeMap::new(),
             swept: false,
         };
-        if known.is_empty() {
+        // What runs and is not in it shows that it is old: then all stays as it is until a manager says more.
+        if known.is_empty() || known.len() < running.len() {
             return tasks;
         }
         let serving = agent_core::assignments::served(&set, &known);
@@ -115,6 +121,10 @@ impl Tasks {
         }
     }
 
+    fn has_worker(&self, id: TaskId) -> bool {
+        self.workers.get(&id).is_some_and(|worker| !worker.is_closed())
+    }
+
     fn begin(&mut self, id: TaskId, order: Order, serving: bool) {
         let (sender, receiver) = watch::channel(order);
         let worker = Worker::new(self.shared.clone(), id, receiver, serving);
@@ -133,7 +143,7 @@ impl Tasks {
                 .and_then(|id| set.tasks.get(&id));
             match known {
                 // Its worker is told that nobody knows it any more.
-                None if (container.id.parse()).is_ok_and(|id: TaskId| self.workers.contains_key(&id)) => {}
+                None if (container.id.parse()).is_ok_and(|id: TaskId| self.has_worker(id)) => {}
                 None => {
                     if let Err(error) = self.shared.runtime.remove(&container.id).await {
                         tracing::warn!(%error, "remove a container nobody knows");
@@ -142,7 +152,9 @@ impl Tasks {
                 }
                 Some(task) => {
                     let runs = matches!(container.state, ContainerState::Running { .. });
+                    // One that is watched over already serves as its worker says.
                     if runs
+                        && !self.has_worker(task.id)
                         && task.status.state == TaskState::Running
                         && task.desired == DesiredState::Running
                     {

@@ -6,10 +6,13 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 use model::NodeId;
+use tokio::sync::Semaphore;
 use tonic::Status;
 
 /// A manager's word is good for so long; a removed node is refused within a second.
 const GOOD: Duration = Duration::from_millis(500);
+/// Questions to a manager at once.
+const ASKING_MAX: usize = 16;
 /// Nodes whose word is remembered.
 const KNOWN_MAX: usize = 1024;
 
@@ -26,7 +29,8 @@ pub(crate) trait Voucher: Send + Sync {
 /// Asks, and remembers for a moment.
 pub(crate) struct Vouched {
     voucher: Arc<dyn Voucher>,
-    known: Mutex<BTreeMap<NodeId, Instant>>,
+    known: Mutex<BTreeMap<NodeId, (Instant, bool)>>,
+    asking: Semaphore,
 }
 
 impl Vouched {
@@ -34,35 +38,48 @@ impl Vouched {
         Self {
             voucher,
             known: Mutex::default(),
+            asking: Semaphore::new(ASKING_MAX),
         }
     }
 
     /// Lets a node of the cluster pass.
     ///
     /// # Errors
-    /// PERMISSION_DENIED for another; UNAVAILABLE when no manager says who it is.
+    /// PERMISSION_DENIED for another; UNAVAILABLE when no manager says who it is; RESOURCE_EXHAUSTED when too many wait
+    /// for that.
     pub(crate) async fn check(&self, node: NodeId) -> Result<(), Status> {
-        let asked = Instant::now();
-        let known = |at: &Instant| asked.duration_since(*at) < GOOD;
-        let remembered = |known: &Mutex<BTreeMap<NodeId, Instant>>| {
-            let known = known.lock().unwrap_or_else(PoisonError::into_inner);
+        self.check_at(node, Instant::now()).await
+    }
+
+    async fn check_at(&self, node: NodeId, now: Instant) -> Result<(), Status> {
+        let remembered = {
+            let known = self.known.lock().unwrap_or_else(PoisonError::into_inner);
             known.get(&node).copied()
         };
-        if remembered(&self.known).as_ref().is_some_and(known) {
+        let member = match remembered.filter(|(at, _)| now.saturating_duration_since(*at) < GOOD) {
+            Some((_, member)) => member,
+            None => self.ask(node, now).await?,
+        };
+        if member {
             return Ok(());
         }
-        if !self.voucher.is_member(node).await? {
-            return Err(Status::permission_denied(format!(
-                "E_NODE_REMOVED: node {node} is not part of this cluster any more"
-            )));
-        }
+        Err(Status::permission_denied(format!(
+            "E_NODE_REMOVED: node {node} is not part of this cluster any more"
+        )))
+    }
+
+    async fn ask(&self, node: NodeId, asked: Instant) -> Result<bool, Status> {
+        let _turn = (self.asking.try_acquire()).map_err(|_| {
+            Status::resource_exhausted("too many nodes ask for images at once: ask another, or again later")
+        })?;
+        let member = self.voucher.is_member(node).await?;
         let mut all = self.known.lock().unwrap_or_else(PoisonError::into_inner);
         if all.len() >= KNOWN_MAX {
             all.clear();
         }
         // From when it was asked: it may have been removed since.
-        all.insert(node, asked);
-        Ok(())
+        all.insert(node, (asked, member));
+        Ok(member)
     }
 }
 
@@ -93,25 +110,28 @@ mod tests {
             asked: AtomicUsize::new(0),
         });
         let vouched = Vouched::new(manager.clone());
+        let now = Instant::now();
         for _ in 0..3 {
-            vouched.check(NodeId(1)).await.unwrap();
+            vouched.check_at(NodeId(1), now).await.unwrap();
         }
         assert_eq!(manager.asked.load(Ordering::SeqCst), 1, "remembered");
         for (node, code) in [(2, Code::PermissionDenied), (0, Code::Unavailable)] {
             for _ in 0..2 {
-                assert_eq!(vouched.check(NodeId(node)).await.unwrap_err().code(), code);
+                assert_eq!(
+                    vouched.check_at(NodeId(node), now).await.unwrap_err().code(),
+                    code
+                );
             }
         }
         assert_eq!(
             manager.asked.load(Ordering::SeqCst),
-            5,
-            "a refusal is asked for again"
+            4,
+            "a refusal is remembered, no answer is not"
         );
-        tokio::time::sleep(GOOD).await;
-        vouched.check(NodeId(1)).await.unwrap();
-        assert_eq!(manager.asked.load(Ordering::SeqCst), 6, "and a word that is old");
+        vouched.check_at(NodeId(1), now + GOOD).await.unwrap();
+        assert_eq!(manager.asked.load(Ordering::SeqCst), 5, "a word that is old");
         for node in 0..KNOWN_MAX as u128 + 2 {
-            vouched.check(NodeId(2 * node + 1)).await.unwrap();
+            vouched.check_at(NodeId(2 * node + 1), now).await.unwrap();
         }
         assert!(vouched.known.lock().unwrap().len() <= KNOWN_MAX);
     }

@@ -23,7 +23,7 @@ use tokio_stream::wrappers::ReceiverStream;
 use tonic::Status;
 
 use crate::leader::sleep_until;
-use crate::raft::{Event, Log, ProposeError};
+use crate::raft::{Event, Log, ProposeError, Role};
 use crate::writer::RandomIds;
 
 use crate::{ca, rpc_ca};
@@ -43,7 +43,9 @@ const READY_LIMIT: Duration = Duration::from_secs(1);
 /// How long a node waits where an election is under way: most are over sooner.
 const ELECTION_LIMIT: Duration = Duration::from_secs(3);
 /// How often it is looked whether it hears a quorum.
-const HEARD_EVERY: Duration = Duration::from_millis(5);
+const HEARD_EVERY: Duration = Duration::from_millis(25);
+/// How often it is looked whether a silent leader is heard of again.
+const LOOK_AGAIN: Duration = Duration::from_millis(250);
 /// Times a manager's number is written again because its node changed meanwhile.
 const REGISTER_TRIES: usize = 8;
 /// Wait for agents to take their last message.
@@ -176,15 +178,10 @@ impl Dispatcher {
         raft_id: u64,
     ) -> Result<Streamed<wire::SessionMessage>, Status> {
         let mut role = *self.log.role().borrow();
-        if !role.leader && self.log.leader_is_silent().await {
+        if !role.leader && (role.leader_id.is_none() || self.log.leader_is_silent().await) {
             // Who leads next is known in a moment. A node that waits for it here comes to the next leader at once, and a
             // thousand that wait do not come again and again.
-            let (mut next, own) = (self.log.role(), self.log.raft_id());
-            let another = |id: u64| id != own && Some(id) != role.leader_id;
-            let elected = next.wait_for(|now| now.leader || now.leader_id.is_some_and(another));
-            if let Ok(Ok(now)) = tokio::time::timeout(ELECTION_LIMIT, elected).await {
-                role = *now;
-            }
+            role = self.next_leader(role).await;
         }
         if role.leader {
             let mut ready = self.ready.subscribe();
@@ -248,6 +245,28 @@ impl Dispatcher {
             self.register(node, raft_id).await?;
         }
         Ok(ReceiverStream::new(stream))
+    }
+
+    /// Waits, within [`ELECTION_LIMIT`], until somebody leads who did not before, or the silent one is heard of again.
+    async fn next_leader(&self, before: Role) -> Role {
+        let (mut roles, own) = (self.log.role(), self.log.raft_id());
+        let began = Instant::now();
+        while began.elapsed() < ELECTION_LIMIT {
+            let another =
+                |now: &Role, id: u64| id != own && (Some(id) != before.leader_id || now.term > before.term);
+            let elected =
+                roles.wait_for(|now| now.leader || now.leader_id.is_some_and(|id| another(now, id)));
+            match tokio::time::timeout(LOOK_AGAIN, elected).await {
+                Ok(Ok(now)) => return *now,
+                Ok(Err(_)) => break, // The log was closed.
+                Err(_) => {}
+            }
+            let now = *roles.borrow();
+            if now.leader_id.is_some() && !self.log.leader_is_silent().await {
+                return now;
+            }
+        }
+        *roles.borrow()
     }
 
     /// Remembers the number of a manager that has made itself a log.

@@ -161,7 +161,7 @@ impl Dispatcher for DispatcherRpc {
         let other = r.node_id.parse();
         let other =
             other.map_err(|e: model::IdError| Status::invalid_argument(format!("the node's id: {e}")))?;
-        let member = self.cluster()?.dispatcher.vouch(node, &r.session, other)?;
+        let member = self.cluster()?.dispatcher.vouch(node, &r.session, other).await?;
         Ok(Response::new(wire::VouchReply { member }))
     }
 }

@@ -4,8 +4,8 @@ use std::collections::BTreeSet;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use manager_core::State;
 use manager_core::admit::{self, JoinRequest};
-use manager_core::{RefusalKind, State};
 use model::NodeId;
 use model::object::{Cluster as ClusterObject, NodeRole};
 use proto::authz::Caller;
@@ -21,12 +21,13 @@ use crate::ca::{self, CaError};
 use crate::init::{self, now};
 use crate::server::{Cluster, Manager, identity_of};
 use crate::strangers::Strangers;
-use crate::writer::WriteError;
 
-/// A host that joins at the address of a manager that was heard of waits so long for it to fall silent: longer than a
-/// member counts as [reached](crate::raft::Log::reached), and less than its own patience with a call.
-const HEARD_BEFORE: Duration = Duration::from_secs(3);
-/// Pause between two looks at it.
+/// A host that joins at the address of a manager waits so long for that to be found silent; less than its own patience.
+const SILENT_LIMIT: Duration = Duration::from_secs(7);
+/// Looks at which it has to be silent, one after the other, by a leader that hears a quorum: for a moment, after an
+/// election or a stall, a leader has heard of nobody.
+const SILENT_LOOKS: u32 = 8;
+/// Pause between two looks.
 const LOOK_AGAIN: Duration = Duration::from_millis(250);
 
 /// The Ca service of a manager.
@@ -196,22 +197,13 @@ impl Ca for CaRpc {
             availability: request.availability().into(),
             heard: BTreeSet::new(),
         };
-        let began = Instant::now();
-        loop {
-            join.heard = cluster.writer.log.reached().await;
-            let join = join.clone();
-            let decide =
-                move |state: &State, now, _: &mut crate::writer::RandomIds| admit::join(state, &join, now);
-            crash::point("ca.before_join_commit");
-            match cluster.writer.write(decide).await {
-                Ok(_) => break,
-                // The manager it was a moment ago counts as heard for a moment more.
-                Err(WriteError::Refused(refusal))
-                    if refusal.kind() == RefusalKind::InUse && began.elapsed() < HEARD_BEFORE => {}
-                Err(error) => return Err(writing(error)),
-            }
-            tokio::time::sleep(LOOK_AGAIN).await;
+        if role == NodeRole::Manager {
+            join.heard = heard_at(&cluster, &join.address).await;
         }
+        let decide =
+            move |state: &State, now, _: &mut crate::writer::RandomIds| admit::join(state, &join, now);
+        crash::point("ca.before_join_commit");
+        cluster.writer.write(decide).await.map_err(writing)?;
         crash::point("ca.after_join_commit");
         tracing::info!(%node, hostname = %request.hostname, ?role, "a host joined the cluster");
         Ok(Response::new(reply(
@@ -247,6 +239,32 @@ impl Ca for CaRpc {
             issued.certificates,
             node,
         )?))
+    }
+}
+
+/// The managers that are heard of, all of them unless the one at `address` was silent for two seconds.
+async fn heard_at(cluster: &Cluster, address: &str) -> BTreeSet<NodeId> {
+    let log = &cluster.writer.log;
+    let began = Instant::now();
+    let mut silent = 0;
+    loop {
+        let state = log.read();
+        let Some(known) = state.managers().find(|n| n.description.address == address) else {
+            return BTreeSet::new();
+        };
+        let reached = log.reached().await;
+        silent = if log.quorum_is_late() || reached.contains(&known.id) {
+            0
+        } else {
+            silent + 1
+        };
+        if silent >= SILENT_LOOKS {
+            return reached;
+        }
+        if began.elapsed() > SILENT_LIMIT {
+            return state.managers().map(|n| n.id).collect();
+        }
+        tokio::time::sleep(LOOK_AGAIN).await;
     }
 }
 

@@ -35,6 +35,8 @@ const SECONDS: u64 = 30;
 const SEEDS: [u64; 3] = [1, 2, 3];
 /// Fewer acknowledged writes than this show nothing.
 const WRITES_MIN: usize = 100;
+/// The same of reads.
+const READS_MIN: usize = 100;
 /// Until all managers have one history, once everything is mended.
 const MENDED: Duration = Duration::from_secs(40);
 
@@ -190,9 +192,9 @@ fn live(seed: u64, seconds: u64, faults: &[Fault]) -> Result<(String, usize), St
     for site in &sites {
         site.kill();
     }
-    if writes < WRITES_MIN {
+    if writes < WRITES_MIN || reads < READS_MIN {
         return Err(format!(
-            "only {writes} writes were acknowledged: such a run shows nothing"
+            "only {writes} writes were acknowledged and {reads} reads answered: such a run shows nothing"
         ));
     }
     let report = format!(

@@ -43,12 +43,13 @@ pub struct JoinRequest {
 /// Lets a host in. Asked again by the same host with the same key, it changes nothing but the certificate, so that a
 /// join that was cut off can be repeated.
 ///
-/// An address is one host's. One that joins at the address of a manager that is silent is that host, set up anew: the
-/// manager it was votes no more, so that nothing waits for it.
+/// An address is one host's. One that joins as a manager at the address of a manager that is silent is that host, set up
+/// anew: the manager it was votes no more, so that nothing waits for it.
 ///
 /// # Errors
 /// [`Refusal`] when the token is not valid any more, does not allow the labels, or the id is another host's;
-/// [`RefusalKind::InUse`] when a manager that was heard of a moment ago has the address.
+/// [`RefusalKind::InUse`] when a manager that was heard of a moment ago has the address, or any manager that a worker
+/// would take the place of: a worker's token costs nobody the log.
 pub fn join(state: &State, request: &JoinRequest, now: Timestamp) -> Result<Admitted, Refusal> {
     let Some(cluster) = state.cluster() else {
         return Err(Refusal::new(RefusalKind::NotFound, "there is no cluster"));
@@ -84,13 +85,14 @@ pub fn join(state: &State, request: &JoinRequest, now: Timestamp) -> Result<Admi
         .managers()
         .find(|n| n.description.address == request.address);
     if let Some(old) = replaced {
-        if old.status.state != NodeState::Down && request.heard.contains(&old.id) {
+        if token.role != NodeRole::Manager || request.heard.contains(&old.id) {
             return Err(Refusal::new(
                 RefusalKind::InUse,
                 format!(
-                    "E_ADDRESS_IN_USE: the manager {} (node {}) has the address {} and answers: give this host its own with \
-                     --advertise-addr, or, if it was set up anew, try again in a few seconds",
-                    old.description.hostname, old.id, request.address
+                    "E_ADDRESS_IN_USE: the manager {} (node {}) has the address {}: give this host its own with \
+                     --advertise-addr. If it was that manager and was set up anew, join with a manager's token once the \
+                     old one is silent, or remove that first with `rswarm node rm --force {}`",
+                    old.description.hostname, old.id, request.address, old.id
                 ),
             ));
         }
@@ -474,7 +476,15 @@ mod tests {
         let rows = [
             ("silent, not yet Down", Ready, MANAGER, own, &[2][..], true, false),
             ("Down", Down, MANAGER, own, &[2], true, false),
-            ("Down, and heard before", Down, MANAGER, own, &[1, 2], true, false),
+            (
+                "its agent is Down, it votes",
+                Down,
+                MANAGER,
+                own,
+                &[1, 2],
+                false,
+                true,
+            ),
             ("it answers", Ready, MANAGER, own, &[1, 2], false, true),
             (
                 "it answers, to a worker",
@@ -491,8 +501,8 @@ mod tests {
                 WORKER,
                 own,
                 &[2],
-                true,
                 false,
+                true,
             ),
             ("another address", Down, MANAGER, other, &[2], true, true),
         ];

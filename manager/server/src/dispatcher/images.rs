@@ -9,6 +9,7 @@ use model::object::NodeState;
 use model::spec::{IMAGE_MAX, ImageId};
 use model::{NodeId, Timestamp};
 use proto::dispatch as wire;
+use proto::status;
 use tonic::Status;
 
 use super::Dispatcher;
@@ -67,8 +68,11 @@ impl Dispatcher {
     }
 
     /// Whether another node is part of the cluster, for one that it asks for an image.
-    pub(crate) fn vouch(&self, node: NodeId, session: &str, other: NodeId) -> Result<bool, Status> {
+    pub(crate) async fn vouch(&self, node: NodeId, session: &str, other: NodeId) -> Result<bool, Status> {
         self.check(node, session)?;
+        // One that others have replaced may know of nodes that were removed since.
+        let newest = self.log.confirm().await;
+        newest.map_err(|e| status::may_retry(Status::unavailable(e.to_string())))?;
         Ok(self.log.read().node(other).is_some())
     }
 
