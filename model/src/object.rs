@@ -72,6 +72,11 @@ pub struct Security {
 }
 
 impl Security {
+    /// The authority that signs now: during a rotation the new one.
+    pub fn signing(&self) -> &Authority {
+        (self.next.as_ref()).map_or(&self.authority, |next| &next.authority)
+    }
+
     /// Most join tokens at a time: two stand, the others are handed out for single hosts.
     pub const TOKENS_MAX: usize = 1000;
 }

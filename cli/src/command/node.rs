@@ -111,11 +111,9 @@ fn manager_status(node: &Node, manager: Option<&ManagerStatus>) -> &'static str 
 
 /// Whether a node has a certificate of the authority that signs now, in Docker's words.
 fn tls_status(node: &Node, cluster: &Cluster) -> &'static str {
-    let security = &cluster.security;
-    let current = (security.next.as_ref()).map_or(&security.authority, |next| &next.authority);
     match node.identity.issuer.as_str() {
         "" => "Unknown",
-        issuer if issuer == digest(&current.certificate) => "Ready",
+        issuer if issuer == digest(&cluster.security.signing().certificate) => "Ready",
         _ => "Needs Rotation",
     }
 }

@@ -233,8 +233,7 @@ pub(crate) fn authorities(security: &Security) -> String {
 
 /// Digest of the authority that signs now, hex.
 pub(crate) fn current_issuer(security: &Security) -> String {
-    let next = security.next.as_ref().map(|n| &n.authority);
-    identity::digest(&next.unwrap_or(&security.authority).certificate)
+    identity::digest(&security.signing().certificate)
 }
 
 /// A number, highest byte first, as `len` digits of base 36.
@@ -298,12 +297,8 @@ impl Token {
 /// # Errors
 /// [`CaError::Authority`] when the authority's certificate cannot be read.
 pub(crate) fn token_text(security: &Security, token: &JoinToken) -> Result<String, CaError> {
-    let authority = security
-        .next
-        .as_ref()
-        .map_or(&security.authority, |n| &n.authority);
     let digest = base36(
-        digest(&SHA256, &der(&authority.certificate)?).as_ref(),
+        digest(&SHA256, &der(&security.signing().certificate)?).as_ref(),
         DIGEST_LEN,
     );
     Ok(format!(

@@ -147,13 +147,8 @@ impl Ca for CaRpc {
     async fn get_authority(&self, _request: Request<w::GetAuthorityRequest>) -> Reply<w::GetAuthorityReply> {
         let cluster = self.manager.cluster();
         let cluster = cluster.ok_or_else(|| Status::unavailable("this node is not a manager"))?;
-        let security = &cluster_of(&cluster)?.security;
-        let authority = security
-            .next
-            .as_ref()
-            .map_or(&security.authority, |n| &n.authority);
         Ok(Response::new(w::GetAuthorityReply {
-            certificate: authority.certificate.clone(),
+            certificate: cluster_of(&cluster)?.security.signing().certificate.clone(),
         }))
     }
 
