@@ -87,6 +87,11 @@ const ALL: &[(&str, Start, Scenario)] = &[
         failover::worker_lost_after_the_leader,
     ),
     (
+        "the leader's host and a worker are lost together",
+        Start::Cluster(3, 2),
+        failover::leader_and_worker_lost_together,
+    ),
+    (
         "the leader is cut off",
         Start::Cluster(3, 2),
         failover::leader_cut_off,

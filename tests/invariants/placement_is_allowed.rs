@@ -1,4 +1,5 @@
-//! A task is given only a node that is ready, active and meets its constraints, with room among its siblings (I25-I27).
+//! A task is given only a node that is ready, active and meets its constraints, with room among its siblings (I25-I27),
+//! and that the leader has heard of itself.
 
 use std::collections::BTreeSet;
 
@@ -29,6 +30,14 @@ pub(super) fn check(seen: &Seen<'_>) -> Result<(), String> {
         });
         let slots: BTreeSet<_> = siblings.map(|t| t.slot).collect();
         let fits = fits && (most == 0 || slots.len() <= most as usize);
+        let cluster = seen.cluster;
+        if cluster.managers.lead.is_some() && !cluster.heard.contains_key(&id) {
+            return Err(format!(
+                "task {} was given node {}, which this leader has not heard of",
+                after.name(),
+                id.0
+            ));
+        }
         if !fits {
             return Err(format!(
                 "task {} was given node {}, which may not have it",

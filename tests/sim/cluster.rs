@@ -3,6 +3,7 @@
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::time::Duration;
 
+use manager_core::node_health::Unheard;
 use manager_core::{Action, Dirty, State, Txn, admit};
 use model::assignment::AssignmentSet;
 use model::object::{Availability, Key, Node, NodeDescription, NodeSpec, NodeStatus, Object, SlotKey};
@@ -68,6 +69,7 @@ pub struct Cluster {
     pub(super) rng: Rng,
     // What the leader has in memory.
     pub(super) dirty: Dirty,
+    pub(super) unheard: Unheard,
     pub(super) wake: BTreeMap<ServiceId, Timestamp>,
     pub(super) counters: BTreeMap<ServiceId, (Timestamp, Vec<SlotKey>)>,
     // What is under way.
@@ -104,6 +106,7 @@ impl Cluster {
             last: VecDeque::new(),
             rng: Rng::new(seed),
             dirty: Dirty::everything(),
+            unheard: Unheard::default(),
             wake: BTreeMap::new(),
             counters: BTreeMap::new(),
             flights: Vec::new(),

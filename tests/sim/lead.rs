@@ -1,5 +1,6 @@
 //! The leader's loop: plans until nothing is left to do, and is asked again whether that is so.
 
+use manager_core::node_health::Unheard;
 use manager_core::{Action, Dirty, State, Txn, plan};
 use model::ServiceId;
 use model::object::Object;
@@ -45,6 +46,15 @@ impl Cluster {
         }
     }
 
+    /// Whom the leader has not heard of; with the planted bug it trusts everybody.
+    fn unheard(&mut self) -> Unheard {
+        let clock = self.watch_now();
+        let trusting = self.plant == Some(Plant::TrustsUnheard);
+        let lead = self.managers.lead.as_mut().filter(|_| !trusting);
+        lead.map(|l| l.watch.unheard(&self.state, clock))
+            .unwrap_or_default()
+    }
+
     /// The leader plans until nothing is left; sometimes something comes between plan and proposal.
     pub(super) fn lead(&mut self) -> Result<(), String> {
         if self.managers.lead.is_none() {
@@ -61,13 +71,19 @@ impl Cluster {
             self.wake.remove(&id);
             self.dirty.add_service(id);
         }
+        let unheard = self.unheard();
+        if unheard != self.unheard {
+            self.unheard = unheard;
+            self.dirty.add_room();
+        }
         for _ in 0..PLANS_MAX {
             if self.dirty.is_empty() {
                 return self.settled();
             }
             let dirty = self.dirty.take();
             let now = self.managers.log_now(self.now);
-            let next = plan(&self.remembered(), &dirty, now, &mut self.rng);
+            let unheard = self.unheard();
+            let next = plan(&self.remembered(), &dirty, &unheard, now, &mut self.rng);
             self.keep_counters(&next.txn);
             for (id, at) in &next.wake {
                 self.wake
@@ -103,9 +119,11 @@ impl Cluster {
             return Ok(());
         }
         let now = self.managers.log_now(self.now);
+        let unheard = self.unheard();
         let again = plan(
             &self.remembered(),
             &Dirty::everything(),
+            &unheard,
             now,
             &mut self.rng.clone(),
         );

@@ -44,11 +44,13 @@ pub enum Plant {
     NoGrace,
     /// A task with `stop_after` is replaced as soon as its node is down.
     EarlyReplacement,
+    /// A new leader gives tasks to nodes that it has not heard of yet.
+    TrustsUnheard,
 }
 
 impl Plant {
     /// Every one.
-    pub const ALL: [Self; 7] = [
+    pub const ALL: [Self; 8] = [
         Self::NoSessionCheck,
         Self::CountersInRam,
         Self::KillsOnStart,
@@ -56,6 +58,7 @@ impl Plant {
         Self::KeptSecrets,
         Self::NoGrace,
         Self::EarlyReplacement,
+        Self::TrustsUnheard,
     ];
 
     /// The properties that are about it.
@@ -68,6 +71,7 @@ impl Plant {
             // What the node was told and what it should know differ as well.
             Self::KeptSecrets => &["I43", "I10"],
             Self::EarlyReplacement => &["I21b"],
+            Self::TrustsUnheard => &["I26"],
         }
     }
 }

@@ -1,5 +1,6 @@
 //! Agents and managers talking: sessions, heartbeats, assignments down, reports up, each over links that may fail.
 
+use std::collections::BTreeSet;
 use std::time::Duration;
 
 use agent_core::contact::session_over;
@@ -354,7 +355,9 @@ impl Cluster {
         let Some(lead) = self.managers.lead.as_mut() else {
             return Ok(());
         };
-        let review = lead.watch.review(&self.state, configured, clock);
+        let review = lead
+            .watch
+            .review(&self.state, configured, &BTreeSet::new(), clock);
         let ours: Vec<(NodeId, NodeStatus)> = (review.declare.into_iter())
             .filter(|(node, _)| self.hosts.contains_key(node))
             .collect();

@@ -4,7 +4,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use agent_core::assignments::Frames;
-use agent_core::contact::{PAUSE_FIRST, hint_pause, next_pause, session_over};
+use agent_core::contact::{self, PAUSE_FIRST, hint_pause, next_pause, session_over};
 use model::assignment::AssignmentSet;
 use model::object::NodeRole;
 use model::{NodeId, Timestamp};
@@ -59,47 +59,53 @@ impl From<Status> for Ended {
     }
 }
 
-/// How soon the next manager is tried.
-struct Pace {
+/// Which manager is tried next, and how soon.
+#[derive(Default)]
+struct Search {
     /// Bound of the next pause.
     pause: Duration,
     /// The period of heartbeats as it was told last.
     period: Option<Duration>,
+    /// Managers in a row to whom no connection could be made.
+    unreached: u32,
+    /// Who is to be tried in this round, the next one last. It ends when the node registers.
+    round: Vec<NodeId>,
 }
 
 /// Serves managers until told to stop.
 pub(crate) async fn run(shared: Arc<Shared>, mut stop: watch::Receiver<bool>) {
     let mut tasks = Tasks::resume(shared.clone()).await;
-    let mut pace = Pace {
+    let mut search = Search {
         pause: PAUSE_FIRST,
-        period: None,
+        ..Search::default()
     };
     let mut next: Option<Target> = None;
-    let mut turn = 0;
+    let mut lost = None;
     loop {
-        let target = next.take().or_else(|| choose(&shared, &mut turn));
+        let target = next.take().or_else(|| choose(&shared, &mut search.round, lost));
         let Some(target) = target else {
             tracing::error!("this node knows no manager: it has to join again");
             return;
         };
         let ended = tokio::select! {
-            result = serve(&shared, &mut tasks, &mut pace, &target) => result,
+            result = serve(&shared, &mut tasks, &mut search, &target) => result,
             _ = stop.wait_for(|s| *s) => return,
         };
         shared.contact.lost();
+        lost = Some(target.0);
         if ended.leader.as_ref().is_some_and(|l| *l != target) {
             // Somebody else leads, and nothing is wrong. All nodes hear of an election at the same time.
             next = ended.leader;
             tracing::debug!(reason = %ended.reason, "another manager leads");
-            let wait = hint_pause(pace.period).mul_f64(random_share());
+            let wait = hint_pause(search.period).mul_f64(random_share());
             tokio::select! {
                 () = tokio::time::sleep(wait) => continue,
                 _ = stop.wait_for(|s| *s) => return,
             }
         }
         tracing::info!(manager = %target.1, reason = %ended.reason, "the session with the manager ended");
-        let wait = pace.pause.mul_f64(random_share());
-        pace.pause = next_pause(pace.pause, ended.electing, pace.period);
+        let wait = search.pause.mul_f64(random_share());
+        search.pause = next_pause(search.pause, ended.electing, search.period);
         tokio::select! {
             () = tokio::time::sleep(wait) => {}
             _ = stop.wait_for(|s| *s) => return,
@@ -107,20 +113,23 @@ pub(crate) async fn run(shared: Arc<Shared>, mut stop: watch::Receiver<bool>) {
     }
 }
 
-/// The managers in turn, beginning with one at random.
-fn choose(shared: &Shared, turn: &mut usize) -> Option<Target> {
-    let managers = shared.config.keychain.place().managers;
-    if *turn == 0 {
-        #[allow(
-            clippy::cast_possible_truncation,
-            clippy::cast_sign_loss,
-            reason = "a share of a small number, rounded down"
-        )]
-        let first = (random_share() * managers.len() as f64) as usize;
-        *turn = first;
+/// The next manager of a round, or the first of another one.
+fn choose(shared: &Shared, round: &mut Vec<NodeId>, lost: Option<NodeId>) -> Option<Target> {
+    let keychain = &shared.config.keychain;
+    let managers = keychain.place().managers;
+    loop {
+        if round.is_empty() {
+            let ids: Vec<NodeId> = managers.iter().map(|(id, _)| *id).collect();
+            let own = keychain.identity()?.subject.node;
+            *round = contact::order(&ids, own, lost, random_share());
+            round.reverse();
+        }
+        let id = round.pop()?;
+        // One that is no manager any more is passed over.
+        if let Some(target) = managers.iter().find(|(known, _)| *known == id) {
+            return Some(target.clone());
+        }
     }
-    *turn += 1;
-    managers.get(*turn % managers.len().max(1)).cloned()
 }
 
 /// A number from 0 to 1 (full jitter), so that a thousand agents do not come back at once.
@@ -135,15 +144,25 @@ pub(crate) fn random_share() -> f64 {
 }
 
 /// One session, from registration to its end.
-async fn serve(shared: &Arc<Shared>, tasks: &mut Tasks, pace: &mut Pace, target: &Target) -> Ended {
+async fn serve(shared: &Arc<Shared>, tasks: &mut Tasks, search: &mut Search, target: &Target) -> Ended {
     let keychain = &shared.config.keychain;
     if let Err(status) = identity::recover(shared, &target.1).await {
         return status.into();
     }
-    let channel = match channel::connect_node(keychain, &target.1, Expect::Node(target.0)).await {
-        Ok(channel) => channel,
-        Err(error) => return error.chain().into(),
+    let limit = contact::connect_limit(search.unreached, search.period);
+    let connecting = channel::connect_node(keychain, &target.1, Expect::Node(target.0));
+    let channel = match tokio::time::timeout(limit, connecting).await {
+        Ok(Ok(channel)) => channel,
+        Ok(Err(error)) => {
+            search.unreached = search.unreached.saturating_add(1);
+            return error.chain().into();
+        }
+        Err(_) => {
+            search.unreached = search.unreached.saturating_add(1);
+            return format!("{} cannot be reached: no answer within {limit:?}", target.1).into();
+        }
     };
+    search.unreached = 0;
     let mut raft_id = shared.config.raft_id.clone();
     let mut client = DispatcherClient::new(channel.clone()).max_decoding_message_size(FRAME_MAX);
     let request = w::SessionRequest {
@@ -170,8 +189,9 @@ async fn serve(shared: &Arc<Shared>, tasks: &mut Tasks, pace: &mut Pace, target:
         )
         .into();
     }
-    pace.pause = PAUSE_FIRST;
-    pace.period = Some(Duration::from_nanos(first.heartbeat_ns));
+    search.pause = PAUSE_FIRST;
+    search.round.clear();
+    search.period = Some(Duration::from_nanos(first.heartbeat_ns));
     shared.contact.heard(sent);
     tracing::info!(manager = %target.1, "registered with the manager");
     let session = first.session.clone();

@@ -16,6 +16,8 @@ const NO_QUORUM: Duration = Duration::from_secs(3);
 const SLOW_DISK: Duration = Duration::from_secs(10);
 /// A write beside a manager that is slow.
 const UNDISTURBED: Duration = Duration::from_secs(2);
+/// Until a lost host is Down.
+const DOWN: Duration = Duration::from_secs(6);
 /// Until the tasks of a lost worker run elsewhere.
 const ELSEWHERE: Duration = Duration::from_secs(8);
 const SLEEPERS: &str = "service create -q --name web --replicas 5 web:v1 sleep 1000000";
@@ -88,6 +90,49 @@ pub(crate) fn worker_lost_after_the_leader(bed: &Bed) -> Outcome {
         ELSEWHERE,
     )?;
     bed.hosts.heal()?;
+    bed.settled(3, 2)
+}
+
+/// The leader's host and a worker are lost together: the next leader gives the worker nothing although it still counts as
+/// Ready, and the tasks of the leader's host run elsewhere as soon as those of any other.
+pub(crate) fn leader_and_worker_lost_together(bed: &Bed) -> Outcome {
+    bed.ok(1, SLEEPERS)?;
+    bed.runs(1, "web", 5)?;
+    let (leader, asked, lost) = (bed.leader()?, bed.followers(3)?[0].number, bed.host(5));
+    // No word comes from either, as when the power is gone.
+    bed.hosts.isolate(&[leader, lost])?;
+    leader.kill();
+    let began = Instant::now();
+    bed.ok(asked, "service scale -d web=11")?;
+    let gone = [leader.name.as_str(), lost.name.as_str()];
+    until("nine tasks run where they can", PATIENCE, || {
+        let tasks = bed.running(asked, "web")?;
+        Ok(is(
+            tasks.iter().filter(|t| !gone.contains(&t.node.as_str())).count(),
+            9,
+        ))
+    })?;
+    within(
+        "leader and worker lost: six more tasks ran after",
+        began.elapsed(),
+        FAILOVER,
+    )?;
+    let given = (bed.tasks(asked, "web")?.iter())
+        .filter(|t| gone.contains(&t.node.as_str()))
+        .count();
+    equal("tasks of the lost hosts", given, 2)?;
+    until("the leader's host is Down", PATIENCE, || {
+        Ok(is(bed.nodes(asked)?[&leader.name].status.as_str(), "Down"))
+    })?;
+    within("the leader's host was Down after", began.elapsed(), DOWN)?;
+    until("its task runs elsewhere", PATIENCE, || {
+        let tasks = bed.running(asked, "web")?;
+        let elsewhere = tasks.iter().filter(|t| !gone.contains(&t.node.as_str()));
+        Ok(is(elsewhere.count() >= 10, true))
+    })?;
+    within("and its task ran elsewhere after", began.elapsed(), ELSEWHERE)?;
+    bed.hosts.heal()?;
+    leader.start()?;
     bed.settled(3, 2)
 }
 

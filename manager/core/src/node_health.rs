@@ -3,7 +3,7 @@
 //! Every time here is of a clock that nobody sets (monotonic, from any beginning): a wall clock that jumps declares
 //! nobody down. One [`Watch`] lives as long as one leadership.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
 use model::object::{NodeState, NodeStatus};
@@ -17,12 +17,19 @@ pub const MISSES: u32 = 3;
 pub const GRACE_MIN: Duration = Duration::from_secs(9);
 /// The same in heartbeats: many nodes beat slowly, and need longer to come back.
 pub const GRACE_BEATS: u32 = 6;
+/// Heartbeats after which a node is silent for a new leader that neither registered nor answers the log as one of its
+/// members: no node that is alive misses both that long, and the election before took about a heartbeat of silence.
+pub const MUTE_BEATS: u32 = 2;
 /// How long an earlier leader that is cut off may go on taking heartbeats beside its successor.
 pub const STALE_LEADER_MAX: Duration = Duration::from_secs(3);
 /// Heartbeats of all nodes together, a second.
 pub const HEARTBEATS_PER_SECOND: u32 = 100;
 /// Nodes declared down by one entry; the others follow with the next.
 pub const DOWN_BATCH_MAX: usize = 256;
+
+/// Longest time in which a new leader gives no task a node because few nodes are back: the first to register would
+/// get them all.
+pub const SETTLE_MAX: Duration = Duration::from_secs(3);
 
 /// Time between two heartbeats of a node, in a cluster of so many: as configured, or longer, so that all together send
 /// at most [`HEARTBEATS_PER_SECOND`].
@@ -53,12 +60,24 @@ struct Heard {
     period: Duration,
 }
 
+/// Nodes that count as Ready, but the leader has not heard of any since it leads: they may have died with its
+/// predecessor, and get no new task until they register or are declared down.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub struct Unheard {
+    /// These nodes.
+    pub nodes: BTreeSet<NodeId>,
+    /// Set while so few are back that no task is given a node at all: when that ends at the latest.
+    pub settles_at: Option<Timestamp>,
+}
+
 /// The sessions of one leadership.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Watch {
     /// When the leadership began.
     since: Timestamp,
     heard: BTreeMap<NodeId, Heard>,
+    /// Set once every node was heard of, or is down: a node becomes Ready by registering here from then on.
+    complete: bool,
 }
 
 /// What a look at all nodes says.
@@ -81,6 +100,29 @@ impl Watch {
         Self {
             since: now,
             heard: BTreeMap::new(),
+            complete: false,
+        }
+    }
+
+    /// Whom this leader has not heard of yet, in a state that has what its predecessors wrote. More than half of the nodes
+    /// are enough to begin with, as some may be gone for good.
+    pub fn unheard(&mut self, state: &State, now: Timestamp) -> Unheard {
+        if self.complete {
+            return Unheard::default();
+        }
+        let ready: Vec<NodeId> = (state.nodes())
+            .filter(|n| n.status.state == NodeState::Ready)
+            .map(|n| n.id)
+            .collect();
+        let nodes: BTreeSet<NodeId> = (ready.iter().copied())
+            .filter(|id| !self.heard.contains_key(id))
+            .collect();
+        self.complete = nodes.is_empty();
+        let few = nodes.len() * 2 >= ready.len() && !nodes.is_empty();
+        let until = self.since + SETTLE_MAX;
+        Unheard {
+            nodes,
+            settles_at: (few && now < until).then_some(until),
         }
     }
 
@@ -159,17 +201,32 @@ impl Watch {
         }
     }
 
-    /// Decides which nodes are down. `configured` is the cluster's heartbeat. Asked again after its answer is in the
-    /// log it declares nothing.
-    pub fn review(&mut self, state: &State, configured: Duration, now: Timestamp) -> Review {
+    /// Decides which nodes are down. `configured` is the cluster's heartbeat; `mute` are nodes with a member of the log
+    /// that has answered nothing since this leadership began. Asked again after its answer is in the log it declares
+    /// nothing.
+    pub fn review(
+        &mut self,
+        state: &State,
+        configured: Duration,
+        mute: &BTreeSet<NodeId>,
+        now: Timestamp,
+    ) -> Review {
         self.heard.retain(|id, _| state.node(*id).is_some());
         let period = heartbeat_for(configured, state.node_count());
         let mut review = Review::default();
         for node in state.nodes() {
             let silent = self.silence(node.id, &node.status, now);
-            let Some(due) = self.next_due(state, node.id, &node.status, period) else {
+            let Some(mut due) = self.next_due(state, node.id, &node.status, period) else {
                 continue;
             };
+            let lost_with_its_log = node.status.state != NodeState::Down
+                && mute.contains(&node.id)
+                && !self.heard.contains_key(&node.id);
+            if lost_with_its_log {
+                // Counted from the beginning, as nobody else heard its member either.
+                let left = (self.since + period * MUTE_BEATS).since(now);
+                due = due.min(silent + left);
+            }
             if silent < due {
                 let at = now + (due - silent);
                 review.look_at = Some(review.look_at.map_or(at, |l| l.min(at)));
@@ -212,6 +269,7 @@ mod tests {
     use model::object::Object;
 
     const BEAT: Duration = Duration::from_secs(5);
+    const NONE: BTreeSet<NodeId> = BTreeSet::new();
 
     fn at(seconds: f64) -> Timestamp {
         Timestamp(1_000) + Duration::from_secs_f64(seconds)
@@ -266,17 +324,52 @@ mod tests {
         watch.register(NodeId(1), "a".into(), BEAT, at(0.0));
         watch.register(NodeId(2), "b".into(), 2 * BEAT, at(0.0));
         assert!(watch.beat(&state, NodeId(1), "a", BEAT, at(5.0)));
-        let early = watch.review(&state, BEAT, at(21.4));
+        let early = watch.review(&state, BEAT, &NONE, at(21.4));
         assert_eq!((early.declare, early.look_at), (vec![], Some(at(21.5))));
-        let review = watch.review(&state, BEAT, at(21.5));
+        let review = watch.review(&state, BEAT, &NONE, at(21.5));
         assert_eq!(review.declare.len(), 1);
         assert_eq!(review.declare[0].1.silent, Duration::from_millis(16_500));
         assert_eq!(review.look_at, Some(at(33.0)));
         told(&mut state, &review);
         assert!(watch.end_silent(NodeId(1), at(21.5)));
-        assert_eq!(watch.review(&state, BEAT, at(21.5)).declare, [], "again");
+        assert_eq!(watch.review(&state, BEAT, &NONE, at(21.5)).declare, [], "again");
         // It has to say what it is before it counts.
         assert!(!watch.beat(&state, NodeId(1), "a", BEAT, at(22.0)));
+    }
+
+    #[test]
+    fn a_new_leader_trusts_the_nodes_it_heard_of_once_most_are_back_or_it_waited() {
+        let mut state = state(6);
+        let mut watch = Watch::new(at(10.0));
+        let settles = Some(at(10.0) + SETTLE_MAX);
+        let ids = |ids: &[u128]| ids.iter().map(|id| NodeId(*id)).collect::<BTreeSet<_>>();
+        let unheard = |nodes: &[u128], settles_at| Unheard {
+            nodes: ids(nodes),
+            settles_at,
+        };
+        assert_eq!(
+            watch.unheard(&state, at(10.0)),
+            unheard(&[1, 2, 3, 4, 5, 6], settles)
+        );
+        for id in 1..=3 {
+            watch.register(NodeId(id), "a".into(), BEAT, at(10.1));
+        }
+        assert_eq!(watch.unheard(&state, at(10.1)), unheard(&[4, 5, 6], settles));
+        assert_eq!(
+            watch.unheard(&state, at(13.0)),
+            unheard(&[4, 5, 6], None),
+            "waited"
+        );
+        watch.register(NodeId(4), "a".into(), BEAT, at(10.2));
+        assert_eq!(watch.unheard(&state, at(10.2)), unheard(&[5, 6], None), "most");
+        watch.register(NodeId(5), "a".into(), BEAT, at(10.3));
+        // The last is gone for good; who is declared down is a matter of the log.
+        let review = watch.review(&state, BEAT, &NONE, at(43.0));
+        let lost = review.declare.iter().map(|(id, _)| *id);
+        assert!(lost.collect::<Vec<_>>().contains(&NodeId(6)));
+        told(&mut state, &review);
+        assert_eq!(watch.unheard(&state, at(43.0)), Unheard::default());
+        assert!(watch.complete, "and is not counted again");
     }
 
     #[test]
@@ -296,19 +389,41 @@ mod tests {
     fn a_new_leader_gives_everybody_its_grace_and_declares_many_at_once() {
         let mut state = state(300);
         let mut watch = Watch::new(at(0.0));
-        let early = watch.review(&state, BEAT, at(32.9));
+        let early = watch.review(&state, BEAT, &NONE, at(32.9));
         assert_eq!((early.declare.len(), early.look_at), (0, Some(at(33.0))));
         let now = at(33.0);
-        let first = watch.review(&state, BEAT, now);
+        let first = watch.review(&state, BEAT, &NONE, now);
         assert_eq!((first.declare.len(), first.look_at), (DOWN_BATCH_MAX, Some(now)));
         told(&mut state, &first);
-        let second = watch.review(&state, BEAT, now);
+        let second = watch.review(&state, BEAT, &NONE, now);
         assert_eq!(
             (second.declare.len(), second.look_at),
             (300 - DOWN_BATCH_MAX, None)
         );
         told(&mut state, &second);
-        assert_eq!(watch.review(&state, BEAT, at(9_999.0)), Review::default());
+        assert_eq!(watch.review(&state, BEAT, &NONE, at(9_999.0)), Review::default());
+    }
+
+    #[test]
+    fn a_manager_whose_log_is_as_silent_as_its_agent_gets_no_grace() {
+        let mut state = state(3);
+        let mut watch = Watch::new(at(0.0));
+        let mute = BTreeSet::from([NodeId(1), NodeId(2)]);
+        // Its agent is there: that counts.
+        watch.register(NodeId(2), "a".into(), BEAT, at(0.1));
+        let early = watch.review(&state, BEAT, &mute, at(9.9));
+        assert_eq!((early.declare, early.look_at), (vec![], Some(at(10.0))));
+        let review = watch.review(&state, BEAT, &mute, at(10.0));
+        assert_eq!(review.declare.len(), 1);
+        let (node, status) = &review.declare[0];
+        // Of the silence only that counts which nobody else can have broken.
+        let silent = Duration::from_secs(10) - STALE_LEADER_MAX;
+        assert_eq!((*node, status.silent), (NodeId(1), silent));
+        told(&mut state, &review);
+        assert_eq!(watch.review(&state, BEAT, &mute, at(10.0)).declare, []);
+        // Node 3 is no manager, and has its grace.
+        let last = watch.review(&state, BEAT, &mute, at(33.0));
+        assert_eq!(last.declare.last().map(|(id, _)| *id), Some(NodeId(3)));
     }
 
     #[test]
@@ -344,17 +459,24 @@ mod tests {
         state = State::from_objects(1, objects);
         let mut watch = Watch::new(at(0.0));
         watch.register(NodeId(1), "a".into(), BEAT, at(0.0));
-        let down = watch.review(&state, BEAT, at(16.5));
+        let down = watch.review(&state, BEAT, &NONE, at(16.5));
         told(&mut state, &down);
         // 1.1 * 50 s + 2 s.
-        assert_eq!(watch.review(&state, BEAT, at(17.0)).look_at, Some(at(57.0)));
-        assert_eq!(watch.review(&state, BEAT, at(57.0)).declare.len(), 1);
+        assert_eq!(
+            watch.review(&state, BEAT, &NONE, at(17.0)).look_at,
+            Some(at(57.0))
+        );
+        assert_eq!(watch.review(&state, BEAT, &NONE, at(57.0)).declare.len(), 1);
         // The next leader, from 20 s on, knows of 16.5 s.
         let mut next = Watch::new(at(20.0));
-        assert_eq!(next.review(&state, BEAT, at(20.0)).look_at, Some(at(60.5)));
-        let review = next.review(&state, BEAT, at(60.5));
+        assert_eq!(next.review(&state, BEAT, &NONE, at(20.0)).look_at, Some(at(60.5)));
+        let review = next.review(&state, BEAT, &NONE, at(60.5));
         assert_eq!(review.declare[0].1.silent, Duration::from_secs(57));
         told(&mut state, &review);
-        assert_eq!(next.review(&state, BEAT, at(60.5)), Review::default(), "again");
+        assert_eq!(
+            next.review(&state, BEAT, &NONE, at(60.5)),
+            Review::default(),
+            "again"
+        );
     }
 }

@@ -7,6 +7,7 @@ use model::object::{Key, Object};
 use model::{NodeId, ServiceId, TaskId, Timestamp};
 
 use crate::allocate;
+use crate::node_health::Unheard;
 use crate::orchestrate;
 use crate::schedule;
 use crate::state::{Scratch, State};
@@ -67,6 +68,11 @@ impl Dirty {
         }
     }
 
+    /// Room may have appeared, as when a node is heard of (see [`Unheard`]).
+    pub fn add_room(&mut self) {
+        self.room = true;
+    }
+
     /// Takes it, leaving nothing.
     pub fn take(&mut self) -> Self {
         std::mem::take(self)
@@ -108,8 +114,9 @@ pub struct Plan {
     pub report: BTreeMap<TaskId, String>,
 }
 
-/// Decides the next transaction for what is dirty. Applied to its own result it is empty.
-pub fn plan(state: &State, dirty: &Dirty, now: Timestamp, ids: &mut dyn IdSource) -> Plan {
+/// Decides the next transaction for what is dirty. Applied to its own result it is empty. Nodes that are `unheard` get
+/// nothing new.
+pub fn plan(state: &State, dirty: &Dirty, unheard: &Unheard, now: Timestamp, ids: &mut dyn IdSource) -> Plan {
     let mut scratch = Scratch::new(state);
     let mut services = dirty.services.clone();
     let nodes: Vec<NodeId> = if dirty.all {
@@ -140,7 +147,9 @@ pub fn plan(state: &State, dirty: &Dirty, now: Timestamp, ids: &mut dyn IdSource
         .map(|t| t.id)
         .collect();
     allocate::allocate(&mut scratch, &open, now, &mut report);
-    schedule::schedule(&mut scratch, &open, now, &mut report);
+    if unheard.settles_at.is_none() {
+        schedule::schedule(&mut scratch, &open, &unheard.nodes, now, &mut report);
+    }
     Plan {
         txn: scratch.into_txn(),
         wake,

@@ -5,7 +5,7 @@ pub mod explain;
 pub mod filter;
 mod spread;
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
 use model::object::{Key, Node, SlotKey, Task};
@@ -19,10 +19,11 @@ const FAILURES_MAX: usize = 5;
 /// How long a failure counts against a node: 5 minutes.
 const FAILURE_WINDOW_MS: u64 = 300_000;
 
-/// Gives pending tasks a node; those that fit nowhere say why and stay Pending.
+/// Gives pending tasks a node; those that fit nowhere say why and stay Pending. Who is `unheard` gets none.
 pub(crate) fn schedule(
     scratch: &mut Scratch,
     open: &[TaskId],
+    unheard: &BTreeSet<NodeId>,
     now: Timestamp,
     report: &mut BTreeMap<TaskId, String>,
 ) {
@@ -40,7 +41,7 @@ pub(crate) fn schedule(
         let load = loads
             .entry(task.service)
             .or_insert_with(|| Load::of(scratch, task.service, now));
-        match choose(scratch, &nodes, &task, load) {
+        match choose(scratch, &nodes, unheard, &task, load) {
             Ok(node) => {
                 load.put(task.slot, node);
                 scratch.edit_task(task.id, |t| {
@@ -64,14 +65,21 @@ pub(crate) fn schedule(
 }
 
 /// The best node for a task, or one line that counts which filter refused how many.
-fn choose(state: &State, nodes: &[Arc<Node>], task: &Task, load: &Load) -> Result<NodeId, String> {
+fn choose(
+    state: &State,
+    nodes: &[Arc<Node>],
+    unheard: &BTreeSet<NodeId>,
+    task: &Task,
+    load: &Load,
+) -> Result<NodeId, String> {
     let mut refused: BTreeMap<filter::Refused, usize> = BTreeMap::new();
     let mut fits: Vec<&Arc<Node>> = Vec::new();
     for node in nodes {
         if matches!(task.slot, SlotKey::Node(own) if own != node.id) {
             continue;
         }
-        match filter::check(state, node, task) {
+        let reason = filter::check(state, node, task);
+        match reason.or(unheard.contains(&node.id).then_some(filter::Refused::Unheard)) {
             None => fits.push(node),
             Some(reason) => *refused.entry(reason).or_default() += 1,
         }

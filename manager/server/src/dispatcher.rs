@@ -9,7 +9,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
-use manager_core::node_health::{Watch, heartbeat_for};
+use manager_core::node_health::{Unheard, Watch, heartbeat_for};
 use manager_core::{Action, State, admit, assignments};
 use model::assignment::AssignmentSet;
 use model::ids::IdSource;
@@ -62,6 +62,8 @@ pub(crate) struct Dispatcher {
     images: Mutex<manager_core::images::Inventory>,
     nodes: Mutex<Nodes>,
     health_changed: Notify,
+    /// Changes whenever a node registers, and when nobody is heard of any more.
+    heard: watch::Sender<()>,
     streams: Mutex<JoinSet<()>>,
     telling: Semaphore,
     began: Instant,
@@ -126,6 +128,7 @@ impl Dispatcher {
                 sessions: BTreeMap::new(),
             }),
             health_changed: Notify::new(),
+            heard: watch::Sender::new(()),
             streams: Mutex::default(),
             telling: Semaphore::new(TELLING_MAX),
             began: Instant::now(),
@@ -147,7 +150,7 @@ impl Dispatcher {
     }
 
     /// Time since this dispatcher began.
-    fn uptime(&self) -> Timestamp {
+    pub(crate) fn uptime(&self) -> Timestamp {
         Timestamp::default() + self.began.elapsed()
     }
 
@@ -184,10 +187,9 @@ impl Dispatcher {
             role = self.next_leader(role).await;
         }
         if role.leader {
-            let mut ready = self.ready.subscribe();
             // A moment; where it takes longer, the node is told to come again.
             let begun = async {
-                let _ = ready.wait_for(|term| *term >= role.term).await;
+                self.begun(role.term).await;
                 // Nobody has answered it yet as the leader.
                 while self.log.quorum_is_late() {
                     tokio::time::sleep(HEARD_EVERY).await;
@@ -232,6 +234,7 @@ impl Dispatcher {
             }
         }
         self.health_changed.notify_one();
+        self.heard.send_replace(());
         if known.status != ready || known.description != description {
             let action = Action::NodeSeen {
                 node,
@@ -245,6 +248,23 @@ impl Dispatcher {
             self.register(node, raft_id).await?;
         }
         Ok(ReceiverStream::new(stream))
+    }
+
+    /// Waits until this dispatcher counts who is heard of in a term.
+    pub(crate) async fn begun(&self, term: u64) {
+        // It fails only when the dispatcher is gone, which the caller has.
+        let _ = self.ready.subscribe().wait_for(|ready| *ready >= term).await;
+    }
+
+    /// Whom this leader has not heard of yet.
+    pub(crate) fn unheard(&self) -> Unheard {
+        let state = self.log.read();
+        self.nodes().watch.unheard(&state, self.uptime())
+    }
+
+    /// Told when [`Dispatcher::unheard`] may have changed.
+    pub(crate) fn heard(&self) -> watch::Receiver<()> {
+        self.heard.subscribe()
     }
 
     /// Waits, within [`ELECTION_LIMIT`], until somebody leads who did not before, or the silent one is heard of again.

@@ -4,9 +4,11 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::Duration;
 
+use manager_core::node_health::Unheard;
 use manager_core::{Dirty, plan};
 use model::{ServiceId, Timestamp};
 
+use crate::dispatcher::Dispatcher;
 use crate::raft::{DiskState, Event, ProposeError, Subscription};
 use crate::writer::{RandomIds, Writer};
 
@@ -14,7 +16,7 @@ use crate::writer::{RandomIds, Writer};
 const SLEEP_MAX: Duration = Duration::from_secs(60);
 
 /// Leads whenever this manager is the leader; returns when the log has stopped.
-pub(crate) async fn run(writer: Arc<Writer>) {
+pub(crate) async fn run(writer: Arc<Writer>, dispatcher: Arc<Dispatcher>) {
     let mut role = writer.log.role();
     loop {
         let term = match role.wait_for(|r| r.leader || r.stopped).await {
@@ -30,18 +32,20 @@ pub(crate) async fn run(writer: Arc<Writer>) {
         }
         tracing::info!(term, "leading the cluster");
         tokio::select! {
-            () = lead(&writer) => {}
+            () = async { dispatcher.begun(term).await; lead(&writer, &dispatcher).await } => {}
             _ = role.wait_for(|r| !r.leader || r.term != term) => {}
         }
     }
 }
 
 /// Decides until the log refuses a proposal.
-async fn lead(writer: &Writer) {
+async fn lead(writer: &Writer, dispatcher: &Dispatcher) {
     let log = &writer.log;
     let mut subscription = log.subscribe();
     let mut dirty = Dirty::everything();
     let mut timers: BTreeMap<ServiceId, Timestamp> = BTreeMap::new();
+    let mut heard = dispatcher.heard();
+    let mut unheard = Unheard::default();
     loop {
         if dirty.is_empty() {
             tokio::select! {
@@ -49,8 +53,16 @@ async fn lead(writer: &Writer) {
                     Some(event) => add(&mut dirty, event),
                     None => return,
                 },
+                // It fails only when the dispatcher is gone, and then so is the log.
+                _ = heard.changed() => {}
+                () = sleep_until(unheard.settles_at, dispatcher.uptime()) => {}
                 () = sleep_until(timers.values().min().copied(), log.now()) => {}
             }
+        }
+        let newest = dispatcher.unheard();
+        if newest != unheard {
+            unheard = newest;
+            dirty.add_room();
         }
         ring(&mut timers, &mut dirty, log.now());
         if dirty.is_empty() {
@@ -58,7 +70,7 @@ async fn lead(writer: &Writer) {
         }
         let turn = writer.turn().await;
         drain(&mut subscription, &mut dirty);
-        let next = plan(&log.read(), &dirty, log.now(), &mut RandomIds);
+        let next = plan(&log.read(), &dirty, &unheard, log.now(), &mut RandomIds);
         timers.extend(next.wake);
         if next.txn.is_empty() {
             dirty.take();

@@ -473,7 +473,7 @@ impl Manager {
         let writer = Arc::new(Writer::new(log.clone()));
         let mut tasks = JoinSet::new();
         let dispatcher = Dispatcher::new(log.clone(), &mut tasks);
-        tasks.spawn(leader::run(writer.clone()));
+        tasks.spawn(leader::run(writer.clone(), dispatcher.clone()));
         tasks.spawn(members::run(writer.clone(), dispatcher.clone()));
         tasks.spawn(lock::follow(self.clone(), log.clone()));
         let stopped = self.shared.stopped.clone();

@@ -22,6 +22,8 @@ pub enum Refused {
     HostPort,
     /// The service has its most tasks there.
     MaxReplicas,
+    /// The leader is new, and has not heard of the node yet (see [`crate::node_health::Unheard`]).
+    Unheard,
 }
 
 /// The first filter that refuses the node, if any.

@@ -68,13 +68,15 @@ impl Dispatcher {
     fn begin(&self) {
         self.close();
         self.nodes().watch = Watch::new(self.uptime());
+        self.heard.send_replace(());
     }
 
     /// Declares down whoever is silent for too long; answers when to look again.
     async fn declare(&self) -> Option<Duration> {
         let state = self.log.read();
         let configured = state.cluster()?.heartbeat;
-        let review = self.nodes().watch.review(&state, configured, self.uptime());
+        let mute = self.log.mute();
+        let review = (self.nodes().watch).review(&state, configured, &mute, self.uptime());
         if !review.declare.is_empty() {
             let mut actions = Vec::with_capacity(review.declare.len());
             for (node, status) in &review.declare {

@@ -115,6 +115,20 @@ impl Log {
         }
     }
 
+    /// Nodes whose members have answered nothing since this one leads.
+    pub(crate) fn mute(&self) -> BTreeSet<NodeId> {
+        let metrics = self.metrics();
+        let membership = metrics.membership_config.membership();
+        let answered = |id: &u64| {
+            let beats = metrics.heartbeat.as_ref();
+            *id == self.id || beats.is_none_or(|all| all.get(id).copied().flatten().is_some())
+        };
+        (membership.nodes())
+            .filter(|(id, _)| !answered(id))
+            .filter_map(|(_, member)| Some(parse_member(member)?.0))
+            .collect()
+    }
+
     /// Carries out one change of the members.
     ///
     /// # Errors
