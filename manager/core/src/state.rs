@@ -11,6 +11,7 @@ use imbl::{OrdMap, OrdSet};
 use model::object::{Cluster, Config, Key, Network, Node, NodeRole, Object, Secret, Service, SlotKey, Task};
 use model::spec::{Protocol, PublishMode};
 use model::{Bytes, ConfigId, NanoCpus, NetworkId, NodeId, SecretId, ServiceId, TaskId, Timestamp};
+use sha2::{Digest, Sha256};
 
 use crate::txn::Answer;
 
@@ -30,7 +31,8 @@ pub struct State {
     secrets: OrdMap<SecretId, Arc<Secret>>,
     configs: OrdMap<ConfigId, Arc<Config>>,
     // Indexes: functions of the tables above, kept by `put` and `delete` alone.
-    names: OrdMap<(Kind, String), u128>,
+    // Whatever is written copies a leaf of each map it touches, so keys that lie at random hold nothing that is counted.
+    names: OrdMap<NameKey, u128>,
     by_service: OrdSet<(ServiceId, SlotKey, TaskId)>,
     by_node: OrdSet<(NodeId, TaskId)>,
     unplaced: OrdSet<TaskId>,
@@ -38,9 +40,19 @@ pub struct State {
     // With the holder: within one entry the next holder may be written before the last one lets go.
     addresses: OrdMap<(NetworkId, IpAddr), u128>,
     ports: OrdMap<(Protocol, u16), ServiceId>,
-    /// Requests that were carried out, with the entry that did it; the oldest are forgotten.
-    answers: OrdMap<u128, (u64, Arc<Answer>)>,
-    answered: OrdSet<(u64, u128)>,
+    /// Requests that were carried out, with the entry that did it, and their answers, oldest first; those are forgotten.
+    answered: OrdMap<u128, u64>,
+    answers: OrdMap<(u64, u128), Arc<Answer>>,
+}
+
+/// A name of a kind, as the first half of its SHA-256: nobody finds two names with the same.
+type NameKey = (Kind, [u8; 16]);
+
+fn name_key(kind: Kind, name: &str) -> NameKey {
+    let digest: [u8; 32] = Sha256::digest(name).into();
+    let mut half = [0; 16];
+    half.copy_from_slice(&digest[..16]);
+    (kind, half)
 }
 
 /// Requests whose answers are remembered: far more than can be under way during an election.
@@ -93,23 +105,24 @@ impl State {
 
     /// Answers of the last requests, oldest first, each with the entry that carried it out.
     pub fn answers(&self) -> impl Iterator<Item = (u64, Arc<Answer>)> + '_ {
-        (self.answered.iter()).filter_map(|(_, id)| self.answers.get(id).cloned())
+        (self.answers.iter()).map(|((index, _), answer)| (*index, answer.clone()))
     }
 
-    /// What a request was answered, if it was carried out already.
-    pub fn answer(&self, id: u128) -> Option<&(u64, Arc<Answer>)> {
-        self.answers.get(&id)
+    /// What a request was answered, if it was carried out already, and by which entry.
+    pub fn answer(&self, id: u128) -> Option<(u64, &Arc<Answer>)> {
+        let index = *self.answered.get(&id)?;
+        Some((index, self.answers.get(&(index, id))?))
     }
 
     fn remember(&mut self, index: u64, answer: Arc<Answer>) {
         let id = answer.request.id;
-        self.answered.insert((index, id));
-        self.answers.insert(id, (index, answer));
-        if self.answered.len() > ANSWERS_MAX
-            && let Some(oldest) = self.answered.get_min().copied()
+        self.answered.insert(id, index);
+        self.answers.insert((index, id), answer);
+        if self.answers.len() > ANSWERS_MAX
+            && let Some(oldest) = self.answers.get_min().map(|(at, _)| *at)
         {
-            self.answered.remove(&oldest);
-            self.answers.remove(&oldest.1);
+            self.answers.remove(&oldest);
+            self.answered.remove(&oldest.1);
         }
     }
 
@@ -271,7 +284,7 @@ impl State {
                 self.nodes.insert(o.id, o);
             }
             Object::Service(o) => {
-                self.names.insert((Kind::Service, o.spec.name.clone()), o.id.0);
+                self.names.insert(name_key(Kind::Service, &o.spec.name), o.id.0);
                 for port in o.endpoint.ports.iter().filter(|p| p.mode == PublishMode::Ingress) {
                     self.ports.insert((port.protocol, port.published), o.id);
                 }
@@ -282,15 +295,15 @@ impl State {
             }
             Object::Task(o) => self.put_task(o),
             Object::Network(o) => {
-                self.names.insert((Kind::Network, o.spec.name.clone()), o.id.0);
+                self.names.insert(name_key(Kind::Network, &o.spec.name), o.id.0);
                 self.networks.insert(o.id, o);
             }
             Object::Secret(o) => {
-                self.names.insert((Kind::Secret, o.spec.name.clone()), o.id.0);
+                self.names.insert(name_key(Kind::Secret, &o.spec.name), o.id.0);
                 self.secrets.insert(o.id, o);
             }
             Object::Config(o) => {
-                self.names.insert((Kind::Config, o.spec.name.clone()), o.id.0);
+                self.names.insert(name_key(Kind::Config, &o.spec.name), o.id.0);
                 self.configs.insert(o.id, o);
             }
         }
@@ -353,7 +366,7 @@ impl State {
             Key::Cluster | Key::Node(_) => {}
             Key::Service(id) => {
                 if let Some(old) = self.services.get(&id).cloned() {
-                    release(&mut self.names, &(Kind::Service, old.spec.name.clone()), &id.0);
+                    release(&mut self.names, &name_key(Kind::Service, &old.spec.name), &id.0);
                     for port in old
                         .endpoint
                         .ports
@@ -374,17 +387,17 @@ impl State {
             }
             Key::Network(id) => {
                 if let Some(old) = self.networks.get(&id) {
-                    release(&mut self.names, &(Kind::Network, old.spec.name.clone()), &id.0);
+                    release(&mut self.names, &name_key(Kind::Network, &old.spec.name), &id.0);
                 }
             }
             Key::Secret(id) => {
                 if let Some(old) = self.secrets.get(&id) {
-                    release(&mut self.names, &(Kind::Secret, old.spec.name.clone()), &id.0);
+                    release(&mut self.names, &name_key(Kind::Secret, &old.spec.name), &id.0);
                 }
             }
             Key::Config(id) => {
                 if let Some(old) = self.configs.get(&id) {
-                    release(&mut self.names, &(Kind::Config, old.spec.name.clone()), &id.0);
+                    release(&mut self.names, &name_key(Kind::Config, &old.spec.name), &id.0);
                 }
             }
         }

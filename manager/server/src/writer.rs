@@ -245,7 +245,7 @@ fn answer(request: RequestId, admitted: &Admitted) -> Action {
     }))
 }
 
-fn repeated((request, (index, answer)): (RequestId, &(u64, Arc<Answer>))) -> Decided {
+fn repeated((request, (index, answer)): (RequestId, (u64, &Arc<Answer>))) -> Decided {
     if answer.request.digest != request.digest {
         return Decided::Refused(Refusal::reused());
     }
@@ -255,5 +255,5 @@ fn repeated((request, (index, answer)): (RequestId, &(u64, Arc<Answer>))) -> Dec
         warnings: answer.warnings.clone(),
         changes: answer.changes.clone(),
     };
-    Decided::Before(admitted, *index)
+    Decided::Before(admitted, index)
 }

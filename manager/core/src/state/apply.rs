@@ -35,7 +35,7 @@ impl State {
                 return Err(Stale {
                     key: Key::Cluster,
                     expected: 0,
-                    found: *found,
+                    found,
                 });
             }
         }

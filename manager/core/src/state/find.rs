@@ -3,7 +3,7 @@
 use model::object::Key;
 use model::{ConfigId, NetworkId, NodeId, SecretId, ServiceId, TaskId};
 
-use super::State;
+use super::{State, name_key};
 
 /// Kinds of objects that are named by people.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -72,7 +72,7 @@ impl State {
         if let Some(key) = self.by_full_id(kind, reference) {
             return Ok(key);
         }
-        if let Some(id) = self.names.get(&(kind, reference.to_owned())) {
+        if let Some(id) = self.names.get(&name_key(kind, reference)) {
             return key_of(kind, *id).ok_or_else(missing);
         }
         if reference.is_empty() {
@@ -120,7 +120,7 @@ impl State {
     /// What decides whether a name is free, or which object a file means, asks here: the beginning of somebody else's
     /// id may well look like a name (`c1`, `feed`).
     pub fn named(&self, kind: Kind, name: &str) -> Option<Key> {
-        (self.names.get(&(kind, name.to_owned()))).and_then(|id| key_of(kind, *id))
+        (self.names.get(&name_key(kind, name))).and_then(|id| key_of(kind, *id))
     }
 
     /// The object of a kind that `reference` names in a specification: a name or a full id, never a part of one.
