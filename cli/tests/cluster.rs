@@ -18,6 +18,8 @@ mod losses;
 mod members;
 #[path = "cluster/recovery.rs"]
 mod recovery;
+#[path = "cluster/strain.rs"]
+mod strain;
 
 use std::path::Path;
 use std::process::ExitCode;
@@ -43,7 +45,7 @@ type Scenario = fn(&Bed) -> Outcome;
 const ALL: &[(&str, Start, Scenario)] = &[
     (
         "writes go on while leaders die",
-        Start::Cluster(3, 0),
+        Start::Cluster(3, 2),
         failover::writes_while_leaders_die,
     ),
     (
@@ -156,6 +158,21 @@ const ALL: &[(&str, Start, Scenario)] = &[
         "the authority is replaced",
         Start::Cluster(3, 2),
         keys::authority_rotated,
+    ),
+    (
+        "the machine is busy",
+        Start::Cluster(3, 2),
+        strain::the_machine_is_busy,
+    ),
+    (
+        "every manager's disk is slow",
+        Start::Cluster(3, 1),
+        strain::every_disk_is_slow,
+    ),
+    (
+        "managers hear each other badly",
+        Start::Cluster(3, 1),
+        strain::managers_hear_each_other_badly,
     ),
     (
         "a backup is the cluster again",

@@ -1,5 +1,6 @@
 //! All hosts of one test or demo: made together, cut apart, and gone without a trace.
 
+use std::collections::BTreeSet;
 use std::fs::{self, DirBuilder};
 use std::io;
 use std::os::unix::fs::DirBuilderExt;
@@ -161,6 +162,21 @@ impl Hosts {
         self.cut(some, &others)
     }
 
+    /// Loses so many of a hundred packets between these hosts, by chance, in both directions.
+    ///
+    /// # Errors
+    /// [`HostsError`]; then it is so between some of them.
+    pub fn noise(&self, among: &[&Host], percent: u8) -> Result<(), HostsError> {
+        let numbers: BTreeSet<u8> = among.iter().map(|h| h.number).collect();
+        for host in &numbers {
+            let others = numbers.iter().copied().filter(|n| n != host).collect();
+            if let Some(wire) = self.wire().as_mut() {
+                wire.noise(*host, &others, percent)?;
+            }
+        }
+        Ok(())
+    }
+
     /// Heals everything that was lost between hosts; cables stay as they are.
     ///
     /// # Errors
@@ -170,6 +186,7 @@ impl Hosts {
             for to in &self.hosts {
                 self.lose(from, to, false)?;
             }
+            self.noise(&[from], 0)?;
         }
         Ok(())
     }

@@ -96,14 +96,20 @@ fn choose() -> [Expression; 2] {
 
 /// Table of a host of a [`crate::Wire`] with the addresses it hears nothing from.
 pub(crate) const CUTS: &str = "rswarm-cuts";
-/// Its set.
+/// Its set of addresses it hears nothing from.
 pub(crate) const CUT_FROM: &str = "from";
+/// Its set of addresses of which it loses some packets.
+pub(crate) const NOISY_FROM: &str = "noisy";
+/// Its set of numbers below a hundred at which such a packet is lost.
+pub(crate) const LOST: &str = "lost";
 
-/// The table of cuts: what comes from an address in its set is gone before anything else sees it.
+/// The table of cuts: what comes from an address in its sets is gone, or some of it, before anything else sees it.
 pub(crate) fn cuts() -> Batch {
     let mut b = Batch::new(CUTS);
     b.table();
-    b.set(CUT_FROM, 4, None);
+    for set in [CUT_FROM, NOISY_FROM, LOST] {
+        b.set(set, 4, None);
+    }
     // Before connections are tracked (-200) and addresses rewritten (-100).
     let first = Hook {
         kind: "filter",
@@ -112,6 +118,17 @@ pub(crate) fn cuts() -> Batch {
     };
     b.chain("in", &first);
     b.rule("in", &[source(W0), find(CUT_FROM, W0, None), Expression::Drop]);
+    let random = Expression::Random { below: 100, to: W0 };
+    b.rule(
+        "in",
+        &[
+            source(W0),
+            find(NOISY_FROM, W0, None),
+            random,
+            find(LOST, W0, None),
+            Expression::Drop,
+        ],
+    );
     b
 }
 

@@ -53,6 +53,8 @@ struct Plug {
     tables: Socket,
     /// Whom it does not hear.
     deaf_to: BTreeSet<u8>,
+    /// Of whom it loses some packets, and how many of a hundred.
+    noisy: (BTreeSet<u8>, u8),
 }
 
 impl Wire {
@@ -142,6 +144,7 @@ impl Wire {
         let plug = Plug {
             tables,
             deaf_to: BTreeSet::new(),
+            noisy: (BTreeSet::new(), 0),
         };
         self.hosts.insert(host, plug);
         Ok(())
@@ -171,6 +174,33 @@ impl Wire {
         } else {
             plug.deaf_to.remove(&from);
         }
+        Ok(())
+    }
+
+    /// Loses so many of a hundred packets, by chance, of what a host is sent by these others, and none of anybody else.
+    ///
+    /// # Errors
+    /// [`NetError`]; then it is as before.
+    pub fn noise(&mut self, to: u8, from: &BTreeSet<u8>, percent: u8) -> Result<(), NetError> {
+        let Some(plug) = self.hosts.get_mut(&to) else {
+            return Ok(());
+        };
+        let percent = if from.is_empty() { 0 } else { percent.min(100) };
+        let addresses = |hosts: &BTreeSet<u8>| -> Vec<_> {
+            let address = |host: &u8| (Self::address(*host).octets().to_vec(), None);
+            hosts.iter().map(address).collect()
+        };
+        let numbers = |below: u8| -> Vec<_> {
+            let number = |n: u8| (u32::from(n).to_ne_bytes().to_vec(), None);
+            (0..below).map(number).collect()
+        };
+        let mut batch = Batch::new(ruleset::CUTS);
+        batch.remove(ruleset::NOISY_FROM, &addresses(&plug.noisy.0));
+        batch.remove(ruleset::LOST, &numbers(plug.noisy.1));
+        batch.add(ruleset::NOISY_FROM, &addresses(from));
+        batch.add(ruleset::LOST, &numbers(percent));
+        (batch.commit(&mut plug.tables)).map_err(at(format!("change what host {to} hears")))?;
+        plug.noisy = (from.clone(), percent);
         Ok(())
     }
 

@@ -331,6 +331,17 @@ fn hosts_on_a_wire_are_cut_off_one_way_both_ways_and_by_their_cable() {
     all(&[(1, 3), (3, 1), (2, 3), (3, 2)]);
     wire.cable(3, true).expect("plug");
     all(&[]);
+    // Of forty datagrams over a noisy way some are lost and some are not, and over the others nearly none.
+    let mut arrive = |from: u8, to: u8| (0..40).filter(|_| hears(from, to, 1)).count();
+    wire.noise(2, &[1].into(), 50).expect("noise");
+    let noisy = arrive(1, 2);
+    assert!((6..=34).contains(&noisy), "{noisy} of 40 with half of them lost");
+    wire.noise(2, &[1].into(), 100).expect("noise");
+    let (none, quiet) = (arrive(1, 2), arrive(3, 2));
+    assert!(none == 0 && quiet > 34, "{none} and {quiet} of 40 with all of one lost");
+    wire.noise(2, &[].into(), 0).expect("quiet");
+    let quiet = arrive(1, 2);
+    assert!(quiet > 34, "{quiet} of 40 afterwards");
     drop(sockets);
     drop(wire);
     let mounts = std::fs::read_to_string("/proc/self/mountinfo").expect("mounts");

@@ -37,6 +37,8 @@ struct Ended {
     leader: Option<Target>,
     /// A manager answered that nobody leads at the moment: an election is over soon.
     electing: bool,
+    /// This node ended it, to register anew with the same manager.
+    again: bool,
 }
 
 impl From<String> for Ended {
@@ -45,6 +47,7 @@ impl From<String> for Ended {
             reason,
             leader: None,
             electing: false,
+            again: false,
         }
     }
 }
@@ -55,6 +58,7 @@ impl From<Status> for Ended {
             reason: status.message().to_owned(),
             leader: leader_of(&status),
             electing: status.code() == Code::Unavailable && may_be_retried(&status),
+            again: false,
         }
     }
 }
@@ -93,6 +97,11 @@ pub(crate) async fn run(shared: Arc<Shared>, mut stop: watch::Receiver<bool>) {
         };
         shared.contact.lost();
         lost = Some(target.0);
+        if ended.again {
+            tracing::info!(manager = %target.1, reason = %ended.reason, "registering again");
+            next = Some(target);
+            continue;
+        }
         if ended.leader.as_ref().is_some_and(|l| *l != target) {
             // Somebody else leads, and nothing is wrong. All nodes hear of an election at the same time.
             next = ended.leader;
@@ -210,7 +219,10 @@ async fn serve(shared: &Arc<Shared>, tasks: &mut Tasks, search: &mut Search, tar
         status = reports => status.into(),
         ended = assignments => ended,
         () = renewals => String::from("this node has no identity any more").into(),
-        _ = raft_id.changed() => String::from("this manager has a new number: it registers again").into(),
+        _ = raft_id.changed() => Ended {
+            again: true,
+            ..String::from("this manager has a new number: it registers again").into()
+        },
         ended = async { loop { match messages.message().await {
             Ok(Some(message)) => take(shared, &told, message),
             Ok(None) => break String::from("the manager closed the session").into(),

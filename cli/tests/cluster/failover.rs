@@ -268,13 +268,23 @@ pub(crate) fn paused_managers_answer_nothing_stale(bed: &Bed) -> Outcome {
     Ok(())
 }
 
-/// Writes of [`writes_while_leaders_die`], and how many operators send them.
-const WRITES: usize = 500;
-const OPERATORS: usize = 4;
+/// Leaders that are killed, unless `RSWARM_KILLS` says how many; writes for each of them, and how many operators send them.
 const KILLS: usize = 5;
+const WRITES_A_KILL: usize = 100;
+const OPERATORS: usize = 4;
 
-/// 500 writes through random managers while leaders are killed one after another: none fails, and the last one counts.
+fn kills_wanted() -> usize {
+    let asked = std::env::var("RSWARM_KILLS").ok();
+    asked.and_then(|text| text.parse().ok()).unwrap_or(KILLS)
+}
+
+/// Writes through random managers while leaders are killed one after another: none fails, the last one counts, and no task
+/// is touched.
 pub(crate) fn writes_while_leaders_die(bed: &Bed) -> Outcome {
+    let kills_wanted = kills_wanted();
+    bed.ok(1, SLEEPERS)?;
+    let tasks = bed.runs(1, "web", 5)?;
+    let before = bed.all_containers("web")?;
     for operator in 0..OPERATORS {
         let name = format!("s{operator}");
         // Nothing is to run: this is about what is written.
@@ -291,10 +301,11 @@ pub(crate) fn writes_while_leaders_die(bed: &Bed) -> Outcome {
         let operators: Vec<_> = (0..OPERATORS)
             .map(|operator| {
                 let (done, cut) = (&done, &cut);
-                scope.spawn(move || writes(bed, operator, done, cut))
+                let count = kills_wanted * WRITES_A_KILL / OPERATORS;
+                scope.spawn(move || writes(bed, operator, count, done, cut))
             })
             .collect();
-        let killer = scope.spawn(|| kills(bed, &done, &ended));
+        let killer = scope.spawn(|| kills(bed, kills_wanted, &done, &ended));
         let last: Result<Vec<usize>, _> = (operators.into_iter())
             .map(|o| o.join().unwrap_or_else(|_| fail("an operator panicked")))
             .collect();
@@ -303,12 +314,12 @@ pub(crate) fn writes_while_leaders_die(bed: &Bed) -> Outcome {
         last
     })?;
     println!(
-        "    {} writes in {:.1} s over {KILLS} kills of leaders; {} were cut off with their own daemon and sent again",
+        "    {} writes in {:.1} s over {kills_wanted} kills of leaders; {} were cut off with their own daemon and sent again",
         done.load(Ordering::SeqCst),
         began.elapsed().as_secs_f64(),
         cut.load(Ordering::SeqCst)
     );
-    bed.settled(3, 0)?;
+    bed.settled(3, 2)?;
     for (operator, wanted) in last.iter().enumerate() {
         for number in 1..=3 {
             let line = format!("service inspect s{operator} --format {{{{.Spec.Mode.Replicated.Replicas}}}}");
@@ -319,7 +330,8 @@ pub(crate) fn writes_while_leaders_die(bed: &Bed) -> Outcome {
             )?;
         }
     }
-    Ok(())
+    equal("containers", bed.all_containers("web")?, before)?;
+    equal("tasks", bed.tasks(1, "web")?, tasks)
 }
 
 /// One operator's share: each write through some manager whose daemon runs. Only one whose own daemon is killed under it
@@ -327,11 +339,12 @@ pub(crate) fn writes_while_leaders_die(bed: &Bed) -> Outcome {
 fn writes(
     bed: &Bed,
     operator: usize,
+    count: usize,
     done: &AtomicUsize,
     cut: &AtomicUsize,
 ) -> Result<usize, libtest_mimic::Failed> {
     let mut replicas = 0;
-    for round in 0..WRITES / OPERATORS {
+    for round in 0..count {
         // Spread without chance, so that a failure can be repeated.
         replicas = (round * 7 + operator * 3) % 10;
         let mut turn = round * 5 + operator;
@@ -362,11 +375,12 @@ fn writes(
 }
 
 /// Kills the leader each time another share of the writes is done, and starts it again.
-fn kills(bed: &Bed, done: &AtomicUsize, ended: &AtomicBool) -> Outcome {
-    for kill in 1..=KILLS {
+fn kills(bed: &Bed, wanted: usize, done: &AtomicUsize, ended: &AtomicBool) -> Outcome {
+    for kill in 1..=wanted {
         until("some more writes are done", PATIENCE, || {
             let so_far = done.load(Ordering::SeqCst);
-            let enough = so_far >= kill * WRITES / (KILLS + 1) || ended.load(Ordering::SeqCst);
+            let enough =
+                so_far >= kill * WRITES_A_KILL * wanted / (wanted + 1) || ended.load(Ordering::SeqCst);
             Ok(if enough { Ok(()) } else { Err(format!("{so_far}")) })
         })?;
         let leader = bed.leader()?;
@@ -377,7 +391,7 @@ fn kills(bed: &Bed, done: &AtomicUsize, ended: &AtomicBool) -> Outcome {
             Ok(is(found.is_some_and(|l| l.number != leader.number), true))
         })?;
         leader.start()?;
-        bed.settled(3, 0)?;
+        bed.settled(3, 2)?;
     }
     Ok(())
 }

@@ -181,7 +181,12 @@ impl Dispatcher {
         raft_id: u64,
     ) -> Result<Streamed<wire::SessionMessage>, Status> {
         let mut role = *self.log.role().borrow();
-        if !role.leader && (role.leader_id.is_none() || self.log.leader_is_silent().await) {
+        // One that was told nothing by a leader yet, as it has just joined, takes part in no election.
+        let takes_part = || !self.log.members().is_empty();
+        if !role.leader
+            && takes_part()
+            && (role.leader_id.is_none() || self.log.leader_is_silent().await)
+        {
             // Who leads next is known in a moment. A node that waits for it here comes to the next leader at once, and a
             // thousand that wait do not come again and again.
             role = self.next_leader(role).await;

@@ -1,0 +1,130 @@
+//! Everything is slow, busy or lossy at the same time, for as long as one likes: nobody is taken for dead.
+
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::{Duration, Instant};
+
+use hosts::Host;
+
+use crate::bed::{Bed, Outcome, PATIENCE, equal, fail, until, within};
+
+/// How long each of these lasts, unless `RSWARM_STRAIN_SECONDS` says so.
+const LASTS: Duration = Duration::from_secs(20);
+const SLEEPERS: &str = "service create -q --name web --replicas 5 web:v1 sleep 1000000";
+/// Of each slice a busy thread works so much and sleeps the rest: 80 %.
+const SLICE: Duration = Duration::from_millis(50);
+const WORK: Duration = Duration::from_millis(40);
+/// A write where every sync takes half a second: its own, and one it finds under way.
+const SLOW_WRITE: Duration = Duration::from_secs(2);
+/// A write over links that lose every third packet.
+const LOSSY_WRITE: Duration = Duration::from_secs(15);
+
+fn lasts() -> Duration {
+    let asked = std::env::var("RSWARM_STRAIN_SECONDS").ok();
+    asked
+        .and_then(|text| text.parse().ok())
+        .map_or(LASTS, Duration::from_secs)
+}
+
+fn logged(hosts: &[Host], what: &str) -> usize {
+    hosts.iter().map(|h| h.whole_log().matches(what).count()).sum()
+}
+
+/// Terms that began since there was this many.
+fn terms(bed: &Bed) -> Result<u64, libtest_mimic::Failed> {
+    let text = bed.ok(1, "info --format {{.RaftTerm}}")?;
+    (text.trim().parse()).map_err(|e| format!("{text}: {e}").into())
+}
+
+/// Writes again and again for as long as it lasts; answers the slowest and how many there were.
+fn keep_writing(bed: &Bed, limit: Duration) -> Result<(Duration, usize), libtest_mimic::Failed> {
+    let (began, mut slowest, mut count) = (Instant::now(), Duration::ZERO, 0);
+    while began.elapsed() < lasts() {
+        let one = Instant::now();
+        let number = u8::try_from(count % 3).unwrap_or(0) + 1;
+        bed.ok(number, &format!("node update --label-add n={count} h4"))?;
+        slowest = slowest.max(one.elapsed());
+        count += 1;
+    }
+    within("the slowest write", slowest, limit)?;
+    Ok((slowest, count))
+}
+
+/// Both cores work four fifths of the time on something else: no node is Down, no task is touched, nobody else leads.
+pub(crate) fn the_machine_is_busy(bed: &Bed) -> Outcome {
+    bed.ok(1, SLEEPERS)?;
+    let tasks = bed.runs(1, "web", 5)?;
+    let before = bed.all_containers("web")?;
+    let ended = AtomicBool::new(false);
+    let cores = std::thread::available_parallelism().map_or(2, usize::from);
+    let looks = std::thread::scope(|scope| {
+        for _ in 0..cores {
+            scope.spawn(|| {
+                while !ended.load(Ordering::Relaxed) {
+                    let began = Instant::now();
+                    while began.elapsed() < WORK {
+                        std::hint::spin_loop();
+                    }
+                    std::thread::sleep(SLICE - WORK);
+                }
+            });
+        }
+        let began = Instant::now();
+        let mut looks = Ok(0);
+        while let (Ok(count), true) = (&looks, began.elapsed() < lasts()) {
+            looks = bed.nodes(1).and_then(|nodes| {
+                let ready = nodes.values().filter(|n| n.status == "Ready").count();
+                equal("nodes that are Ready", ready, 5)?;
+                Ok(count + 1)
+            });
+            std::thread::sleep(Duration::from_millis(500));
+        }
+        ended.store(true, Ordering::Relaxed);
+        looks
+    })?;
+    println!("    {looks} looks in {:?} on a busy machine", lasts());
+    equal("nodes that were down", logged(bed.hosts.all(), "node is down"), 0)?;
+    equal("leaders", logged(bed.hosts.all(), "leading the cluster"), 1)?;
+    equal("containers", bed.all_containers("web")?, before)?;
+    equal("tasks", bed.tasks(1, "web")?, tasks)
+}
+
+/// Every sync of every manager's log takes half a second (M17): no election, and writes within two seconds.
+pub(crate) fn every_disk_is_slow(bed: &Bed) -> Outcome {
+    for host in bed.hosts.all().iter().take(3) {
+        host.stop();
+        host.boot_with(&[("FAILPOINTS", "raft.before_append_fsync=sleep(500)")])?;
+        host.answers()?;
+    }
+    bed.settled(3, 1)?;
+    let term = terms(bed)?;
+    let (_, count) = keep_writing(bed, SLOW_WRITE)?;
+    let elections = terms(bed)? - term;
+    println!(
+        "    {count} writes in {:?} on slow disks, {elections} elections",
+        lasts()
+    );
+    equal("elections", elections, 0)?;
+    equal("nodes that were down", logged(bed.hosts.all(), "node is down"), 0)
+}
+
+/// Managers lose 30 % of the packets between them (M18): few elections, no node Down, and every write is carried out.
+pub(crate) fn managers_hear_each_other_badly(bed: &Bed) -> Outcome {
+    let managers: Vec<&Host> = bed.hosts.all().iter().take(3).collect();
+    let term = terms(bed)?;
+    bed.hosts.noise(&managers, 30)?;
+    let (_, count) = keep_writing(bed, LOSSY_WRITE)?;
+    bed.hosts.heal()?;
+    let elections = until("the managers agree", PATIENCE, || {
+        Ok(terms(bed).map(|_| ()).map_err(|_| "not yet".to_owned()))
+    })
+    .and_then(|_| Ok(terms(bed)? - term))?;
+    println!(
+        "    {count} writes in {:?} over bad links, {elections} elections",
+        lasts()
+    );
+    let most = 3 * (1 + lasts().as_secs() / 300);
+    if elections > most {
+        return fail(format!("{elections} elections, more than {most}"));
+    }
+    equal("nodes that were down", logged(bed.hosts.all(), "node is down"), 0)
+}
