@@ -8,6 +8,7 @@ use std::time::Duration;
 
 use agent_worker::{Agent, AgentConfig};
 use manager_server::{Manager, ManagerConfig, Membership, Side};
+use model::Level;
 use model::object::NodeRole;
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::watch;
@@ -81,9 +82,12 @@ pub(crate) async fn run(args: Args, socket: PathBuf) -> Result<u8, Fail> {
     let _ = fs::remove_file(&socket);
     let listener = tokio::net::UnixListener::bind(&socket).map_err(problem("listen at", &socket))?;
     fs::set_permissions(&socket, fs::Permissions::from_mode(0o660)).map_err(problem("protect", &socket))?;
+    // A test lets a build be an older or a newer one.
+    let level = crash::number("RSWARM_LEVEL").map_or(Level::OURS, Level::new);
     let manager = Manager::open(ManagerConfig {
         data_dir: data.clone(),
         hostname: hostname.clone(),
+        level,
     })
     .await
     .map_err(|e| Fail::new(chain(&e)))?;
@@ -95,6 +99,7 @@ pub(crate) async fn run(args: Args, socket: PathBuf) -> Result<u8, Fail> {
         dataplane: args.dataplane,
         exe: std::env::current_exe()?,
         version: env!("CARGO_PKG_VERSION").into(),
+        level,
         peers: Some(Arc::new(manager.keychain().clone())),
     })
     .await

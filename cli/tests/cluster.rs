@@ -12,6 +12,8 @@ mod failover;
 mod joining;
 #[path = "cluster/keys.rs"]
 mod keys;
+#[path = "cluster/levels.rs"]
+mod levels;
 #[path = "cluster/losses.rs"]
 mod losses;
 #[path = "cluster/members.rs"]
@@ -158,6 +160,11 @@ const ALL: &[(&str, Start, Scenario)] = &[
         "the authority is replaced",
         Start::Cluster(3, 2),
         keys::authority_rotated,
+    ),
+    (
+        "old and new builds are in one cluster",
+        Start::Hosts(4),
+        levels::old_and_new_builds,
     ),
     (
         "the machine is busy",

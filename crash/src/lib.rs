@@ -34,12 +34,24 @@ mod armed {
         });
         fail::fail_point!(name, |_| die());
     }
+
+    /// A number that a test gives by the environment.
+    pub fn number(variable: &str) -> Option<u32> {
+        std::env::var(variable).ok()?.parse().ok()
+    }
 }
 
 #[cfg(feature = "failpoints")]
-pub use armed::point;
+pub use armed::{number, point};
 
 /// A place with a name. No code: the feature is off.
 #[cfg(not(feature = "failpoints"))]
 #[inline(always)]
 pub const fn point(_name: &str) {}
+
+/// A number that a test gives. None: the feature is off.
+#[cfg(not(feature = "failpoints"))]
+#[inline(always)]
+pub const fn number(_variable: &str) -> Option<u32> {
+    None
+}

@@ -35,7 +35,7 @@ pub struct Host {
     pub name: String,
     /// Name of its dataplane on this machine.
     pub dataplane: String,
-    exe: PathBuf,
+    exe: Mutex<PathBuf>,
     dir: PathBuf,
     namespace: PathBuf,
     log: String,
@@ -52,7 +52,7 @@ impl Host {
             number,
             name: format!("h{number}"),
             dataplane: format!("{id}{number}"),
-            exe: exe.to_owned(),
+            exe: Mutex::new(exe.to_owned()),
             dir: dir.join(format!("h{number}")),
             namespace,
             log: log.to_owned(),
@@ -230,6 +230,11 @@ impl Host {
         self.signal(Signal::CONT);
     }
 
+    /// Puts another binary in place of its own, for the next start of its daemon and for its commands.
+    pub fn install(&self, exe: &Path) {
+        *self.exe.lock().unwrap_or_else(PoisonError::into_inner) = exe.to_owned();
+    }
+
     /// Forgets what the managers' log and identity of this host are, as a disk that was replaced.
     ///
     /// # Errors
@@ -251,7 +256,8 @@ impl Host {
 
     /// Our binary with its socket.
     pub fn command(&self, words: &[&str]) -> Command {
-        let mut command = Command::new(&self.exe);
+        let exe = self.exe.lock().unwrap_or_else(PoisonError::into_inner).clone();
+        let mut command = Command::new(exe);
         command
             .arg("-H")
             .arg(self.socket())

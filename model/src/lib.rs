@@ -7,6 +7,7 @@
 
 // What things are called and measured in.
 pub mod ids;
+pub mod level;
 pub mod time;
 pub mod units;
 
@@ -21,5 +22,6 @@ pub mod task_state;
 pub mod assignment;
 
 pub use ids::*;
+pub use level::Level;
 pub use time::Timestamp;
 pub use units::{Bytes, NanoCpus};

@@ -12,7 +12,7 @@ use crate::spec::{
 };
 use crate::task_state::{DesiredState, TaskState};
 use crate::{
-    Bytes, ClusterId, ConfigId, NanoCpus, NetworkId, NodeId, SecretId, ServiceId, TaskId, Timestamp,
+    Bytes, ClusterId, ConfigId, Level, NanoCpus, NetworkId, NodeId, SecretId, ServiceId, TaskId, Timestamp,
 };
 
 /// When an object was made and last changed.
@@ -43,6 +43,8 @@ pub struct Cluster {
     pub subnet_prefix: u8,
     /// Who may be part of it.
     pub security: Security,
+    /// What its log and messages may contain.
+    pub level: Level,
 }
 
 impl Cluster {
@@ -216,6 +218,8 @@ pub struct NodeDescription {
     pub engine_labels: Labels,
     /// Address at which it is reached; empty while it has none.
     pub address: String,
+    /// What its build knows.
+    pub level: Level,
 }
 
 /// What the manager sees of a node.

@@ -338,7 +338,10 @@ fn hosts_on_a_wire_are_cut_off_one_way_both_ways_and_by_their_cable() {
     assert!((6..=34).contains(&noisy), "{noisy} of 40 with half of them lost");
     wire.noise(2, &[1].into(), 100).expect("noise");
     let (none, quiet) = (arrive(1, 2), arrive(3, 2));
-    assert!(none == 0 && quiet > 34, "{none} and {quiet} of 40 with all of one lost");
+    assert!(
+        none == 0 && quiet > 34,
+        "{none} and {quiet} of 40 with all of one lost"
+    );
     wire.noise(2, &[].into(), 0).expect("quiet");
     let quiet = arrive(1, 2);
     assert!(quiet > 34, "{quiet} of 40 afterwards");

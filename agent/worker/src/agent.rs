@@ -5,8 +5,8 @@ use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex};
 
 use image::ImageStore;
-use model::NodeId;
 use model::object::{NodeDescription, NodeRole};
+use model::{Level, NodeId};
 use net::{Dataplane, DataplaneConfig};
 use proto::host::host_server::HostServer;
 use proto::identity::Keychain;
@@ -51,6 +51,8 @@ pub struct AgentConfig {
     pub exe: PathBuf,
     /// Version it reports.
     pub version: String,
+    /// What this build knows of messages.
+    pub level: Level,
     /// Other nodes, whose images are fetched; none: only images that are here can be run.
     pub peers: Option<Arc<dyn Peers>>,
 }
@@ -216,6 +218,7 @@ impl Shared {
             memory: model::Bytes(memory.unwrap_or(0) * 1024),
             engine_version: self.config.version.clone(),
             address: self.config.keychain.place().address,
+            level: self.config.level,
             ..NodeDescription::default()
         }
     }

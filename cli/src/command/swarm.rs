@@ -65,6 +65,10 @@ pub(crate) enum Command {
         /// Whether the keys on managers' disks are locked with an unlock key.
         #[arg(long, num_args = 0..=1, default_missing_value = "true", require_equals = true)]
         autolock: Option<bool>,
+        /// What the log and messages may contain from now on: "newest" is what every node's rswarm knows. After it no
+        /// host can go back to an older rswarm. `rswarm info` says when it can be raised.
+        #[arg(long, value_parser = level)]
+        level: Option<u32>,
     },
     /// Show the certificate authority, or replace it.
     Ca {
@@ -272,6 +276,7 @@ pub(crate) async fn run(client: &Client, command: Command) -> Result<u8, Fail> {
             dispatcher_heartbeat,
             cert_expiry,
             autolock,
+            level,
         } => {
             let request = UpdateClusterRequest {
                 version: 0,
@@ -280,6 +285,7 @@ pub(crate) async fn run(client: &Client, command: Command) -> Result<u8, Fail> {
                 certificate_expiry_ns: nanos(cert_expiry.as_deref())?,
                 autolock,
                 rotate_unlock_key: false,
+                level,
             };
             let reply = client
                 .control()
@@ -288,6 +294,9 @@ pub(crate) async fn run(client: &Client, command: Command) -> Result<u8, Fail> {
                 .await?
                 .into_inner();
             render::line("Swarm updated.");
+            if level.is_some() {
+                render::line(format!("Its log and messages are of level {} now.", reply.level));
+            }
             unlock_line(&reply.unlock_key);
         }
         Command::Ca {
@@ -574,6 +583,15 @@ async fn authority(
     }
 }
 
+/// A level, or "newest", which travels as none.
+fn level(text: &str) -> Result<u32, String> {
+    match (text, text.parse()) {
+        ("newest", _) => Ok(0),
+        (_, Ok(level @ 1..)) => Ok(level),
+        _ => Err("a level is a number from 1, or \"newest\"".into()),
+    }
+}
+
 pub(crate) async fn info(client: &Client, args: InfoArgs) -> Result<u8, Fail> {
     let i = client
         .control()
@@ -587,6 +605,7 @@ pub(crate) async fn info(client: &Client, args: InfoArgs) -> Result<u8, Fail> {
             "LocalNodeState": if i.active { "active" } else { "inactive" }, "NodeID": i.node_id, "NodeAddr": i.node_address,
             "ControlAvailable": i.manager, "RemoteManagers": i.known_managers.iter().map(|p| json!({"NodeID": p.node_id, "Addr": p.address})).collect::<Vec<_>>(), "Nodes": i.nodes, "Managers": i.managers, "Cluster": {"ID": i.cluster_id},
         },
+        "Level": i.level, "LevelKnown": i.level_known,
         "Services": i.services, "Tasks": i.tasks, "RaftIndex": i.index, "RaftTerm": i.raft_term,
     });
     match args.format {
@@ -596,11 +615,13 @@ pub(crate) async fn info(client: &Client, args: InfoArgs) -> Result<u8, Fail> {
             for (name, text) in [
                 ("Name", i.hostname),
                 ("Server Version", i.engine_version),
+                ("Level", i.level_known.to_string()),
                 ("Swarm", state.into()),
                 (" NodeID", i.node_id),
                 (" ClusterID", i.cluster_id),
                 (" Is Manager", i.manager.to_string()),
                 (" Node Address", i.node_address),
+                (" Level", i.level.to_string()),
                 (" Managers", i.managers.to_string()),
                 (" Nodes", i.nodes.to_string()),
                 (" Services", i.services.to_string()),

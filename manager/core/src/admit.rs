@@ -3,6 +3,7 @@
 mod cluster;
 mod file;
 mod join;
+pub mod level;
 mod network;
 mod node;
 mod pin;

@@ -61,8 +61,8 @@ const PLANS_MAX: usize = 50;
 
 /// A cluster whose nodes do what they are told. What a container does follows from the name of its image:
 /// `missing` cannot be had, `crash` fails a second after it started, `exit` ends well, `slow` never gets ready.
-struct Sim {
-    state: State,
+pub(crate) struct Sim {
+    pub(crate) state: State,
     now: Timestamp,
     ids: Counter,
     dead: BTreeSet<NodeId>,
@@ -72,7 +72,7 @@ struct Sim {
 }
 
 impl Sim {
-    fn new(nodes: u128) -> Self {
+    pub(crate) fn new(nodes: u128) -> Self {
         let mut sim = Self {
             state: State::new(),
             now: START,

@@ -122,6 +122,7 @@ fn changing(error: ClusterError) -> Status {
         | ClusterError::Inactive
         | ClusterError::LastManager
         | ClusterError::NoManager
+        | ClusterError::TooOld(_)
         | ClusterError::Manager(_) => Status::failed_precondition(error.to_string()),
         ClusterError::Locked | ClusterError::NotLocked => Status::failed_precondition(error.to_string()),
         ClusterError::WrongKey => Status::unauthenticated(error.to_string()),

@@ -183,10 +183,7 @@ impl Dispatcher {
         let mut role = *self.log.role().borrow();
         // One that was told nothing by a leader yet, as it has just joined, takes part in no election.
         let takes_part = || !self.log.members().is_empty();
-        if !role.leader
-            && takes_part()
-            && (role.leader_id.is_none() || self.log.leader_is_silent().await)
-        {
+        if !role.leader && takes_part() && (role.leader_id.is_none() || self.log.leader_is_silent().await) {
             // Who leads next is known in a moment. A node that waits for it here comes to the next leader at once, and a
             // thousand that wait do not come again and again.
             role = self.next_leader(role).await;
@@ -209,6 +206,8 @@ impl Dispatcher {
         let state = self.log.read();
         let heartbeat = self.heartbeat()?;
         let known = state.node(node).ok_or_else(|| removed(node))?;
+        let knows = admit::level::knows(&state, &known.description.hostname, description.level);
+        knows.map_err(|e| Status::failed_precondition(e.to_string()))?;
         if description.address.is_empty() {
             // Given when it joined.
             description.address.clone_from(&known.description.address);

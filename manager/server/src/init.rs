@@ -63,6 +63,7 @@ impl Manager {
             description: NodeDescription {
                 hostname: self.config().hostname.clone(),
                 address: place.address.clone(),
+                level: self.config().level,
                 ..NodeDescription::default()
             },
             ..request.cluster

@@ -112,6 +112,7 @@ pub(crate) async fn join(
         address: here.address.clone(),
         labels: request.labels.clone(),
         availability: proto::types::Availability::from(request.availability).into(),
+        level: config.level.number(),
     };
     let (reply, authority) = ask_all(&managers, &token, &asked).await?;
     let papers = Papers {

@@ -59,12 +59,18 @@ fn key_of(bytes: &[u8]) -> Option<UnlockKey> {
     UnlockKey::from_bytes(bytes)
 }
 
-/// Locks this manager's keys with the cluster's key, now and whenever it changes; runs until the log is closed.
+/// Follows the cluster's own object until the log is closed: locks this manager's keys with the cluster's key, and ends the
+/// daemon when the cluster writes what its build does not know.
 pub(crate) async fn follow(manager: Manager, log: Arc<Log>) {
     let mut subscription = log.subscribe();
     let mut done: Option<Vec<u8>> = None;
     loop {
         let state = log.read();
+        if let Err(error) = manager.knows(&state) {
+            tracing::error!("{error}");
+            manager.stop_daemon();
+            return;
+        }
         if let Some(cluster) = state.cluster()
             && done.as_ref() != Some(&cluster.security.unlock_key)
         {

@@ -39,6 +39,7 @@ impl Manager {
         }
         let state = blocking(move || restore.finish()).await?;
         drop(folder);
+        self.knows(&state)?;
         let cluster = state.cluster().ok_or(ClusterError::Inactive)?;
         let (security, cluster) = (cluster.security.clone(), cluster.id);
         let node = NodeId::new(&mut RandomIds);
@@ -57,6 +58,7 @@ impl Manager {
             description: NodeDescription {
                 hostname: self.config().hostname.clone(),
                 address: place.address.clone(),
+                level: self.config().level,
                 ..NodeDescription::default()
             },
             keep_nodes: false,

@@ -191,6 +191,7 @@ impl Ca for CaRpc {
             labels: init::labels(&request.labels),
             availability: request.availability().into(),
             heard: BTreeSet::new(),
+            level: model::Level::new(request.level),
         };
         if role == NodeRole::Manager {
             join.heard = heard_at(&cluster, &join.address).await;

@@ -6,9 +6,9 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use arc_swap::ArcSwapOption;
-use manager_core::State;
+use manager_core::{State, admit};
 use model::object::{NodeIdentity, NodeRole};
-use model::{ClusterId, NodeId};
+use model::{ClusterId, Level, NodeId};
 use proto::ca::ca_server::CaServer;
 use proto::control::control_server::ControlServer;
 use proto::dispatch::dispatcher_server::DispatcherServer;
@@ -48,6 +48,8 @@ pub struct ManagerConfig {
     pub data_dir: PathBuf,
     /// Name of the host.
     pub hostname: String,
+    /// What this build knows of the log and of messages.
+    pub level: Level,
 }
 
 /// What a node is.
@@ -91,6 +93,9 @@ pub enum ClusterError {
     /// The state cannot be read.
     #[error("the cluster's state cannot be read from this manager's log: {0}")]
     State(String),
+    /// This build is too old for it.
+    #[error("{0}")]
+    TooOld(String),
     /// A backup.
     #[error(transparent)]
     Backup(#[from] BackupError),
@@ -237,6 +242,7 @@ impl Manager {
         if let Some(keys) = keys {
             match Log::open(&dir, self.shared.links.clone(), keys).await {
                 Ok(log) => {
+                    self.knows(&log.read())?;
                     self.renew_own(&log)?;
                     self.start(Arc::new(log));
                 }
@@ -247,6 +253,25 @@ impl Manager {
             self.shared.membership.send_replace(Membership::Worker);
         }
         Ok(())
+    }
+
+    /// Whether this build knows what the cluster of a state writes.
+    pub(crate) fn knows(&self, state: &State) -> Result<(), ClusterError> {
+        let config = self.config();
+        let written = state.cluster().map(|c| c.level).unwrap_or_default();
+        if config.level >= written {
+            return Ok(());
+        }
+        Err(ClusterError::TooOld(admit::level::too_old(
+            &config.hostname,
+            config.level,
+            written,
+        )))
+    }
+
+    /// Ends the daemon, as one that can do nothing any more.
+    pub(crate) fn stop_daemon(&self) {
+        self.shared.stopped.send_replace(true);
     }
 
     /// A manager that was away until its certificate ended makes itself a new one: it has the authority's key. Without

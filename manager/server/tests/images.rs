@@ -29,6 +29,7 @@ impl Cluster {
         let manager = Manager::open(ManagerConfig {
             data_dir: dir.path().to_path_buf(),
             hostname: "host".into(),
+            level: model::Level::OURS,
         })
         .await
         .unwrap();

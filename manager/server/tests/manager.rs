@@ -38,6 +38,7 @@ impl Daemon {
         let config = ManagerConfig {
             data_dir: dir.to_path_buf(),
             hostname: "host".into(),
+            level: model::Level::OURS,
         };
         let manager = Manager::open(config).await.unwrap();
         let socket = dir.join("sock");

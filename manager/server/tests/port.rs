@@ -41,6 +41,7 @@ impl Node {
         let manager = Manager::open(ManagerConfig {
             data_dir: dir.path().to_path_buf(),
             hostname: "host".into(),
+            level: model::Level::OURS,
         })
         .await
         .unwrap();

@@ -6,7 +6,7 @@ use std::time::Duration;
 use ipnet::IpNet;
 use model::object as m;
 use model::task_state::{DesiredState, TaskState};
-use model::{Bytes, NanoCpus, NetworkId, Timestamp};
+use model::{Bytes, Level, NanoCpus, NetworkId, Timestamp};
 
 use super::{WireError, all, nanos, need, parse, small, wire};
 use crate::types as w;
@@ -44,6 +44,7 @@ impl From<&m::Cluster> for w::Cluster {
             address_pools: c.address_pools.iter().map(ToString::to_string).collect(),
             subnet_prefix: c.subnet_prefix.into(),
             security: Some((&c.security).into()),
+            level: c.level.number(),
         }
     }
 }
@@ -171,6 +172,7 @@ impl TryFrom<w::Cluster> for m::Cluster {
             address_pools: nets(&c.address_pools, "address_pools")?,
             subnet_prefix: small(c.subnet_prefix, "subnet_prefix")?,
             security: c.security.unwrap_or_default().into(),
+            level: Level::new(c.level),
         })
     }
 }
@@ -253,6 +255,7 @@ impl From<&m::NodeDescription> for w::NodeDescription {
             engine_version: d.engine_version.clone(),
             engine_labels: d.engine_labels.clone(),
             address: d.address.clone(),
+            level: d.level.number(),
         }
     }
 }
@@ -267,6 +270,7 @@ impl From<w::NodeDescription> for m::NodeDescription {
             engine_version: d.engine_version,
             engine_labels: d.engine_labels,
             address: d.address,
+            level: Level::new(d.level),
         }
     }
 }

@@ -10,9 +10,9 @@ use model::object::{
     Object, Security,
 };
 use model::spec::{Labels, NetworkSpec};
-use model::{ClusterId, NetworkId, NodeId, Timestamp};
+use model::{ClusterId, Level, NetworkId, NodeId, Timestamp};
 
-use super::{Admitted, Refusal, RefusalKind};
+use super::{Admitted, Refusal, RefusalKind, level};
 use crate::allocate;
 use crate::state::{Scratch, State};
 
@@ -80,6 +80,8 @@ pub struct ClusterChanges {
     pub certificate_expiry: Option<Duration>,
     /// Key to lock managers with from now on; empty: they are not locked.
     pub unlock_key: Option<Vec<u8>>,
+    /// Level to write at from now on.
+    pub level: Option<Level>,
 }
 
 /// Shortest and longest lifetime of a certificate (Docker's minimum; ten years).
@@ -129,6 +131,10 @@ pub fn update_cluster(
         }
         if let Some(key) = &changes.unlock_key {
             cluster.security.unlock_key.clone_from(key);
+        }
+        if let Some(level) = changes.level {
+            level::may_become(state, cluster.level, level)?;
+            cluster.level = level;
         }
         Ok(())
     })
@@ -219,6 +225,7 @@ pub fn init_cluster(
         address_pools: pools,
         subnet_prefix: prefix,
         security,
+        level: request.description.level,
     };
     let mut scratch = Scratch::new(state);
     let subnet = allocate::free_subnet(&scratch, &cluster)

@@ -9,10 +9,10 @@ use model::object::{
 };
 use model::spec::Labels;
 use model::task_state::{DesiredState, TaskState};
-use model::{NodeId, Timestamp};
+use model::{Level, NodeId, Timestamp};
 
 use super::cluster::edit_cluster;
-use super::{Admitted, Refusal, RefusalKind, validate};
+use super::{Admitted, Refusal, RefusalKind, level, validate};
 use crate::members;
 use crate::state::{Scratch, State};
 
@@ -38,6 +38,8 @@ pub struct JoinRequest {
     pub availability: Availability,
     /// Managers that the leader heard of a moment ago.
     pub heard: BTreeSet<NodeId>,
+    /// What its build knows.
+    pub level: Level,
 }
 
 /// Lets a host in. Asked again by the same host with the same key, it changes nothing but the certificate, so that a
@@ -69,6 +71,7 @@ pub fn join(state: &State, request: &JoinRequest, now: Timestamp) -> Result<Admi
         return Ok(Admitted::new(scratch, vec![Key::Node(request.node)]));
     }
     let token = usable(&cluster.security, request.serial, now)?.clone();
+    level::knows(state, &request.hostname, request.level)?;
     if !request.labels.is_empty() && !token.labels {
         return Err(Refusal::invalid(
             "E_ROLE_DENIED: this token does not let a host bring labels: make one with \
@@ -134,6 +137,7 @@ pub fn join(state: &State, request: &JoinRequest, now: Timestamp) -> Result<Admi
         description: NodeDescription {
             hostname: request.hostname.clone(),
             address: request.address.clone(),
+            level: request.level,
             ..NodeDescription::default()
         },
         status: Default::default(),
@@ -441,6 +445,7 @@ mod tests {
             heartbeat: std::time::Duration::from_secs(1),
             address_pools: Vec::new(),
             subnet_prefix: 20,
+            level: Level::FIRST,
             security,
         };
         let managers = managers.iter().map(|(id, state)| {
@@ -462,6 +467,7 @@ mod tests {
             address: address.into(),
             labels: Labels::default(),
             availability: Availability::Active,
+            level: Level::FIRST,
             heard: heard.iter().copied().map(NodeId).collect(),
         }
     }

@@ -5,8 +5,8 @@ use std::time::Duration;
 
 use manager_core::State;
 use manager_core::admit::{self, ClusterChanges, ClusterRequest, TokenRequest};
-use model::NodeId;
 use model::object::NodeRole;
+use model::{Level, NodeId};
 use proto::control as wire;
 use proto::types;
 use tokio::sync::mpsc;
@@ -82,6 +82,7 @@ impl Api {
             engine_version: env!("CARGO_PKG_VERSION").into(),
             hostname: config.hostname.clone(),
             data_dir: config.data_dir.display().to_string(),
+            level_known: config.level.number(),
             ..wire::Info::default()
         };
         info.locked = *self.manager.membership().borrow() == Membership::Locked;
@@ -122,6 +123,8 @@ impl Api {
         info.index = state.index();
         info.warnings
             .extend(manager_core::members::advice(info.managers as usize));
+        info.level = state.cluster().map_or(0, |c| c.level.number());
+        info.warnings.extend(admit::level::advice(&state));
         info
     }
 
@@ -239,22 +242,30 @@ impl Api {
             }
             _ => None,
         };
-        let changes = ClusterChanges {
+        let level = request.level;
+        let mut changes = ClusterChanges {
             task_history_limit: request.task_history_limit,
             heartbeat: request.heartbeat_ns.map(Duration::from_nanos),
             certificate_expiry: request.certificate_expiry_ns.map(Duration::from_nanos),
             unlock_key,
+            level: None,
         };
         let new_key = changes.unlock_key.as_deref().map(unlock_text).unwrap_or_default();
         let expected = super::expected(request.version);
         let (_, version) = self
             .write(id, move |state, _, _| {
+                changes.level = level.map(|level| match level {
+                    0 => admit::level::known_by_all(state),
+                    level => Level::new(level),
+                });
                 admit::update_cluster(state, expected, &changes)
             })
             .await?;
+        let state = self.cluster()?.writer.log.read();
         Ok(Response::new(wire::UpdateClusterReply {
             version,
             unlock_key: new_key,
+            level: state.cluster().map_or(0, |c| c.level.number()),
         }))
     }
 

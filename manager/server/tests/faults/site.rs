@@ -60,6 +60,7 @@ impl Site {
             let config = ManagerConfig {
                 data_dir: self.dir.path().to_path_buf(),
                 hostname: format!("m{}", self.number + 1),
+                level: model::Level::OURS,
             };
             let began = Instant::now();
             // What was killed may hold its log and its port for a moment: threads end after their last write.

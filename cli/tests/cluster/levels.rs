@@ -1,0 +1,132 @@
+//! Old and new builds in one cluster: it is upgraded host by host, each can go back until it is said that none will, and
+//! what is too old then is told so.
+
+use std::path::Path;
+
+use hosts::Host;
+
+use crate::bed::{Bed, Outcome, PATIENCE, contains, equal, is, until};
+
+const SLEEPERS: &str = "service create -q --name web --replicas 3 web:v1 sleep 1000000";
+/// The level of the newer build. The same binary says it is one; `RSWARM_OLD_BINARY` names another for the older.
+const NEWER: [(&str, &str); 1] = [("RSWARM_LEVEL", "2")];
+
+/// Puts a host's daemon in the place of another build, as an operator upgrades a package and restarts its service.
+fn install(host: &Host, newer: bool) -> Outcome {
+    host.stop();
+    boot(host, newer)?;
+    Ok(host.answers()?)
+}
+
+fn boot(host: &Host, newer: bool) -> Outcome {
+    let ours = Path::new(env!("CARGO_BIN_EXE_rswarm"));
+    let old = std::env::var_os("RSWARM_OLD_BINARY").map(std::path::PathBuf::from);
+    if newer {
+        host.install(ours);
+        host.boot_with(&NEWER)?;
+    } else {
+        host.install(old.as_deref().unwrap_or(ours));
+        host.boot()?;
+    }
+    Ok(())
+}
+
+/// Every manager writes, every task is as it was, and nobody is Down.
+fn works(bed: &Bed, step: &str, containers: &std::collections::BTreeMap<String, u64>) -> Outcome {
+    bed.settled(2, 1)?;
+    for number in 1..=2 {
+        bed.ok(number, &format!("network create {step}-{number}"))?;
+        bed.ok(number, &format!("service scale -q other={number}"))?;
+        bed.runs(number, "other", usize::from(number))?;
+    }
+    equal(step, bed.all_containers("web")?, containers.clone())
+}
+
+/// A cluster is upgraded and downgraded host by host, then raised to what only the newer build knows.
+pub(crate) fn old_and_new_builds(bed: &Bed) -> Outcome {
+    let levels = || bed.ok(1, "info --format '{{.Level}} {{.LevelKnown}}'");
+    let hosts = [bed.host(1), bed.host(2), bed.host(3)];
+    for host in hosts {
+        host.stop();
+        boot(host, false)?;
+    }
+    for host in hosts {
+        host.answers()?;
+    }
+    bed.form(2, 1)?;
+    bed.ok(1, SLEEPERS)?;
+    bed.ok(1, "service create -q --name other web:v1 sleep 1000000")?;
+    bed.runs(1, "web", 3)?;
+    let containers = bed.all_containers("web")?;
+    for (number, host) in (1..).zip(hosts) {
+        install(host, true)?;
+        works(bed, &format!("upgraded{number}"), &containers)?;
+        if number < 3 {
+            bed.refused(1, "swarm update --level 2", "not know level 2")?;
+        }
+    }
+    equal("levels", levels()?.trim(), "1 2")?;
+    until("operators are told", PATIENCE, || {
+        Ok(is(
+            bed.types(1, "info")?
+                .all()
+                .contains("swarm update --level newest"),
+            true,
+        ))
+    })?;
+    for (number, host) in (1..).zip(hosts) {
+        install(host, false)?;
+        works(bed, &format!("downgraded{number}"), &containers)?;
+    }
+    for host in hosts {
+        install(host, true)?;
+    }
+    bed.settled(2, 1)?;
+    until("every node says what it knows", PATIENCE, || {
+        Ok(is(bed.types(1, "info")?.all().contains("--level newest"), true))
+    })?;
+    contains(&bed.ok(1, "swarm update --level newest")?, "level 2 now")?;
+    equal("levels", levels()?.trim(), "2 2")?;
+    bed.refused(1, "swarm update --level 1", "no way back")?;
+    too_old(bed, &containers)
+}
+
+/// From here on an older build takes no part: not as a worker, not as a manager, not as a host that joins.
+fn too_old(bed: &Bed, containers: &std::collections::BTreeMap<String, u64>) -> Outcome {
+    let (manager, worker, stranger) = (bed.host(2), bed.host(3), bed.host(4));
+    let told = |host: &Host| {
+        Ok(is(
+            host.whole_log()
+                .contains("E_LEVEL: the cluster writes at level 2"),
+            true,
+        ))
+    };
+    install(worker, false)?;
+    // A build from before there were levels says nothing of itself; it is told by the manager.
+    until("the worker is told", PATIENCE, || told(worker))?;
+    until("it is Down", PATIENCE, || {
+        Ok(is(bed.nodes(1)?["h3"].status.as_str(), "Down"))
+    })?;
+    let its: Vec<_> = (bed.containers(3, "web")?.into_iter())
+        .filter(|(name, _)| containers.contains_key(name))
+        .collect();
+    equal("what it runs goes on", its.len(), 1)?;
+    if std::env::var_os("RSWARM_OLD_BINARY").is_none() {
+        manager.stop();
+        boot(manager, false)?;
+        until("the manager ends", PATIENCE, || Ok(is(manager.is_up(), false)))?;
+        until("and says why", PATIENCE, || told(manager))?;
+        let token = bed.ok(1, "swarm join-token -q worker").ok();
+        // One of two managers is away: nothing can be written, and nobody be let in.
+        equal("a token without a quorum", token, None)?;
+        install(manager, true)?;
+    }
+    let token = bed.ok(1, "swarm join-token -q worker")?;
+    install(stranger, false)?;
+    let line = format!("swarm join --token {} {}", token.trim(), bed.host(1).peer());
+    bed.refused(4, &line, "E_LEVEL")?;
+    install(worker, true)?;
+    install(stranger, true)?;
+    bed.join(4, token.trim())?;
+    bed.settled(2, 2)
+}

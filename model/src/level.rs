@@ -1,0 +1,38 @@
+//! What a build understands, so that old and new ones can be in one cluster.
+
+use std::fmt;
+
+/// A number for what may be in the log and in messages: it grows by one with a release that writes what older ones
+/// cannot read. A cluster writes at its own level until an operator raises it, which is only possible when every node's
+/// build knows the next one; until then each host can go back to the build it had.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct Level(u32);
+
+impl Level {
+    /// The first one.
+    pub const FIRST: Self = Self(1);
+    /// What this build knows.
+    pub const OURS: Self = Self(1);
+
+    /// A level by its number; zero, which says nothing, counts as the first.
+    pub const fn new(number: u32) -> Self {
+        Self(if number == 0 { 1 } else { number })
+    }
+
+    /// Its number, from 1.
+    pub const fn number(self) -> u32 {
+        self.0
+    }
+}
+
+impl Default for Level {
+    fn default() -> Self {
+        Self::FIRST
+    }
+}
+
+impl fmt::Display for Level {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        self.0.fmt(f)
+    }
+}
