@@ -122,10 +122,10 @@ pub(crate) enum Command {
         /// File with the key.
         #[arg(long)]
         key_file: Option<std::path::PathBuf>,
-        /// Where to listen for other nodes: IP or IP:PORT.
+        /// Where to listen for other nodes: IP or INTERFACE, either with :PORT.
         #[arg(long, default_value = "0.0.0.0:2377")]
         listen_addr: String,
-        /// Where others reach this node.
+        /// Where others reach this node: IP, NAME or INTERFACE, each with :PORT or without.
         #[arg(long, default_value = "")]
         advertise_addr: String,
         /// The backup.
@@ -143,10 +143,10 @@ pub(crate) enum Command {
 /// Where a node is, and what it brings.
 #[derive(clap::Args)]
 pub(crate) struct HereArgs {
-    /// Where to listen for other nodes: IP or IP:PORT.
+    /// Where to listen for other nodes: IP or INTERFACE, either with :PORT.
     #[arg(long, default_value = "0.0.0.0:2377")]
     listen_addr: String,
-    /// Where others reach this node: IP, NAME or either with :PORT. Found out where it is not given.
+    /// Where others reach this node: IP, NAME or INTERFACE, each with :PORT or without. Found out where it is not given.
     #[arg(long, default_value = "")]
     advertise_addr: String,
     /// `active`, `pause` or `drain`.

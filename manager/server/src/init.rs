@@ -10,10 +10,10 @@ use model::object::{NodeDescription, NodeRole};
 use model::{ClusterId, NodeId, Timestamp};
 use proto::identity::{self, Papers, Place};
 
-use crate::ca;
 use crate::raft::{KeyRing, Log};
 use crate::server::{ClusterError, Manager, Membership, bind, identity_of, raft_id, wipe};
 use crate::writer::{RandomIds, WriteError, Writer};
+use crate::{ca, interface};
 
 /// Port of a node for other nodes (Docker's).
 pub(crate) const PORT: u16 = 2377;
@@ -158,7 +158,7 @@ pub(crate) fn listen_address(text: &str) -> Result<String, ClusterError> {
     if text.is_empty() {
         return Ok(format!("0.0.0.0:{PORT}"));
     }
-    with_port(text, PORT)
+    with_port(&interface::resolved(text).map_err(ClusterError::Address)?, PORT)
 }
 
 /// `IP`, `IP:PORT`, `[IPv6]:PORT` or `NAME:PORT`, with a port.
@@ -181,7 +181,7 @@ pub(crate) fn with_port(text: &str, port: u16) -> Result<String, ClusterError> {
         && own.is_none_or(|p| p.parse::<u16>().is_ok());
     if !good {
         return Err(ClusterError::Address(format!(
-            "\"{text}\" is no address: write IP, IP:PORT or NAME:PORT"
+            "\"{text}\" is no address: write IP, NAME or INTERFACE, each with or without :PORT"
         )));
     }
     Ok(match own {
@@ -203,7 +203,8 @@ pub(crate) fn place(listen: &str, advertise: &str, listener: &TcpListener) -> Re
         };
         SocketAddr::new(ip, bound.port()).to_string()
     } else {
-        with_port(advertise, bound.port())?
+        let advertise = interface::resolved(advertise).map_err(ClusterError::Address)?;
+        with_port(&advertise, bound.port())?
     };
     if address
         .parse::<SocketAddr>()

@@ -22,6 +22,7 @@ mod rpc;
 // Hosts become nodes, and stay them.
 mod ca;
 mod init;
+mod interface;
 mod join;
 mod lock;
 mod revive;
