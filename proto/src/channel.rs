@@ -28,6 +28,8 @@ const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
 
 /// Time between two signs of life of a connection, and the wait for its answer.
 const KEEP_ALIVE: Duration = Duration::from_secs(5);
+/// The same wait where much is sent at once: a sign of life stands behind it in the queue of a narrow line.
+const KEEP_ALIVE_BULK: Duration = Duration::from_secs(60);
 
 /// Why the daemon of this host cannot be reached.
 #[derive(Debug, thiserror::Error)]
@@ -173,12 +175,25 @@ async fn dial(address: &str, name: String, config: Arc<ClientConfig>) -> Result<
         .map_err(tls)
 }
 
-fn endpoint() -> Endpoint {
+/// What goes over a connection.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Load {
+    /// Calls; a peer that is gone is noticed soon.
+    Calls,
+    /// A snapshot or layers: as much as the line takes for a while.
+    Bulk,
+}
+
+fn endpoint(load: Load) -> Endpoint {
+    let patience = match load {
+        Load::Calls => KEEP_ALIVE,
+        Load::Bulk => KEEP_ALIVE_BULK,
+    };
     // The name is for HTTP alone; who answers is verified by TLS.
     Endpoint::from_static("http://rswarm.invalid")
         .connect_timeout(CONNECT_TIMEOUT * 2)
         .http2_keep_alive_interval(KEEP_ALIVE)
-        .keep_alive_timeout(KEEP_ALIVE)
+        .keep_alive_timeout(patience)
         .keep_alive_while_idle(true)
         .initial_stream_window_size(1 << 20)
         .initial_connection_window_size(4 << 20)
@@ -196,7 +211,7 @@ pub fn node(keychain: &Keychain, address: &str, expect: Expect) -> Channel {
             Ok::<_, RemoteError>(TokioIo::new(stream))
         }
     });
-    endpoint().connect_with_connector_lazy(connector)
+    endpoint(Load::Calls).connect_with_connector_lazy(connector)
 }
 
 /// A connection to another node for one call, cut when its [`Cut`] is dropped.
@@ -204,6 +219,16 @@ pub fn node(keychain: &Keychain, address: &str, expect: Expect) -> Channel {
 /// Dropping an answer is not enough to end a call whose request is stuck: HTTP/2 keeps the stream until the request is
 /// through, and the process at its other end would go on for nobody.
 pub fn node_once(keychain: &Keychain, address: &str, expect: Expect) -> (Channel, Cut) {
+    severable(keychain, address, expect, Load::Calls)
+}
+
+/// The same for one call that sends much, over a line that may be narrow: what else is said to that node goes over other
+/// connections meanwhile, and a peer that is gone is noticed late.
+pub fn node_bulk(keychain: &Keychain, address: &str, expect: Expect) -> (Channel, Cut) {
+    severable(keychain, address, expect, Load::Bulk)
+}
+
+fn severable(keychain: &Keychain, address: &str, expect: Expect, load: Load) -> (Channel, Cut) {
     let (keychain, address) = (keychain.clone(), address.to_owned());
     let (cut, severed) = oneshot::channel();
     let mut severed = Some(severed);
@@ -221,7 +246,7 @@ pub fn node_once(keychain: &Keychain, address: &str, expect: Expect) -> (Channel
             Ok::<_, RemoteError>(TokioIo::new(Severable { stream, severed }))
         }
     });
-    (endpoint().connect_with_connector_lazy(connector), Cut(cut))
+    (endpoint(load).connect_with_connector_lazy(connector), Cut(cut))
 }
 
 /// Holds a connection of [`node_once`]; dropped, it is cut.
@@ -270,7 +295,20 @@ pub async fn connect_node(
     expect: Expect,
 ) -> Result<Channel, RemoteError> {
     let identity = keychain.identity().ok_or(RemoteError::NoIdentity)?;
-    once(address, expect.name(), identity.client.clone()).await
+    once(address, expect.name(), identity.client.clone(), Load::Calls).await
+}
+
+/// The same for much that is fetched over it.
+///
+/// # Errors
+/// As [`connect_node`].
+pub async fn connect_bulk(
+    keychain: &Keychain,
+    address: &str,
+    expect: Expect,
+) -> Result<Channel, RemoteError> {
+    let identity = keychain.identity().ok_or(RemoteError::NoIdentity)?;
+    once(address, expect.name(), identity.client.clone(), Load::Bulk).await
 }
 
 /// A connection for a host that has no certificate yet, to a manager of the cluster with these authorities.
@@ -279,7 +317,7 @@ pub async fn connect_node(
 /// [`RemoteError`].
 pub async fn connect_stranger(address: &str, roots: Arc<RootCertStore>) -> Result<Channel, RemoteError> {
     let config = stranger().with_root_certificates(roots).with_no_client_auth();
-    once(address, NAME_MANAGER.into(), with_h2(config)).await
+    once(address, NAME_MANAGER.into(), with_h2(config), Load::Calls).await
 }
 
 /// A connection to somebody who is not verified at all: only to be told an authority's certificate, which is compared
@@ -292,7 +330,7 @@ pub async fn connect_unverified(address: &str) -> Result<Channel, RemoteError> {
         .dangerous()
         .with_custom_certificate_verifier(Arc::new(AnyServer(identity::provider())))
         .with_no_client_auth();
-    once(address, NAME_MANAGER.into(), with_h2(config)).await
+    once(address, NAME_MANAGER.into(), with_h2(config), Load::Calls).await
 }
 
 fn stranger() -> rustls::ConfigBuilder<ClientConfig, rustls::WantsVerifier> {
@@ -306,14 +344,19 @@ fn with_h2(mut config: ClientConfig) -> Arc<ClientConfig> {
     Arc::new(config)
 }
 
-async fn once(address: &str, name: String, config: Arc<ClientConfig>) -> Result<Channel, RemoteError> {
+async fn once(
+    address: &str,
+    name: String,
+    config: Arc<ClientConfig>,
+    load: Load,
+) -> Result<Channel, RemoteError> {
     let stream = dial(address, name, config).await?;
     let mut stream = Some(TokioIo::new(stream));
     let connector = tower::service_fn(move |_: http_uri::Uri| {
         let stream = stream.take();
         async move { stream.ok_or_else(|| io::Error::other("the connection broke")) }
     });
-    (endpoint().connect_with_connector(connector).await).map_err(|source| RemoteError::Protocol {
+    (endpoint(load).connect_with_connector(connector).await).map_err(|source| RemoteError::Protocol {
         address: address.to_owned(),
         source,
     })

@@ -20,7 +20,7 @@ pub trait Peers: Send + Sync {
 #[tonic::async_trait]
 impl Peers for Keychain {
     async fn connect(&self, node: NodeId, address: &str) -> Result<Channel, String> {
-        let channel = channel::connect_node(self, address, Expect::Node(node)).await;
+        let channel = channel::connect_bulk(self, address, Expect::Node(node)).await;
         channel.map_err(|e| e.chain())
     }
 }

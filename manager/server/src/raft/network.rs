@@ -1,8 +1,7 @@
 //! How this manager reaches the others: one connection each, over mutual TLS, to the node that a member is.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, VecDeque};
 use std::future::Future;
-use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
@@ -31,8 +30,11 @@ use super::{Snapshot, TypeConfig, Vote};
 
 /// Largest message between managers: an entry of the largest transaction, and what surrounds it.
 pub(crate) const MESSAGE_MAX: usize = 40 * 1024 * 1024;
-/// A peer that owes an answer and says nothing for this long is given up; its disk may need a while.
+/// A peer that owes an answer and says nothing for this long is given up; its disk may need a while. What was sent takes
+/// its time before, see [`SLOWEST_LINE`].
 const ANSWER_LIMIT: Duration = Duration::from_secs(10);
+/// Bytes a second of the slowest line between managers, about half of 1 Mbit/s.
+const SLOWEST_LINE: u64 = 64 * 1024;
 /// A peer that does not take the next piece of a snapshot within this is given up. The whole has no deadline.
 const PIECE_LIMIT: Duration = Duration::from_secs(20);
 /// Pieces of a snapshot under way.
@@ -150,6 +152,16 @@ impl Links {
         )
     }
 
+    /// A client of another manager that sends it much, over a connection of its own.
+    fn raft_bulk(&self, node: NodeId, address: &str) -> (RaftClient<Channel>, Cut) {
+        let (channel, cut) = channel::node_bulk(
+            &self.inner.keychain,
+            &self.inner.route.to(address),
+            Expect::Node(node),
+        );
+        (RaftClient::new(channel), cut)
+    }
+
     /// A client of another manager.
     pub(super) fn raft(&self, node: NodeId, address: &str) -> RaftClient<Channel> {
         RaftClient::new(self.to(node, address))
@@ -207,12 +219,18 @@ impl RaftNetworkFactory<TypeConfig> for Peers {
 }
 
 impl Peer {
-    fn client(&self) -> Result<RaftClient<Channel>, RPCError<TypeConfig>> {
+    /// Where it is; one that has not said so cannot be reached.
+    fn place(&self) -> Result<(NodeId, String), Unreachable<TypeConfig>> {
         let (node, address) = self.node.as_ref().ok_or_else(|| {
             let why = format!("manager {} has no address", self.target.raft_id);
-            RPCError::Unreachable(Unreachable::from_string(why))
+            Unreachable::from_string(why)
         })?;
-        Ok(self.links.raft(*node, &self.links.address(*node, address)))
+        Ok((*node, self.links.address(*node, address)))
+    }
+
+    fn client(&self) -> Result<RaftClient<Channel>, RPCError<TypeConfig>> {
+        let (node, address) = self.place().map_err(RPCError::Unreachable)?;
+        Ok(self.links.raft(node, &address))
     }
 }
 
@@ -267,11 +285,12 @@ impl RaftNetworkV2<TypeConfig> for Peer {
     {
         Box::pin(async move {
             let target = self.target.clone();
-            let owed = Arc::new(AtomicU64::new(0));
+            let owed = Arc::new(Owed::default());
             let sent = owed.clone();
             let messages = input.map(move |rpc| {
-                sent.fetch_add(1, Ordering::Relaxed);
-                wire::append_out(&target, rpc)
+                let message = wire::append_out(&target, rpc);
+                sent.one_more(message.entries.iter().map(Vec::len).sum());
+                message
             });
             let mut client = self.client()?;
             let replies = within(ANSWER_LIMIT, "a stream of entries", client.append(messages)).await?;
@@ -317,7 +336,8 @@ impl RaftNetworkV2<TypeConfig> for Peer {
         _option: RPCOption,
     ) -> Result<SnapshotResponse<TypeConfig>, StreamingError<TypeConfig>> {
         let broken = |why: String| StreamingError::Unreachable(Unreachable::from_string(why));
-        let mut client = self.client().map_err(|e| broken(e.to_string()))?;
+        let (node, address) = self.place().map_err(StreamingError::Unreachable)?;
+        let (mut client, _cut) = self.links.raft_bulk(node, &address);
         let (send, pieces) = tokio::sync::mpsc::channel(PIECES_QUEUED);
         let head = wire::head_out(&self.target, &vote, &snapshot.meta);
         let reading = tokio::spawn(send_pieces(head, snapshot.snapshot, send));
@@ -336,6 +356,11 @@ impl RaftNetworkV2<TypeConfig> for Peer {
             }
             Err(status) => {
                 reading.abort();
+                tracing::warn!(
+                    manager = address,
+                    reason = status.message(),
+                    "a snapshot was not taken"
+                );
                 Err(broken(format!("{:?}: {}", status.code(), status.message())))
             }
         }
@@ -359,22 +384,52 @@ impl RaftNetworkV2<TypeConfig> for Peer {
     }
 }
 
+/// Messages of a stream that have no answer yet, each by its bytes, oldest first.
+#[derive(Debug, Default)]
+struct Owed(Mutex<VecDeque<usize>>);
+
+impl Owed {
+    fn list(&self) -> std::sync::MutexGuard<'_, VecDeque<usize>> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn one_more(&self, bytes: usize) {
+        self.list().push_back(bytes);
+    }
+
+    /// How long the next answer may take: the line may be narrow, and all before it goes over it first. None is owed:
+    /// nothing is late.
+    fn limit(&self) -> Option<Duration> {
+        let list = self.list();
+        let bytes: usize = list.iter().sum();
+        let sending = Duration::from_secs(bytes as u64 / SLOWEST_LINE);
+        (!list.is_empty()).then_some(ANSWER_LIMIT + sending)
+    }
+}
+
 /// The next answer of a stream of entries; none when the peer ended it.
 async fn next_reply(
     replies: &mut tonic::Streaming<w::AppendReply>,
-    owed: &AtomicU64,
+    owed: &Owed,
 ) -> Option<Result<StreamReply, RPCError<TypeConfig>>> {
+    let mut waited = Duration::ZERO;
     loop {
         match tokio::time::timeout(ANSWER_LIMIT, replies.message()).await {
             Ok(Ok(Some(reply))) => {
-                owed.fetch_sub(1, Ordering::Relaxed);
+                owed.list().pop_front();
                 return Some(wire::stream_reply_in(reply).map_err(|e| failed(&e)));
             }
             Ok(Ok(None)) => return None,
             Ok(Err(status)) => return Some(Err(failed(&status))),
-            // Nothing was asked: nothing is late.
-            Err(_) if owed.load(Ordering::Relaxed) == 0 => {}
-            Err(_) => return Some(Err(late("entries"))),
+            Err(_) => match owed.limit() {
+                None => waited = Duration::ZERO,
+                Some(limit) => {
+                    waited += ANSWER_LIMIT;
+                    if waited >= limit {
+                        return Some(Err(late("entries")));
+                    }
+                }
+            },
         }
     }
 }

@@ -20,6 +20,8 @@ use crate::Dice;
 const CLIENTS: u64 = 3;
 /// A client waits so long for an answer; then it does not know what became of its call.
 const PATIENCE: Duration = Duration::from_secs(8);
+/// Calls of [`make`] under way at a time.
+const AT_ONCE: usize = 64;
 /// How often managers are asked who leads.
 const LOOK_EVERY: Duration = Duration::from_millis(50);
 
@@ -141,6 +143,56 @@ async fn list(socket: &Path) -> Result<(u64, BTreeSet<String>), String> {
     Ok((reply.index, names))
 }
 
+/// Makes configs through one manager, many at a time.
+///
+/// # Errors
+/// The first that was refused.
+pub(crate) async fn make(
+    socket: &Path,
+    prefix: &str,
+    count: usize,
+    data: impl Fn(usize) -> Vec<u8>,
+) -> Result<(), String> {
+    let control = control(socket).await?;
+    for from in (0..count).step_by(AT_ONCE) {
+        let all = (from..count.min(from + AT_ONCE)).map(|n| {
+            let mut control = control.clone();
+            let request = config(format!("{prefix}-{n}"), data(n));
+            async move { control.create(request).await.map_err(|e| e.message().to_owned()) }
+        });
+        futures::future::try_join_all(all).await?;
+    }
+    Ok(())
+}
+
+/// Makes small configs through one manager, each when the one before it is there: as many entries.
+///
+/// # Errors
+/// The first that was refused.
+pub(crate) async fn one_by_one(socket: &Path, prefix: &str, count: usize) -> Result<(), String> {
+    let mut control = control(socket).await?;
+    for n in 0..count {
+        let made = control
+            .create(config(format!("{prefix}-{n}"), b"x".to_vec()))
+            .await;
+        made.map_err(|e| e.message().to_owned())?;
+    }
+    Ok(())
+}
+
+fn config(name: String, data: Vec<u8>) -> CreateRequest {
+    CreateRequest {
+        spec: Some(Spec {
+            spec: Some(spec::Spec::Config(ConfigSpec {
+                name,
+                data,
+                ..ConfigSpec::default()
+            })),
+        }),
+        ..CreateRequest::default()
+    }
+}
+
 /// Begins all clients; they end when it is over.
 pub(crate) fn begin(
     runtime: &Runtime,
@@ -179,16 +231,7 @@ async fn write(client: u64, mut dice: Dice, sockets: Vec<PathBuf>, seen: Arc<See
         let socket = &sockets[dice.below(sockets.len())];
         number += 1;
         let name = format!("c{client}-{number}");
-        let request = CreateRequest {
-            spec: Some(Spec {
-                spec: Some(spec::Spec::Config(ConfigSpec {
-                    name: name.clone(),
-                    data: b"x".to_vec(),
-                    ..ConfigSpec::default()
-                })),
-            }),
-            ..CreateRequest::default()
-        };
+        let request = config(name.clone(), b"x".to_vec());
         let call = async {
             let mut control = control(socket).await.ok()?;
             control.create(request).await.ok()

@@ -13,6 +13,8 @@ use tokio::runtime::Handle;
 pub(crate) const SITES: usize = 3;
 /// Where managers listen, each at an address of its own.
 const PORT: u16 = 2377;
+/// Bytes that pass at a time where few do: nobody waits long behind another.
+const NARROW_PIECE: usize = 2 << 10;
 /// How often a line that is cut is looked at.
 const LOOK_EVERY: Duration = Duration::from_millis(10);
 
@@ -21,6 +23,11 @@ const LOOK_EVERY: Duration = Duration::from_millis(10);
 struct Line {
     cut: AtomicBool,
     delay_ms: AtomicU64,
+    /// Bytes a second, of all connections together; 0: as fast as it goes.
+    rate: AtomicU64,
+    /// Held by the connection whose bytes are on the line.
+    busy: tokio::sync::Mutex<()>,
+    carried: AtomicU64,
 }
 
 /// All lines of a cluster.
@@ -91,6 +98,21 @@ impl Grid {
         }
     }
 
+    /// Lets so many bytes a second through between a manager and all others, each way; 0: all.
+    pub(crate) fn narrow(&self, site: usize, rate: u64) {
+        for other in 0..SITES {
+            self.lines[site][other].rate.store(rate, Ordering::SeqCst);
+            self.lines[other][site].rate.store(rate, Ordering::SeqCst);
+        }
+    }
+
+    /// Bytes that all others have sent to a manager so far, on connections of either side.
+    pub(crate) fn carried_to(&self, site: usize) -> u64 {
+        (0..SITES)
+            .map(|other| self.lines[other][site].carried.load(Ordering::SeqCst))
+            .sum()
+    }
+
     /// Makes every line whole and quick.
     pub(crate) fn heal(&self) {
         self.slow(Duration::ZERO);
@@ -141,9 +163,17 @@ async fn carry(
 ) {
     let mut bytes = vec![0u8; 64 << 10];
     loop {
-        let Ok(count @ 1..) = input.read(&mut bytes).await else {
+        let rate = line.rate.load(Ordering::SeqCst);
+        let most = if rate == 0 { bytes.len() } else { NARROW_PIECE };
+        let Ok(count @ 1..) = input.read(&mut bytes[..most]).await else {
             return;
         };
+        if rate > 0 {
+            // Its place in the queue of all that go this way; then it takes as long as its bytes need.
+            let _busy = line.busy.lock().await;
+            tokio::time::sleep(Duration::from_secs_f64(count as f64 / rate as f64)).await;
+        }
+        line.carried.fetch_add(count as u64, Ordering::SeqCst);
         let delay = line.delay_ms.load(Ordering::SeqCst);
         if delay > 0 {
             tokio::time::sleep(Duration::from_millis(delay)).await;
