@@ -1,7 +1,7 @@
 //! What a cluster costs and how quick it is: real daemons on loopback, and agents that only pretend to run containers.
 //!
 //! `cargo bench --bench cluster` prints one JSON object at the end; figures are of one run, ratios where they compare.
-//! Needs root, as daemons do. `--only NAME` runs one part: writes, failover, reconnect or large.
+//! Needs root, as daemons do. `--only NAME` runs one part: writes, failover, reconnect, flap or large.
 #![allow(
     clippy::unwrap_used,
     reason = "a bench stops where something is not as it should be"
@@ -14,6 +14,7 @@ use std::process::{Child, Command, Stdio};
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
+use agent_core::contact;
 use model::NodeId;
 use proto::ca::IssueRequest;
 use proto::ca::ca_client::CaClient;
@@ -38,6 +39,11 @@ const AGENTS: usize = 1000;
 /// A large cluster.
 const LARGE_AGENTS: usize = 500;
 const LARGE_TASKS: u32 = 20_000;
+/// How long agents come and go, a tenth of them a minute, each away for one of these times in turn: it is missed, or Down.
+const FLAPS: Duration = Duration::from_secs(90);
+const AWAY: [Duration; 2] = [Duration::from_secs(3), Duration::from_secs(60)];
+/// How often a pretended host looks whether it is gone.
+const LOOK_EVERY: Duration = Duration::from_millis(250);
 /// Joins at the same time.
 const JOINS: usize = 16;
 
@@ -341,42 +347,96 @@ async fn leader_of(daemons: &[Daemon]) -> usize {
 struct Crowd {
     managers: Mutex<Vec<(NodeId, String)>>,
     registered: Mutex<BTreeMap<NodeId, Instant>>,
+    /// Hosts that are gone at the moment, and until when.
+    away: Mutex<BTreeMap<NodeId, Instant>>,
 }
 
-/// Joins as a worker and pretends to be one until the task is aborted.
+impl Crowd {
+    fn away(&self, node: NodeId) -> Option<Instant> {
+        self.away.lock().unwrap().get(&node).copied()
+    }
+
+    /// Waits until a host is gone.
+    async fn lost(&self, node: NodeId) {
+        while self.away(node).is_none() {
+            tokio::time::sleep(LOOK_EVERY).await;
+        }
+    }
+}
+
+/// Joins as a worker and pretends to be one until the task is aborted. It looks for its manager as a real agent does.
 async fn agent(crowd: Arc<Crowd>, keychain: Keychain) {
     let node = keychain.node().unwrap();
     let mut hint: Option<(NodeId, String)> = None;
-    let mut pause = Duration::from_millis(100);
-    let mut turn = usize::try_from(node.0 % 7).unwrap();
+    let mut search = Search::default();
+    let mut lost = None;
+    // Numbers that look random and differ from node to node (an xorshift).
+    let mut dice = u64::try_from(node.0 >> 64).unwrap() | 1;
+    let mut share = move || {
+        dice ^= dice << 13;
+        dice ^= dice >> 7;
+        dice ^= dice << 17;
+        (dice >> 11) as f64 / (1u64 << 53) as f64
+    };
     loop {
+        if let Some(until) = crowd.away(node) {
+            tokio::time::sleep_until(until.into()).await;
+            crowd.away.lock().unwrap().remove(&node);
+        }
         let target = hint.take().unwrap_or_else(|| {
-            turn += 1;
             let managers = crowd.managers.lock().unwrap();
-            managers[turn % managers.len()].clone()
+            if search.round.is_empty() {
+                let ids: Vec<NodeId> = managers.iter().map(|(id, _)| *id).collect();
+                search.round = contact::order(&ids, node, lost, share());
+                search.round.reverse();
+            }
+            let next = search.round.pop().unwrap();
+            managers.iter().find(|(id, _)| *id == next).unwrap().clone()
         });
-        if let Err(status) = serve(&crowd, &keychain, &target, &mut pause).await {
+        let ended = tokio::select! {
+            ended = serve(&crowd, &keychain, &target, &mut search) => ended,
+            () = crowd.lost(node) => continue,
+        };
+        lost = Some(target.0);
+        let mut electing = false;
+        if let Err(status) = ended {
+            electing = proto::status::may_be_retried(&status);
             hint = proto::status::leader_of(&status).filter(|to| *to != target);
             if hint.is_some() {
+                let wait = contact::hint_pause(search.period).mul_f64(share());
+                tokio::time::sleep(wait).await;
                 continue;
             }
         }
-        let share = f64::from(u32::try_from(node.0 >> 96).unwrap() ^ u32::try_from(turn).unwrap())
-            / f64::from(u32::MAX);
-        tokio::time::sleep(pause.mul_f64(share.fract())).await;
-        pause = (pause * 2).min(Duration::from_secs(8));
+        let pause = search.pause.unwrap_or(contact::PAUSE_FIRST);
+        tokio::time::sleep(pause.mul_f64(share())).await;
+        search.pause = Some(contact::next_pause(pause, electing, search.period));
     }
+}
+
+/// Which manager is tried next, and how soon.
+#[derive(Default)]
+struct Search {
+    pause: Option<Duration>,
+    period: Option<Duration>,
+    unreached: u32,
+    round: Vec<NodeId>,
 }
 
 async fn serve(
     crowd: &Crowd,
     keychain: &Keychain,
     (manager, address): &(NodeId, String),
-    pause: &mut Duration,
+    search: &mut Search,
 ) -> Result<(), Status> {
     let node = keychain.node().unwrap();
-    let connected = channel::connect_node(keychain, address, Expect::Node(*manager)).await;
-    let channel = connected.map_err(|e| Status::unavailable(e.chain()))?;
+    let limit = contact::connect_limit(search.unreached, search.period);
+    let connecting = channel::connect_node(keychain, address, Expect::Node(*manager));
+    let Ok(Ok(channel)) = tokio::time::timeout(limit, connecting).await else {
+        search.unreached += 1;
+        return Err(Status::unavailable("cannot be reached"));
+    };
+    search.unreached = 0;
     let mut client = DispatcherClient::new(channel).max_decoding_message_size(8 << 20);
     let description = types::NodeDescription {
         hostname: format!("a{}", node.short()),
@@ -397,7 +457,10 @@ async fn serve(
         .message()
         .await?
         .ok_or_else(|| Status::unavailable("no session"))?;
-    *pause = Duration::from_millis(100);
+    *search = Search {
+        period: Some(Duration::from_nanos(first.heartbeat_ns)),
+        ..Search::default()
+    };
     crowd.registered.lock().unwrap().insert(node, Instant::now());
     let session = first.session;
     let request = dispatch::AssignmentsRequest {
@@ -472,6 +535,7 @@ async fn crowd(daemons: &[Daemon], count: usize) -> (Arc<Crowd>, Vec<tokio::task
     let crowd = Arc::new(Crowd {
         managers: Mutex::new(managers),
         registered: Mutex::default(),
+        away: Mutex::default(),
     });
     let authority = daemons[0].cli(&["swarm", "ca"]);
     let roots = identity::roots(&authority).unwrap();
@@ -581,17 +645,14 @@ async fn reconnect(dir: &Path) -> (f64, f64, u64, usize) {
     (p99, percentile(&mut times, 1.0), entries, down)
 }
 
-/// Many agents with many tasks.
-async fn large(dir: &Path) -> (f64, f64, f64) {
-    let daemons = managers(dir, 1, "bl").await;
-    let (_crowd, tasks) = crowd(&daemons, LARGE_AGENTS).await;
-    let services = LARGE_TASKS / 1000;
+/// Services of a thousand tasks each, all running; answers after how many seconds.
+async fn run_tasks(daemon: &Daemon, services: u32) -> f64 {
     for n in 0..services {
         let (name, network) = (format!("s{n}"), format!("n{n}"));
         // The ingress network, which a service without one uses, has no 20,000 addresses.
         let subnet = format!("10.{}.0.0/20", 100 + n);
-        daemons[0].cli(&["network", "create", "--subnet", &subnet, &network]);
-        daemons[0].cli(&[
+        daemon.cli(&["network", "create", "--subnet", &subnet, &network]);
+        daemon.cli(&[
             "service",
             "create",
             "-d",
@@ -608,14 +669,54 @@ async fn large(dir: &Path) -> (f64, f64, f64) {
     }
     let began = Instant::now();
     loop {
-        let shown = daemons[0].cli(&["service", "ls", "--format", "{{.Replicas}}"]);
+        let shown = daemon.cli(&["service", "ls", "--format", "{{.Replicas}}"]);
         if shown.lines().filter(|l| *l == "1000/1000").count() == services as usize {
             break;
         }
         assert!(began.elapsed() < LIMIT, "{shown}");
-        pause(200);
+        tokio::time::sleep(Duration::from_millis(200)).await;
     }
-    let placed = began.elapsed().as_secs_f64();
+    began.elapsed().as_secs_f64()
+}
+
+/// A thousand agents with ten thousand tasks, of which a tenth comes and goes each minute: what a write takes meanwhile.
+async fn flap(dir: &Path) -> (f64, f64, f64) {
+    let daemons = managers(dir, 3, "bx").await;
+    let (crowd, tasks) = crowd(&daemons, AGENTS).await;
+    run_tasks(&daemons[0], 10).await;
+    let nodes: Vec<NodeId> = crowd.registered.lock().unwrap().keys().copied().collect();
+    let mut client = daemons[0].control().await;
+    let (began, mut times, mut gone) = (Instant::now(), Vec::new(), 0);
+    while began.elapsed() < FLAPS {
+        let passed = usize::try_from(began.elapsed().as_millis()).unwrap();
+        let due = passed * nodes.len() / 10 / 60_000;
+        while gone < due {
+            // Spread, so that a service loses tasks everywhere.
+            let node = nodes[gone * 7 % nodes.len()];
+            let until = Instant::now() + AWAY[gone % AWAY.len()];
+            crowd.away.lock().unwrap().insert(node, until);
+            gone += 1;
+        }
+        let one = Instant::now();
+        client.create(config(format!("x{}", times.len()))).await.unwrap();
+        times.push(one.elapsed().as_secs_f64());
+        tokio::time::sleep(Duration::from_millis(20)).await;
+    }
+    let leader = leader_of(&daemons).await;
+    let rss = daemons[leader].rss_mb();
+    tasks.iter().for_each(tokio::task::JoinHandle::abort);
+    (
+        percentile(&mut times, 0.99) * 1e3,
+        percentile(&mut times, 1.0) * 1e3,
+        rss,
+    )
+}
+
+/// Many agents with many tasks.
+async fn large(dir: &Path) -> (f64, f64, f64) {
+    let daemons = managers(dir, 1, "bl").await;
+    let (_crowd, tasks) = crowd(&daemons, LARGE_AGENTS).await;
+    let placed = run_tasks(&daemons[0], LARGE_TASKS / 1000).await;
     let mut times = Vec::new();
     for _ in 0..11 {
         let began = Instant::now();
@@ -682,6 +783,14 @@ async fn main() {
             ("reconnect_1000_entries", entries as f64),
             ("reconnect_1000_down", down as f64),
         ]);
+    }
+    if wanted("flap") {
+        let (p99, slowest, rss) = flap(dir.path()).await;
+        println!(
+            "{AGENTS} agents with 10,000 tasks, a tenth comes and goes each minute: a write takes p99 {p99:.0} ms, at most \
+             {slowest:.0} ms; leader {rss:.0} MB"
+        );
+        figures.extend([("flap_write_p99_ms", p99), ("flap_leader_rss_mb", rss)]);
     }
     if wanted("large") {
         let (ls, rss, placed) = large(dir.path()).await;
