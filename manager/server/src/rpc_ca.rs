@@ -194,7 +194,7 @@ impl Ca for CaRpc {
             level: model::Level::new(request.level),
         };
         if role == NodeRole::Manager {
-            join.heard = heard_at(&cluster, &join.address).await;
+            join.heard = heard_at(&cluster, &join.address, node).await;
         }
         let decide =
             move |state: &State, now, _: &mut crate::writer::RandomIds| admit::join(state, &join, now);
@@ -238,14 +238,16 @@ impl Ca for CaRpc {
     }
 }
 
-/// The managers that are heard of, all of them unless the one at `address` was silent for two seconds.
-async fn heard_at(cluster: &Cluster, address: &str) -> BTreeSet<NodeId> {
+/// The managers that are heard of, all of them unless the one at `address` was silent for two seconds. One that asks again
+/// to join as `node` takes no other's place.
+async fn heard_at(cluster: &Cluster, address: &str, node: NodeId) -> BTreeSet<NodeId> {
     let log = &cluster.writer.log;
     let began = Instant::now();
     let mut silent = 0;
     loop {
         let state = log.read();
-        let Some(known) = state.managers().find(|n| n.description.address == address) else {
+        let there = (state.managers()).find(|n| n.description.address == address && n.id != node);
+        let Some(known) = there else {
             return BTreeSet::new();
         };
         let reached = log.reached().await;
