@@ -70,7 +70,7 @@ struct Search {
     pause: Duration,
     /// The period of heartbeats as it was told last.
     period: Option<Duration>,
-    /// Managers in a row to whom no connection could be made.
+    /// Managers to whom no connection could be made since the node was registered.
     unreached: u32,
     /// Who is to be tried in this round, the next one last. It ends when the node registers.
     round: Vec<NodeId>,
@@ -171,7 +171,6 @@ async fn serve(shared: &Arc<Shared>, tasks: &mut Tasks, search: &mut Search, tar
             return format!("{} cannot be reached: no answer within {limit:?}", target.1).into();
         }
     };
-    search.unreached = 0;
     let mut raft_id = shared.config.raft_id.clone();
     let mut client = DispatcherClient::new(channel.clone()).max_decoding_message_size(FRAME_MAX);
     let request = w::SessionRequest {
@@ -200,6 +199,7 @@ async fn serve(shared: &Arc<Shared>, tasks: &mut Tasks, search: &mut Search, tar
     }
     search.pause = PAUSE_FIRST;
     search.round.clear();
+    search.unreached = 0;
     search.period = Some(Duration::from_nanos(first.heartbeat_ns));
     shared.contact.heard(sent);
     tracing::info!(manager = %target.1, "registered with the manager");

@@ -138,6 +138,8 @@ pub(crate) fn leader_and_worker_lost_together(bed: &Bed) -> Outcome {
 
 /// The leader is cut off from everybody: the majority goes on, the minority says so, and afterwards there is one history.
 pub(crate) fn leader_cut_off(bed: &Bed) -> Outcome {
+    // Its host is away for longer than one may be with heartbeats of 1.5 s, and its task is to stay.
+    bed.ok(1, "swarm update --dispatcher-heartbeat 6s")?;
     bed.ok(1, SLEEPERS)?;
     bed.runs(1, "web", 5)?;
     let before = bed.all_containers("web")?;

@@ -78,6 +78,10 @@ pub struct Watch {
     heard: BTreeMap<NodeId, Heard>,
     /// Set once every node was heard of, or is down: a node becomes Ready by registering here from then on.
     complete: bool,
+    /// Nodes it never heard of and declared down itself: their silence in the log is counted from its own beginning.
+    declared: BTreeSet<NodeId>,
+    /// Whether it began with the leadership, so that who has not answered since then was silent before as well.
+    first: bool,
 }
 
 /// What a look at all nodes says.
@@ -101,6 +105,16 @@ impl Watch {
             since: now,
             heard: BTreeMap::new(),
             complete: false,
+            declared: BTreeSet::new(),
+            first: true,
+        }
+    }
+
+    /// The same for a leader that counts anew, as it could hear nobody for a while.
+    pub fn again(now: Timestamp) -> Self {
+        Self {
+            first: false,
+            ..Self::new(now)
         }
     }
 
@@ -196,7 +210,9 @@ impl Watch {
     fn silence(&self, node: NodeId, known: &NodeStatus, now: Timestamp) -> Duration {
         match self.heard.get(&node) {
             Some(heard) => now.since(heard.at),
-            None if known.state == NodeState::Down => known.silent.saturating_add(now.since(self.since)),
+            None if known.state == NodeState::Down && !self.declared.contains(&node) => {
+                known.silent.saturating_add(now.since(self.since))
+            }
             None => now.since(self.since + STALE_LEADER_MAX),
         }
     }
@@ -212,6 +228,7 @@ impl Watch {
         now: Timestamp,
     ) -> Review {
         self.heard.retain(|id, _| state.node(*id).is_some());
+        self.declared.retain(|id| state.node(*id).is_some());
         let period = heartbeat_for(configured, state.node_count());
         let mut review = Review::default();
         for node in state.nodes() {
@@ -219,7 +236,8 @@ impl Watch {
             let Some(mut due) = self.next_due(state, node.id, &node.status, period) else {
                 continue;
             };
-            let lost_with_its_log = node.status.state != NodeState::Down
+            let lost_with_its_log = self.first
+                && node.status.state != NodeState::Down
                 && mute.contains(&node.id)
                 && !self.heard.contains_key(&node.id);
             if lost_with_its_log {
@@ -238,6 +256,9 @@ impl Watch {
                     message: format!("silent for {:.1} s", silent.as_secs_f64()),
                     silent,
                 };
+                if node.status.state != NodeState::Down && !self.heard.contains_key(&node.id) {
+                    self.declared.insert(node.id);
+                }
                 review.declare.push((node.id, status));
             }
         }
@@ -421,6 +442,10 @@ mod tests {
         assert_eq!((*node, status.silent), (NodeId(1), silent));
         told(&mut state, &review);
         assert_eq!(watch.review(&state, BEAT, &mute, at(10.0)).declare, []);
+        // One that counts anew cannot say since when it was silent.
+        let fresh = self::state(3);
+        let mut again = Watch::again(at(0.0));
+        assert_eq!(again.review(&fresh, BEAT, &mute, at(20.0)).declare, []);
         // Node 3 is no manager, and has its grace.
         let last = watch.review(&state, BEAT, &mute, at(33.0));
         assert_eq!(last.declare.last().map(|(id, _)| *id), Some(NodeId(3)));
@@ -478,5 +503,25 @@ mod tests {
             Review::default(),
             "again"
         );
+        // One that never heard of the node counts what it declared itself from its own beginning, and once.
+        let mut objects: Vec<Object> = state.objects().collect();
+        for object in &mut objects {
+            if let Object::Node(node) = object {
+                std::sync::Arc::make_mut(node).status = NodeStatus::ready();
+            }
+        }
+        let mut state = State::from_objects(state.index(), objects);
+        let mut deaf = Watch::new(at(0.0));
+        let down = deaf.review(&state, BEAT, &NONE, at(33.0));
+        assert_eq!(down.declare[0].1.silent, Duration::from_secs(30));
+        told(&mut state, &down);
+        let look = deaf.review(&state, BEAT, &NONE, at(33.0));
+        assert_eq!(
+            (look.declare, look.look_at),
+            (vec![], Some(at(60.0))),
+            "57 s after 3 s"
+        );
+        let review = deaf.review(&state, BEAT, &NONE, at(60.0));
+        assert_eq!(review.declare[0].1.silent, Duration::from_secs(57));
     }
 }

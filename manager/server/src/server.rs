@@ -242,7 +242,11 @@ impl Manager {
         if let Some(keys) = keys {
             match Log::open(&dir, self.shared.links.clone(), keys).await {
                 Ok(log) => {
-                    self.knows(&log.read())?;
+                    if let Err(error) = self.knows(&log.read()) {
+                        log.close().await;
+                        self.stop_daemon();
+                        return Err(error);
+                    }
                     self.renew_own(&log)?;
                     self.start(Arc::new(log));
                 }

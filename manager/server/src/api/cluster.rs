@@ -250,7 +250,8 @@ impl Api {
             unlock_key,
             level: None,
         };
-        let new_key = changes.unlock_key.as_deref().map(unlock_text).unwrap_or_default();
+        let asks_for_key =
+            changes.unlock_key.as_ref().is_some_and(|key| !key.is_empty()) || request.autolock == Some(true);
         let expected = super::expected(request.version);
         let (_, version) = self
             .write(id, move |state, _, _| {
@@ -261,11 +262,14 @@ impl Api {
                 admit::update_cluster(state, expected, &changes)
             })
             .await?;
+        // What stands, not what was chosen here: a repeated request is answered by what its first try wrote.
         let state = self.cluster()?.writer.log.read();
+        let cluster = state.cluster();
+        let key = cluster.filter(|_| asks_for_key).map(|c| &c.security.unlock_key);
         Ok(Response::new(wire::UpdateClusterReply {
             version,
-            unlock_key: new_key,
-            level: state.cluster().map_or(0, |c| c.level.number()),
+            unlock_key: key.map(|key| unlock_text(key)).unwrap_or_default(),
+            level: cluster.map_or(0, |c| c.level.number()),
         }))
     }
 

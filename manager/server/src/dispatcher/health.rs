@@ -5,6 +5,7 @@ use std::time::Duration;
 
 use manager_core::node_health::Watch;
 use manager_core::{Action, Txn};
+use model::Timestamp;
 
 use super::Dispatcher;
 
@@ -21,7 +22,7 @@ pub(super) async fn watch(dispatcher: Arc<Dispatcher>) {
     while let Ok(now) = role.wait_for(|r| r.leader || r.stopped).await.map(|r| *r)
         && now.leader
     {
-        dispatcher.begin();
+        dispatcher.begin(Watch::new);
         dispatcher.forget_images();
         dispatcher.ready.send_replace(now.term);
         let mut same = dispatcher.log.role();
@@ -33,14 +34,17 @@ pub(super) async fn watch(dispatcher: Arc<Dispatcher>) {
 }
 
 async fn lead(dispatcher: &Dispatcher) {
+    // Right after an election nobody has answered yet, and the leadership still begins.
+    let mut counts: fn(Timestamp) -> Watch = Watch::new;
     loop {
         if dispatcher.log.quorum_is_late() {
             while dispatcher.log.quorum_is_late() {
                 tokio::time::sleep(LOOK_LATE_EVERY).await;
             }
             // No node was listened to meanwhile: their silence is not theirs.
-            dispatcher.begin();
+            dispatcher.begin(counts);
         }
+        counts = Watch::again;
         let next = dispatcher.declare().await;
         tokio::select! {
             () = dispatcher.health_changed.notified() => {}
@@ -65,9 +69,9 @@ async fn sleep(next: Option<Duration>) {
 
 impl Dispatcher {
     /// Ends all sessions, and counts anew who is heard of.
-    fn begin(&self) {
+    fn begin(&self, watch: impl FnOnce(Timestamp) -> Watch) {
         self.close();
-        self.nodes().watch = Watch::new(self.uptime());
+        self.nodes().watch = watch(self.uptime());
         self.heard.send_replace(());
     }
 

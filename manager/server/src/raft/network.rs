@@ -3,7 +3,7 @@
 use std::collections::{BTreeMap, VecDeque};
 use std::future::Future;
 use std::sync::{Arc, Mutex, PoisonError};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use arc_swap::ArcSwapOption;
 use futures::{Stream, StreamExt};
@@ -33,6 +33,8 @@ pub(crate) const MESSAGE_MAX: usize = 40 * 1024 * 1024;
 /// A peer that owes an answer and says nothing for this long is given up; its disk may need a while. What was sent takes
 /// its time before, see [`SLOWEST_LINE`].
 const ANSWER_LIMIT: Duration = Duration::from_secs(10);
+/// How often it is looked whether an answer is late.
+const LOOK_EVERY: Duration = Duration::from_secs(1);
 /// Bytes a second of the slowest line between managers, about half of 1 Mbit/s.
 const SLOWEST_LINE: u64 = 64 * 1024;
 /// A peer that does not take the next piece of a snapshot within this is given up. The whole has no deadline.
@@ -293,7 +295,16 @@ impl RaftNetworkV2<TypeConfig> for Peer {
                 message
             });
             let mut client = self.client()?;
-            let replies = within(ANSWER_LIMIT, "a stream of entries", client.append(messages)).await?;
+            // Its answer begins when the first message has arrived.
+            let mut call = std::pin::pin!(client.append(messages));
+            let replies = loop {
+                match tokio::time::timeout(LOOK_EVERY, &mut call).await {
+                    Ok(Ok(replies)) => break replies.into_inner(),
+                    Ok(Err(status)) => return Err(failed(&status)),
+                    Err(_) if owed.is_late() => return Err(late("a stream of entries")),
+                    Err(_) => {}
+                }
+            };
             let stream = futures::stream::unfold(Some(replies), move |replies| {
                 let owed = owed.clone();
                 async move {
@@ -384,26 +395,25 @@ impl RaftNetworkV2<TypeConfig> for Peer {
     }
 }
 
-/// Messages of a stream that have no answer yet, each by its bytes, oldest first.
+/// Messages of a stream that have no answer yet, oldest first: when each was sent, and its bytes.
 #[derive(Debug, Default)]
-struct Owed(Mutex<VecDeque<usize>>);
+struct Owed(Mutex<VecDeque<(Instant, usize)>>);
 
 impl Owed {
-    fn list(&self) -> std::sync::MutexGuard<'_, VecDeque<usize>> {
+    fn list(&self) -> std::sync::MutexGuard<'_, VecDeque<(Instant, usize)>> {
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     fn one_more(&self, bytes: usize) {
-        self.list().push_back(bytes);
+        self.list().push_back((Instant::now(), bytes));
     }
 
-    /// How long the next answer may take: the line may be narrow, and all before it goes over it first. None is owed:
-    /// nothing is late.
-    fn limit(&self) -> Option<Duration> {
+    /// Whether the oldest should have been answered by now: the line may be narrow, and all of them go over it.
+    fn is_late(&self) -> bool {
         let list = self.list();
-        let bytes: usize = list.iter().sum();
-        let sending = Duration::from_secs(bytes as u64 / SLOWEST_LINE);
-        (!list.is_empty()).then_some(ANSWER_LIMIT + sending)
+        let bytes: usize = list.iter().map(|(_, bytes)| bytes).sum();
+        let limit = ANSWER_LIMIT + Duration::from_secs(bytes as u64 / SLOWEST_LINE);
+        list.front().is_some_and(|(sent, _)| sent.elapsed() > limit)
     }
 }
 
@@ -412,24 +422,16 @@ async fn next_reply(
     replies: &mut tonic::Streaming<w::AppendReply>,
     owed: &Owed,
 ) -> Option<Result<StreamReply, RPCError<TypeConfig>>> {
-    let mut waited = Duration::ZERO;
     loop {
-        match tokio::time::timeout(ANSWER_LIMIT, replies.message()).await {
+        match tokio::time::timeout(LOOK_EVERY, replies.message()).await {
             Ok(Ok(Some(reply))) => {
                 owed.list().pop_front();
                 return Some(wire::stream_reply_in(reply).map_err(|e| failed(&e)));
             }
             Ok(Ok(None)) => return None,
             Ok(Err(status)) => return Some(Err(failed(&status))),
-            Err(_) => match owed.limit() {
-                None => waited = Duration::ZERO,
-                Some(limit) => {
-                    waited += ANSWER_LIMIT;
-                    if waited >= limit {
-                        return Some(Err(late("entries")));
-                    }
-                }
-            },
+            Err(_) if owed.is_late() => return Some(Err(late("entries"))),
+            Err(_) => {}
         }
     }
 }
