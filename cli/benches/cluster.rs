@@ -436,7 +436,6 @@ async fn serve(
         search.unreached += 1;
         return Err(Status::unavailable("cannot be reached"));
     };
-    search.unreached = 0;
     let mut client = DispatcherClient::new(channel).max_decoding_message_size(8 << 20);
     let description = types::NodeDescription {
         hostname: format!("a{}", node.short()),

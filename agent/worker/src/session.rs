@@ -160,15 +160,13 @@ async fn serve(shared: &Arc<Shared>, tasks: &mut Tasks, search: &mut Search, tar
     }
     let limit = contact::connect_limit(search.unreached, search.period);
     let connecting = channel::connect_node(keychain, &target.1, Expect::Node(target.0));
-    let channel = match tokio::time::timeout(limit, connecting).await {
-        Ok(Ok(channel)) => channel,
-        Ok(Err(error)) => {
+    let late = |_| format!("{} cannot be reached: no answer within {limit:?}", target.1);
+    let connected = tokio::time::timeout(limit, connecting).await.map_err(late);
+    let channel = match connected.and_then(|c| c.map_err(|e| e.chain())) {
+        Ok(channel) => channel,
+        Err(reason) => {
             search.unreached = search.unreached.saturating_add(1);
-            return error.chain().into();
-        }
-        Err(_) => {
-            search.unreached = search.unreached.saturating_add(1);
-            return format!("{} cannot be reached: no answer within {limit:?}", target.1).into();
+            return reason.into();
         }
     };
     let mut raft_id = shared.config.raft_id.clone();

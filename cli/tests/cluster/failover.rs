@@ -20,10 +20,10 @@ const UNDISTURBED: Duration = Duration::from_secs(2);
 const DOWN: Duration = Duration::from_secs(6);
 /// Until the tasks of a lost worker run elsewhere.
 const ELSEWHERE: Duration = Duration::from_secs(8);
-const SLEEPERS: &str = "service create -q --name web --replicas 5 web:v1 sleep 1000000";
+pub(crate) const SLEEPERS: &str = "service create -q --name web --replicas 5 web:v1 sleep 1000000";
 
 /// Term and index of a manager's log, and whether it leads.
-fn position(bed: &Bed, number: u8) -> Result<(u64, u64), libtest_mimic::Failed> {
+pub(crate) fn position(bed: &Bed, number: u8) -> Result<(u64, u64), libtest_mimic::Failed> {
     let text = bed.ok(number, "info --format '{{.RaftTerm}} {{.RaftIndex}}'")?;
     let mut numbers = text.split_whitespace().map(str::parse::<u64>);
     match (numbers.next(), numbers.next()) {

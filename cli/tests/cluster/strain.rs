@@ -5,11 +5,11 @@ use std::time::{Duration, Instant};
 
 use hosts::Host;
 
-use crate::bed::{Bed, Outcome, PATIENCE, contains, equal, fail, until, within};
+use crate::bed::{Bed, Outcome, contains, equal, fail, within};
+use crate::failover::{SLEEPERS, position};
 
 /// How long each of these lasts, unless `RSWARM_STRAIN_SECONDS` says so.
 const LASTS: Duration = Duration::from_secs(20);
-const SLEEPERS: &str = "service create -q --name web --replicas 5 web:v1 sleep 1000000";
 /// Of each slice a busy thread works so much and sleeps the rest: 80 %.
 const SLICE: Duration = Duration::from_millis(50);
 const WORK: Duration = Duration::from_millis(40);
@@ -27,12 +27,6 @@ fn lasts() -> Duration {
 
 fn logged(hosts: &[Host], what: &str) -> usize {
     hosts.iter().map(|h| h.whole_log().matches(what).count()).sum()
-}
-
-/// Terms that began since there was this many.
-fn terms(bed: &Bed) -> Result<u64, libtest_mimic::Failed> {
-    let text = bed.ok(1, "info --format {{.RaftTerm}}")?;
-    (text.trim().parse()).map_err(|e| format!("{text}: {e}").into())
 }
 
 /// Writes again and again for as long as it lasts; answers how many were carried out, and how many refused as there was no
@@ -102,10 +96,10 @@ pub(crate) fn every_disk_is_slow(bed: &Bed) -> Outcome {
         host.answers()?;
     }
     bed.settled(3, 1)?;
-    let term = terms(bed)?;
+    let (term, _) = position(bed, 1)?;
     let (count, refused) = keep_writing(bed, SLOW_WRITE)?;
     equal("refused", refused, 0)?;
-    let elections = terms(bed)? - term;
+    let elections = position(bed, 1)?.0 - term;
     println!(
         "    {count} writes in {:?} on slow disks, {elections} elections",
         lasts()
@@ -118,15 +112,13 @@ pub(crate) fn every_disk_is_slow(bed: &Bed) -> Outcome {
 /// there is no quorum, when two managers in a row do not answer in time.
 pub(crate) fn managers_hear_each_other_badly(bed: &Bed) -> Outcome {
     let managers: Vec<&Host> = bed.hosts.all().iter().take(3).collect();
-    let term = terms(bed)?;
+    let (term, _) = position(bed, 1)?;
     bed.hosts.noise(&managers, 30)?;
     let (count, refused) = keep_writing(bed, LOSSY_WRITE)?;
     bed.hosts.heal()?;
     equal("more writes are carried out than refused", count > refused, true)?;
-    let elections = until("the managers agree", PATIENCE, || {
-        Ok(terms(bed).map(|_| ()).map_err(|_| "not yet".to_owned()))
-    })
-    .and_then(|_| Ok(terms(bed)? - term))?;
+    bed.settled(3, 1)?;
+    let elections = position(bed, 1)?.0 - term;
     println!(
         "    {count} writes in {:?} over bad links, {refused} refused, {elections} elections",
         lasts()

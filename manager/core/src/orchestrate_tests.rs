@@ -17,7 +17,7 @@ use model::{Bytes, NanoCpus, NodeId, ServiceId, Timestamp};
 
 use crate::admit::{self, Admitted, ClusterRequest, Refusal, StackVerdict};
 use crate::node_health::Unheard;
-use crate::plan::{Dirty, plan};
+use crate::plan::{Dirty, Plan, plan};
 use crate::state::State;
 use crate::txn::{Action, Entry, Txn};
 
@@ -153,16 +153,16 @@ impl Sim {
         });
     }
 
+    /// Plans everything, for a leader that has heard of every node.
+    fn plan(&mut self) -> Plan {
+        let (everything, nobody) = (Dirty::everything(), Unheard::default());
+        plan(&self.state, &everything, &nobody, self.now, &mut self.ids)
+    }
+
     /// Plans until nothing is left; then planning once more must say the same.
     fn settle(&mut self) {
         for _ in 0..PLANS_MAX {
-            let next = plan(
-                &self.state,
-                &Dirty::everything(),
-                &Unheard::default(),
-                self.now,
-                &mut self.ids,
-            );
+            let next = self.plan();
             if next.txn.is_empty() {
                 return;
             }
@@ -992,13 +992,7 @@ fn a_plan_is_stale_once_its_node_is_drained() {
     let mut sim = Sim::new(1);
     let made = admit::create_service(&sim.state, spec("a", 1), sim.now, &mut sim.ids);
     sim.admit(made);
-    let late = plan(
-        &sim.state,
-        &Dirty::everything(),
-        &Unheard::default(),
-        sim.now,
-        &mut sim.ids,
-    );
+    let late = sim.plan();
     sim.node_spec(1, |n| n.availability = Availability::Drain);
     let entry = Entry {
         index: sim.state.index() + 1,

@@ -262,15 +262,8 @@ impl Manager {
     /// Whether this build knows what the cluster of a state writes.
     pub(crate) fn knows(&self, state: &State) -> Result<(), ClusterError> {
         let config = self.config();
-        let written = state.cluster().map(|c| c.level).unwrap_or_default();
-        if config.level >= written {
-            return Ok(());
-        }
-        Err(ClusterError::TooOld(admit::level::too_old(
-            &config.hostname,
-            config.level,
-            written,
-        )))
+        let known = admit::level::knows(state, &config.hostname, config.level);
+        known.map_err(|refusal| ClusterError::TooOld(refusal.to_string()))
     }
 
     /// Ends the daemon, as one that can do nothing any more.

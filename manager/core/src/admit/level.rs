@@ -22,16 +22,11 @@ pub fn knows(state: &State, hostname: &str, level: Level) -> Result<(), Refusal>
     }
     Err(Refusal::new(
         RefusalKind::Denied,
-        too_old(hostname, level, written),
+        format!(
+            "E_LEVEL: the cluster writes at level {written}, and the rswarm on {hostname} knows no more than level {level}: \
+             install a newer one there. What runs on it goes on"
+        ),
     ))
-}
-
-/// What is wrong with a build that knows less than the cluster writes.
-pub fn too_old(hostname: &str, level: Level, written: Level) -> String {
-    format!(
-        "E_LEVEL: the cluster writes at level {written}, and the rswarm on {hostname} knows no more than level {level}: \
-         install a newer one there. What runs on it goes on"
-    )
 }
 
 /// The highest level that every node's build knows.

@@ -296,14 +296,9 @@ impl RaftNetworkV2<TypeConfig> for Peer {
             });
             let mut client = self.client()?;
             // Its answer begins when the first message has arrived.
-            let mut call = std::pin::pin!(client.append(messages));
-            let replies = loop {
-                match tokio::time::timeout(LOOK_EVERY, &mut call).await {
-                    Ok(Ok(replies)) => break replies.into_inner(),
-                    Ok(Err(status)) => return Err(failed(&status)),
-                    Err(_) if owed.is_late() => return Err(late("a stream of entries")),
-                    Err(_) => {}
-                }
+            let replies = match owed.in_time(client.append(messages)).await {
+                Some(replies) => replies.map_err(|status| failed(&status))?.into_inner(),
+                None => return Err(late("a stream of entries")),
             };
             let stream = futures::stream::unfold(Some(replies), move |replies| {
                 let owed = owed.clone();
@@ -415,6 +410,18 @@ impl Owed {
         let limit = ANSWER_LIMIT + Duration::from_secs(bytes as u64 / SLOWEST_LINE);
         list.front().is_some_and(|(sent, _)| sent.elapsed() > limit)
     }
+
+    /// Waits for an answer; none when one is late.
+    async fn in_time<T>(&self, answer: impl Future<Output = T>) -> Option<T> {
+        let mut answer = std::pin::pin!(answer);
+        loop {
+            match tokio::time::timeout(LOOK_EVERY, &mut answer).await {
+                Ok(answer) => return Some(answer),
+                Err(_) if self.is_late() => return None,
+                Err(_) => {}
+            }
+        }
+    }
 }
 
 /// The next answer of a stream of entries; none when the peer ended it.
@@ -422,17 +429,14 @@ async fn next_reply(
     replies: &mut tonic::Streaming<w::AppendReply>,
     owed: &Owed,
 ) -> Option<Result<StreamReply, RPCError<TypeConfig>>> {
-    loop {
-        match tokio::time::timeout(LOOK_EVERY, replies.message()).await {
-            Ok(Ok(Some(reply))) => {
-                owed.list().pop_front();
-                return Some(wire::stream_reply_in(reply).map_err(|e| failed(&e)));
-            }
-            Ok(Ok(None)) => return None,
-            Ok(Err(status)) => return Some(Err(failed(&status))),
-            Err(_) if owed.is_late() => return Some(Err(late("entries"))),
-            Err(_) => {}
+    match owed.in_time(replies.message()).await {
+        Some(Ok(Some(reply))) => {
+            owed.list().pop_front();
+            Some(wire::stream_reply_in(reply).map_err(|e| failed(&e)))
         }
+        Some(Ok(None)) => None,
+        Some(Err(status)) => Some(Err(failed(&status))),
+        None => Some(Err(late("entries"))),
     }
 }
 
