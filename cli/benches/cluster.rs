@@ -39,6 +39,8 @@ const AGENTS: usize = 1000;
 /// A large cluster.
 const LARGE_AGENTS: usize = 500;
 const LARGE_TASKS: u32 = 20_000;
+/// What a sync takes longer in the second part of the writes.
+const SLOWER: Duration = Duration::from_millis(2);
 /// How long agents come and go, a tenth of them a minute, each away for one of these times in turn: it is missed, or Down.
 const FLAPS: Duration = Duration::from_secs(90);
 const AWAY: [Duration; 2] = [Duration::from_secs(3), Duration::from_secs(60)];
@@ -51,23 +53,26 @@ struct Daemon {
     name: String,
     dir: PathBuf,
     child: Child,
+    /// What every sync of its log takes longer than the disk does.
+    slower: Duration,
 }
 
 impl Daemon {
     fn start(dir: &Path, name: &str) -> Self {
         let dir = dir.join(name);
         std::fs::create_dir_all(&dir).unwrap();
-        let child = Self::spawn(&dir, name);
+        let child = Self::spawn(&dir, name, Duration::ZERO);
         let daemon = Self {
             name: name.into(),
             dir,
             child,
+            slower: Duration::ZERO,
         };
         daemon.wait();
         daemon
     }
 
-    fn spawn(dir: &Path, name: &str) -> Child {
+    fn spawn(dir: &Path, name: &str, slower: Duration) -> Child {
         let log = std::fs::File::options()
             .create(true)
             .append(true)
@@ -79,6 +84,10 @@ impl Daemon {
             .arg(dir.join("sock"))
             .args(["daemon", "--hostname", name, "--dataplane", name, "--data-dir"])
             .arg(dir.join("data"))
+            .envs((!slower.is_zero()).then(|| {
+                let sleep = format!("raft.before_append_fsync=sleep({})", slower.as_millis());
+                ("FAILPOINTS", sleep)
+            }))
             .stdin(Stdio::null())
             .stdout(Stdio::null())
             .stderr(log)
@@ -130,7 +139,7 @@ impl Daemon {
     }
 
     fn restart(&mut self) {
-        self.child = Self::spawn(&self.dir, &self.name);
+        self.child = Self::spawn(&self.dir, &self.name, self.slower);
         self.wait();
     }
 
@@ -242,11 +251,14 @@ struct WriteFigures {
     one: f64,
     many: f64,
     refused: f64,
+    slower_one: f64,
+    slower_many: f64,
 }
 
-/// One write after another, beside an fdatasync of 4 KiB on the same disk; then 64 writers at once.
+/// One write after another, beside an fdatasync of 4 KiB on the same disk; then 64 writers at once. Then both again as if
+/// the disk were one whose sync takes longer.
 async fn writes(dir: &Path) -> WriteFigures {
-    let daemons = managers(dir, 1, "bw").await;
+    let mut daemons = managers(dir, 1, "bw").await;
     let mut client = daemons[0].control().await;
     let mut raw = std::fs::File::create(dir.join("raw")).unwrap();
     let (mut ours, mut floor) = (Vec::new(), Vec::new());
@@ -260,27 +272,40 @@ async fn writes(dir: &Path) -> WriteFigures {
         floor.push(began.elapsed().as_secs_f64());
     }
     let one = WRITES as f64 / ours.iter().sum::<f64>();
-    let many = by_64(&client, true).await;
-    let refused = by_64(&client, false).await;
+    let many = by_64(&client, "w", true).await;
+    let refused = by_64(&client, "r", false).await;
+    daemons[0].slower = SLOWER;
+    daemons[0].kill();
+    daemons[0].restart();
+    let mut client = daemons[0].control().await;
+    client.create(config("first".into())).await.unwrap();
+    let began = Instant::now();
+    for n in 0..WRITES {
+        client.create(config(format!("s{n}"))).await.unwrap();
+    }
+    let slower_one = WRITES as f64 / began.elapsed().as_secs_f64();
+    let slower_many = by_64(&client, "x", true).await;
     let (ours, floor) = (percentile(&mut ours, 0.5), percentile(&mut floor, 0.5));
     WriteFigures {
         over_fdatasync: ours / floor,
         one,
         many,
         refused,
+        slower_one,
+        slower_many,
     }
 }
 
 /// Calls a second of 64 callers at once: writes, or calls that are refused before anything is decided, which is what the
 /// transport alone can do on this machine.
-async fn by_64(client: &ControlClient<Channel>, written: bool) -> f64 {
+async fn by_64(client: &ControlClient<Channel>, prefix: &'static str, written: bool) -> f64 {
     let began = Instant::now();
     let callers: Vec<_> = (0..64)
         .map(|caller| {
             let mut client = client.clone();
             tokio::spawn(async move {
                 for n in 0..WRITES {
-                    let mut request = config(format!("w{caller}-{n}"));
+                    let mut request = config(format!("{prefix}{caller}-{n}"));
                     if !written {
                         request.spec = None;
                     }
@@ -749,16 +774,23 @@ async fn main() {
             one,
             many,
             refused,
+            slower_one,
+            slower_many,
         } = writes(dir.path()).await;
         println!(
             "a durable write: {over_fdatasync:.2} × an fdatasync; 64 writers {:.1} × one ({one:.0} and {many:.0} \
              writes/s; {refused:.0} calls/s that are refused at once)",
             many / one
         );
+        println!(
+            "with syncs that take {SLOWER:?} longer: 64 writers {:.1} × one ({slower_one:.0} and {slower_many:.0} writes/s)",
+            slower_many / slower_one
+        );
         figures.extend([
             ("write_over_fdatasync", over_fdatasync),
             ("writers64_over_1", many / one),
             ("writers64_over_refused", many / refused),
+            ("writers64_over_1_slower", slower_many / slower_one),
         ]);
     }
     if wanted("failover") {

@@ -1,7 +1,7 @@
 //! Old and new builds in one cluster: it is upgraded host by host, each can go back until it is said that none will, and
 //! what is too old then is told so.
 
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use hosts::Host;
 
@@ -20,7 +20,7 @@ fn install(host: &Host, newer: bool) -> Outcome {
 
 fn boot(host: &Host, newer: bool) -> Outcome {
     let ours = Path::new(env!("CARGO_BIN_EXE_rswarm"));
-    let old = std::env::var_os("RSWARM_OLD_BINARY").map(std::path::PathBuf::from);
+    let old = std::env::var_os("RSWARM_OLD_BINARY").map(PathBuf::from);
     if newer {
         host.install(ours);
         host.boot_with(&NEWER)?;
@@ -91,6 +91,21 @@ pub(crate) fn old_and_new_builds(bed: &Bed) -> Outcome {
     too_old(bed, &containers)
 }
 
+/// Takes the log away but for what stands beside it, so that opening it fails; answers where it is and belongs.
+fn hidden_segments(host: &Host) -> Result<Vec<(PathBuf, PathBuf)>, libtest_mimic::Failed> {
+    let mut hidden = Vec::new();
+    for entry in std::fs::read_dir(host.data().join("raft"))? {
+        let segment = entry?.path();
+        if segment.extension().is_some_and(|e| e == "seg") {
+            let away = host.dir().join(segment.file_name().unwrap_or_default());
+            std::fs::rename(&segment, &away)?;
+            hidden.push((away, segment));
+        }
+    }
+    equal("there is a log", hidden.is_empty(), false)?;
+    Ok(hidden)
+}
+
 /// From here on an older build takes no part: not as a worker, not as a manager, not as a host that joins.
 fn too_old(bed: &Bed, containers: &std::collections::BTreeMap<String, u64>) -> Outcome {
     let (manager, worker, stranger) = (bed.host(2), bed.host(3), bed.host(4));
@@ -113,9 +128,15 @@ fn too_old(bed: &Bed, containers: &std::collections::BTreeMap<String, u64>) -> O
     equal("what it runs goes on", its.len(), 1)?;
     if std::env::var_os("RSWARM_OLD_BINARY").is_none() {
         manager.stop();
+        // What it cannot read is no damage to it: a log that were damaged it would put aside, and take anew from the other.
+        let segments = hidden_segments(manager)?;
         boot(manager, false)?;
         until("the manager ends", PATIENCE, || Ok(is(manager.is_up(), false)))?;
         until("and says why", PATIENCE, || told(manager))?;
+        equal("a log that was put aside", manager.data().join("raft.damaged").exists(), false)?;
+        for (hidden, segment) in segments {
+            std::fs::rename(hidden, segment)?;
+        }
         // One of two managers is away: nothing can be written.
         bed.refused(1, "network create nowhere", "E_NO_QUORUM")?;
         install(manager, true)?;

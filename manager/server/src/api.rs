@@ -102,9 +102,10 @@ fn proposing(error: ProposeError) -> Status {
         ProposeError::NotLeader { .. } | ProposeError::Unknown => {
             status::may_retry(Status::unavailable(text))
         }
-        ProposeError::NoQuorum { .. } | ProposeError::DiskFull { .. } | ProposeError::Stopped { .. } => {
-            Status::unavailable(text)
-        }
+        ProposeError::NoQuorum { .. }
+        | ProposeError::NoLeader { .. }
+        | ProposeError::DiskFull { .. }
+        | ProposeError::Stopped { .. } => Status::unavailable(text),
     }
 }
 

@@ -206,8 +206,12 @@ impl Dispatcher {
         let state = self.log.read();
         let heartbeat = self.heartbeat()?;
         let known = state.node(node).ok_or_else(|| removed(node))?;
-        let knows = admit::level::knows(&state, &known.description.hostname, description.level);
-        knows.map_err(|e| Status::failed_precondition(e.to_string()))?;
+        let (hostname, level) = (known.description.hostname.clone(), description.level);
+        let knows = |state: &State| {
+            admit::level::knows(admit::level::written(state), &hostname, level)
+                .map_err(|e| Status::failed_precondition(e.to_string()))
+        };
+        knows(&state)?;
         if description.address.is_empty() {
             // Given when it joined.
             description.address.clone_from(&known.description.address);
@@ -227,7 +231,7 @@ impl Dispatcher {
             let mut nodes = self.nodes();
             nodes.watch.register(node, id.clone(), heartbeat, self.uptime());
             let session = Session {
-                id,
+                id: id.clone(),
                 wake: Arc::new(Notify::new()),
                 open: Some(open),
                 told: Some(told),
@@ -247,6 +251,18 @@ impl Dispatcher {
             };
             // Of many nodes at once this is one entry.
             self.reports.commit(vec![action]).await?;
+            // It was raised in between, as what the log knew of the node's build was newer than this one.
+            let known = knows(&self.log.read());
+            if known.is_err() {
+                let mut nodes = self.nodes();
+                if nodes.watch.is_current(node, &id)
+                    && let Some(session) = nodes.sessions.remove(&node)
+                {
+                    nodes.watch.end(node);
+                    session.wake.notify_one();
+                }
+            }
+            known?;
         }
         if raft_id != 0 && known.identity.raft_id != Some(raft_id) {
             self.register(node, raft_id).await?;

@@ -17,7 +17,6 @@ use tonic::body::Body;
 use tonic::{Code, Status};
 use tower::{Layer, Service};
 
-use crate::raft::ProposeError;
 use crate::server::{Manager, Membership, NEEDS_UNLOCKING, NOT_A_MANAGER, NOT_IN_CLUSTER, REQUEST_MAX};
 
 /// Largest answer that is passed on whole: a list of 20,000 tasks has some 30 MB.
@@ -242,8 +241,7 @@ impl Gate {
             if *log.role().borrow() != role && began.elapsed() < WRITE_LIMIT {
                 continue;
             }
-            let none = ProposeError::NotLeader { leader: None };
-            if let Err(error) = log.bear_with(began, WRITE_LIMIT, none).await {
+            if let Err(error) = log.bear_with(began, WRITE_LIMIT).await {
                 return Err(Status::unavailable(error.to_string()));
             }
         }

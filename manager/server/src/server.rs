@@ -240,6 +240,11 @@ impl Manager {
         let place = self.keychain().place();
         self.listen(bind(&place.listen)?);
         if let Some(keys) = keys {
+            let level = Log::level(&dir).map_err(OpenError::from)?;
+            if let Err(error) = self.knows_level(level) {
+                self.stop_daemon();
+                return Err(error);
+            }
             match Log::open(&dir, self.shared.links.clone(), keys).await {
                 Ok(log) => {
                     if let Err(error) = self.knows(&log.read()) {
@@ -261,8 +266,12 @@ impl Manager {
 
     /// Whether this build knows what the cluster of a state writes.
     pub(crate) fn knows(&self, state: &State) -> Result<(), ClusterError> {
+        self.knows_level(admit::level::written(state))
+    }
+
+    fn knows_level(&self, written: Level) -> Result<(), ClusterError> {
         let config = self.config();
-        let known = admit::level::knows(state, &config.hostname, config.level);
+        let known = admit::level::knows(written, &config.hostname, config.level);
         known.map_err(|refusal| ClusterError::TooOld(refusal.to_string()))
     }
 

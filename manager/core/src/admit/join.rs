@@ -71,7 +71,7 @@ pub fn join(state: &State, request: &JoinRequest, now: Timestamp) -> Result<Admi
         return Ok(Admitted::new(scratch, vec![Key::Node(request.node)]));
     }
     let token = usable(&cluster.security, request.serial, now)?.clone();
-    level::knows(state, &request.hostname, request.level)?;
+    level::knows(level::written(state), &request.hostname, request.level)?;
     if !request.labels.is_empty() && !token.labels {
         return Err(Refusal::invalid(
             "E_ROLE_DENIED: this token does not let a host bring labels: make one with \

@@ -11,12 +11,16 @@ use crate::state::State;
 /// Nodes named in a refusal.
 const NAMED_MAX: usize = 5;
 
-/// Refuses a host whose build knows less than the cluster writes.
+/// The level a cluster is written at.
+pub fn written(state: &State) -> Level {
+    state.cluster().map(|c| c.level).unwrap_or_default()
+}
+
+/// Refuses a host whose build knows less than what the cluster writes at.
 ///
 /// # Errors
 /// [`RefusalKind::Denied`].
-pub fn knows(state: &State, hostname: &str, level: Level) -> Result<(), Refusal> {
-    let written = state.cluster().map(|c| c.level).unwrap_or_default();
+pub fn knows(written: Level, hostname: &str, level: Level) -> Result<(), Refusal> {
     if level >= written {
         return Ok(());
     }
@@ -150,7 +154,7 @@ mod tests {
         let state = cluster(2, &[2]);
         for (level, refused) in [(1, true), (2, false), (3, false)] {
             assert_eq!(
-                knows(&state, "h9", Level::new(level)).is_err(),
+                knows(written(&state), "h9", Level::new(level)).is_err(),
                 refused,
                 "{level}"
             );

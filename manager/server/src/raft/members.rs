@@ -215,16 +215,15 @@ impl Log {
     /// It waits for an election.
     ///
     /// # Errors
-    /// [`ProposeError::NoQuorum`] when too few managers answer, within about 3 s.
+    /// [`ProposeError::NoQuorum`] when too few managers answer, within about 3 s; [`ProposeError::NoLeader`] after 12 s.
     pub async fn read_latest(&self) -> Result<Arc<State>, ProposeError> {
         let began = Instant::now();
         loop {
-            let error = match self.barrier().await {
+            match self.barrier().await {
                 Ok(()) => return Ok(self.read()),
                 Err(error @ ProposeError::Stopped { .. }) => return Err(error),
-                Err(error) => error,
-            };
-            self.bear_with(began, READ_LIMIT, error).await?;
+                Err(_) => self.bear_with(began, READ_LIMIT).await?,
+            }
         }
     }
 
@@ -247,15 +246,10 @@ impl Log {
     /// After a try failed for want of a leader: waits a moment, or says that it is of no use.
     ///
     /// # Errors
-    /// `error` after `limit`; [`ProposeError::NoQuorum`] when too few managers answer.
-    pub(crate) async fn bear_with(
-        &self,
-        began: Instant,
-        limit: Duration,
-        error: ProposeError,
-    ) -> Result<(), ProposeError> {
+    /// [`ProposeError::NoLeader`] after `limit`; [`ProposeError::NoQuorum`] when too few managers answer.
+    pub(crate) async fn bear_with(&self, began: Instant, limit: Duration) -> Result<(), ProposeError> {
         if began.elapsed() > limit {
-            return Err(error);
+            return Err(ProposeError::NoLeader { waited: limit });
         }
         if began.elapsed() > DOUBT
             && let Some(none) = self.lacks_quorum().await

@@ -10,6 +10,7 @@ mod disk;
 mod error;
 mod identity;
 mod keys;
+mod level;
 mod log;
 mod log_writer;
 mod mark;
@@ -134,6 +135,16 @@ pub enum ProposeError {
         /// Who does, if known.
         leader: Option<u64>,
     },
+    /// Enough managers answer, and yet none came to lead for as long as a call waits: their lines lose much, or one of them
+    /// stands still again and again.
+    #[error(
+        "E_NO_LEADER: enough managers answer, but none could be sure that it leads for {} s: nothing was changed. Try          again; if it stays so, look at the lines between the managers (rswarm node ls)",
+        waited.as_secs()
+    )]
+    NoLeader {
+        /// How long.
+        waited: Duration,
+    },
     /// Too few managers answer for anything to be decided. Running tasks go on.
     #[error(
         "E_NO_QUORUM: {answered} of {voters} managers answer, which is no quorum: nothing can be changed or read \
@@ -224,6 +235,14 @@ impl Log {
     /// Whether `dir` holds the log of a manager, whole or not.
     pub fn exists(dir: &Path) -> bool {
         identity::path_in(dir).exists() || (mark::Mark::proves_writes(dir) && !identity::was_left(dir))
+    }
+
+    /// The level the log in `dir` is written at, without opening it: a build that knows less may not.
+    ///
+    /// # Errors
+    /// [`LogError`] when that cannot be read.
+    pub fn level(dir: &Path) -> Result<model::Level, LogError> {
+        level::read(dir)
     }
 
     /// Says durably that there is no log in `dir` any more, whatever of it is still there; it is about to be removed.

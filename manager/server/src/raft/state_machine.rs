@@ -16,6 +16,7 @@ use super::codec;
 use super::disk::RETRY;
 use super::error::{LogError, io_error};
 use super::keys::KeyRing;
+use super::level;
 use super::record::SnapshotHeader;
 use super::snapshot::{self, SnapshotFile};
 use super::{LogId, Snapshot, SnapshotMeta, StoredMembership, TypeConfig};
@@ -57,6 +58,7 @@ type Installed = Mutex<Option<LogId>>;
 pub(super) struct StateMachine {
     dir: PathBuf,
     keys: KeyRing,
+    level: level::Written,
     installed: Arc<Installed>,
     state: State,
     applied: Option<LogId>,
@@ -94,6 +96,8 @@ impl StateMachine {
             }
             None => (State::new(), None, StoredMembership::default()),
         };
+        let mut level = level::Written::open(dir)?;
+        level.follow(&state);
         let published = Arc::new(Published {
             state: ArcSwap::from_pointee(state.clone()),
             events: broadcast::Sender::new(EVENTS_MAX),
@@ -104,6 +108,7 @@ impl StateMachine {
             Self {
                 dir: dir.to_path_buf(),
                 keys: keys.clone(),
+                level,
                 installed: Arc::new(Mutex::new(applied)),
                 state,
                 applied,
@@ -137,6 +142,7 @@ impl StateMachine {
         })?;
         self.published.clock.applied(now);
         let result = self.state.apply(&CoreEntry { index, now, txn });
+        self.level.follow(&self.state);
         // Published before the proposer is answered, so that it reads what it wrote.
         self.published.state.store(Arc::new(self.state.clone()));
         Ok(match result {
@@ -198,21 +204,24 @@ impl RaftStateMachine<TypeConfig> for StateMachine {
     ) -> Result<(), io::Error> {
         let (dir, keys, installed) = (self.dir.clone(), self.keys.clone(), self.installed.clone());
         let announced = meta.last_log_id;
-        let state = tokio::task::spawn_blocking(move || {
+        let mut level = level::Written::open(&self.dir).map_err(io::Error::other)?;
+        let (state, level) = tokio::task::spawn_blocking(move || {
             // All of it is checked before it takes the place of the one that is there.
             let (header, state) = codec::read_snapshot(&mut snapshot).map_err(io::Error::other)?;
             if header.last.map(LogId::from) != announced {
                 return Err(io::Error::other("the snapshot is not the one that was announced"));
             }
             let mut installed = installed.lock().unwrap_or_else(PoisonError::into_inner);
+            level.follow(&state);
             snapshot.install(&dir, &keys)?;
             *installed = announced;
-            Ok(state)
+            Ok((state, level))
         })
         .await
         .map_err(io::Error::other)??;
         self.published.clock.applied(state.time());
         self.state = state;
+        self.level = level;
         self.applied = meta.last_log_id;
         self.membership = meta.last_membership.clone();
         self.published.state.store(Arc::new(self.state.clone()));
