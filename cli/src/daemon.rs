@@ -13,22 +13,12 @@ use model::object::NodeRole;
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::watch;
 use tokio_stream::wrappers::{ReceiverStream, UnixListenerStream};
-use tonic::transport::Server;
 
 use crate::client::Fail;
 
 /// Time between two looks for memory that can be given back.
 const TRIM_EVERY: Duration = Duration::from_secs(30);
 
-/// Streams of one connection at the same time: every call of a manager to another is one.
-const STREAMS_MAX: u32 = 1024;
-/// Bytes of the headers of a call.
-const HEADERS_MAX: u32 = 16 << 10;
-/// Time between two signs of life of a connection, half of the wait for an answer.
-const KEEP_ALIVE: Duration = Duration::from_secs(10);
-/// Bytes that a caller sends ahead. Over a line of 1 Mbit/s those of a connection take 4 s, less than the wait for a sign of
-/// life that stands behind them.
-const STREAM_WINDOW: u32 = 256 << 10;
 /// Pause after a change of role that failed.
 const ROLE_RETRY: Duration = Duration::from_secs(2);
 
@@ -111,7 +101,7 @@ pub(crate) async fn run(args: Args, socket: PathBuf) -> Result<u8, Fail> {
     let (stop, stopping) = watch::channel(false);
     let mut served = stopping.clone();
     let server = tokio::spawn(
-        builder()
+        proto::listener::server()
             .layer(manager.gate(Side::Socket))
             .add_service(control)
             .add_service(agent.service())
@@ -145,17 +135,6 @@ pub(crate) async fn run(args: Args, socket: PathBuf) -> Result<u8, Fail> {
     Ok(code)
 }
 
-/// Bounds of every connection, whoever made it.
-fn builder() -> Server {
-    Server::builder()
-        .max_concurrent_streams(STREAMS_MAX)
-        .http2_max_header_list_size(HEADERS_MAX)
-        .http2_keepalive_interval(Some(KEEP_ALIVE))
-        .http2_keepalive_timeout(Some(KEEP_ALIVE * 2))
-        .initial_stream_window_size(STREAM_WINDOW)
-        .initial_connection_window_size(STREAM_WINDOW * 2)
-}
-
 /// Serves other nodes while this one is in a cluster.
 fn serve_port(manager: &Manager, agent: &Agent, mut ended: watch::Receiver<bool>) {
     let Some(listener) = manager.take_listener() else {
@@ -171,7 +150,7 @@ fn serve_port(manager: &Manager, agent: &Agent, mut ended: watch::Receiver<bool>
     let (control, dispatcher) = manager.services();
     let (ca, raft) = manager.port_services();
     let connections = proto::listener::accept(listener, manager.keychain().clone());
-    let router = builder()
+    let router = proto::listener::server()
         .layer(manager.gate(Side::Port))
         .add_service(ca)
         .add_service(raft)

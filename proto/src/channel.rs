@@ -178,25 +178,43 @@ async fn dial(address: &str, name: String, config: Arc<ClientConfig>) -> Result<
 /// What goes over a connection.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Load {
-    /// Calls; a peer that is gone is noticed soon.
+    /// Calls with answers that are small, or can wait, beside some that cannot; a peer that is gone is noticed soon.
     Calls,
+    /// One call with a stream of answers.
+    Stream,
     /// A snapshot or layers: as much as the line takes for a while.
     Bulk,
 }
 
+impl Load {
+    /// Bytes that may be on their way in one answer; twice as many on the connection. Of a line of 1 Mbit/s those of
+    /// `Calls` take 1 s, less than a period of heartbeats: an answer to one stands behind them.
+    fn window(self) -> u32 {
+        match self {
+            Self::Calls => 64 << 10,
+            Self::Stream => 256 << 10,
+            Self::Bulk => 2 << 20,
+        }
+    }
+
+    /// How long a sign of life is waited for.
+    fn patience(self) -> Duration {
+        match self {
+            Self::Calls | Self::Stream => KEEP_ALIVE,
+            Self::Bulk => KEEP_ALIVE_BULK,
+        }
+    }
+}
+
 fn endpoint(load: Load) -> Endpoint {
-    let patience = match load {
-        Load::Calls => KEEP_ALIVE,
-        Load::Bulk => KEEP_ALIVE_BULK,
-    };
     // The name is for HTTP alone; who answers is verified by TLS.
     Endpoint::from_static("http://rswarm.invalid")
         .connect_timeout(CONNECT_TIMEOUT * 2)
         .http2_keep_alive_interval(KEEP_ALIVE)
-        .keep_alive_timeout(patience)
+        .keep_alive_timeout(load.patience())
         .keep_alive_while_idle(true)
-        .initial_stream_window_size(1 << 20)
-        .initial_connection_window_size(4 << 20)
+        .initial_stream_window_size(load.window())
+        .initial_connection_window_size(load.window() * 2)
 }
 
 /// A connection to another node that is opened when it is used, and again after it broke; each time with the identity
@@ -219,7 +237,7 @@ pub fn node(keychain: &Keychain, address: &str, expect: Expect) -> Channel {
 /// Dropping an answer is not enough to end a call whose request is stuck: HTTP/2 keeps the stream until the request is
 /// through, and the process at its other end would go on for nobody.
 pub fn node_once(keychain: &Keychain, address: &str, expect: Expect) -> (Channel, Cut) {
-    severable(keychain, address, expect, Load::Calls)
+    severable(keychain, address, expect, Load::Stream)
 }
 
 /// The same for one call that sends much, over a line that may be narrow: what else is said to that node goes over other

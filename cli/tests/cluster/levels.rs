@@ -133,7 +133,11 @@ fn too_old(bed: &Bed, containers: &std::collections::BTreeMap<String, u64>) -> O
         boot(manager, false)?;
         until("the manager ends", PATIENCE, || Ok(is(manager.is_up(), false)))?;
         until("and says why", PATIENCE, || told(manager))?;
-        equal("a log that was put aside", manager.data().join("raft.damaged").exists(), false)?;
+        equal(
+            "a log that was put aside",
+            manager.data().join("raft.damaged").exists(),
+            false,
+        )?;
         for (hidden, segment) in segments {
             std::fs::rename(hidden, segment)?;
         }

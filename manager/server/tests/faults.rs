@@ -17,6 +17,7 @@
 mod faults {
     pub(crate) mod clients;
     pub(crate) mod lines;
+    mod narrow;
     pub(crate) mod site;
 }
 
@@ -241,75 +242,4 @@ fn managers_keep_every_promise_whatever_fails() {
     }
     assert!(wrong.is_empty(), "{}", wrong.join("\n"));
     assert!(changes > 0, "no leader was replaced: such a run shows nothing");
-}
-
-/// Bytes a second of a line of 1 Mbit/s.
-const NARROW: u64 = 125_000;
-/// Configs of a snapshot, and their bytes: 2 MB in all, which takes such a line 16 s.
-const LARGE: (usize, usize) = (200, 10 << 10);
-/// Entries after which a snapshot is made, and the log before it is cut.
-const COMPACTED_AFTER: usize = 11_200;
-/// Bytes sent to it: two snapshots of 2 to 6 MB, and what came after.
-const SENT_MAX: u64 = 12_000_000;
-/// Until the manager that was away has everything.
-const CAUGHT_UP: Duration = Duration::from_secs(180);
-
-/// A manager that was away is given a snapshot over a line of 1 Mbit/s, while the log is cut once more (M32): it gets
-/// there, and nothing is begun again and again.
-#[test]
-fn a_snapshot_gets_over_a_narrow_line_while_the_log_is_cut() {
-    let runtime = tokio::runtime::Builder::new_multi_thread()
-        .worker_threads(1)
-        .enable_all()
-        .build()
-        .unwrap();
-    let grid = Grid::new(200, runtime.handle());
-    let sites: Vec<Arc<Site>> = (0..SITES).map(|n| Arc::new(Site::new(n, grid.clone()))).collect();
-    for site in &sites {
-        site.start();
-    }
-    faults::site::form(&sites, &runtime).unwrap();
-    let sockets: Vec<_> = sites.iter().map(|s| s.socket()).collect();
-    sites[2].kill();
-    let mut dice = Dice::new(200);
-    let noise: Vec<Vec<u8>> = (0..LARGE.0)
-        .map(|_| (0..LARGE.1).map(|_| dice.below(256).to_le_bytes()[0]).collect())
-        .collect();
-    let make = |prefix: &str, count, data: &dyn Fn(usize) -> Vec<u8>| {
-        let made = runtime.block_on(clients::make(&sockets[0], prefix, count, data));
-        made.unwrap();
-    };
-    make("large", LARGE.0, &|n| noise[n].clone());
-    // One by one, so that there are as many entries.
-    let entries = |prefix: &str, count: usize| {
-        let one_by_one = clients::one_by_one(&sockets[0], prefix, count);
-        runtime.block_on(one_by_one).unwrap();
-    };
-    entries("before", COMPACTED_AFTER);
-    grid.narrow(2, NARROW);
-    let sent_before = grid.carried_to(2);
-    sites[2].start();
-    let began = Instant::now();
-    entries("during", COMPACTED_AFTER);
-    let cut_after = began.elapsed();
-    loop {
-        match runtime.block_on(clients::histories(&sockets)) {
-            Ok(()) => break,
-            Err(why) => assert!(began.elapsed() < CAUGHT_UP, "not after {CAUGHT_UP:?}: {why}"),
-        }
-        std::thread::sleep(Duration::from_millis(200));
-    }
-    let sent = grid.carried_to(2) - sent_before;
-    // Each of the two snapshots once, and the entries after them.
-    assert!(sent < SENT_MAX, "{sent} bytes were sent");
-    println!(
-        "a manager had everything {:.1} s after it came back over 1 Mbit/s, the log being cut {:.1} s after that as well; {:.1} MB \
-         were sent to it",
-        began.elapsed().as_secs_f64(),
-        cut_after.as_secs_f64(),
-        sent as f64 / 1e6
-    );
-    for site in &sites {
-        site.kill();
-    }
 }

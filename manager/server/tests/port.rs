@@ -23,7 +23,7 @@ use proto::status::leader_of;
 use proto::{ca, control, raft, types};
 use tokio::io::AsyncReadExt;
 use tonic::body::Body;
-use tonic::transport::{Channel, Server};
+use tonic::transport::Channel;
 use tonic::{Code, Status};
 use tower::Service;
 
@@ -82,7 +82,7 @@ impl Node {
         let connections = proto::listener::accept(listener, self.manager.keychain().clone());
         let (control, dispatcher) = self.manager.services();
         let (ca, raft) = self.manager.port_services();
-        let router = Server::builder()
+        let router = proto::listener::server()
             .layer(self.manager.gate(Side::Port))
             .add_service(ca)
             .add_service(raft)
@@ -129,7 +129,7 @@ async fn socket(manager: &Manager, dir: &Path) -> ControlClient<Channel> {
     let path = dir.join("sock");
     let listener = tokio::net::UnixListener::bind(&path).unwrap();
     let (control, _) = manager.services();
-    let router = Server::builder()
+    let router = proto::listener::server()
         .layer(manager.gate(Side::Socket))
         .add_service(control);
     let incoming = tokio_stream::wrappers::UnixListenerStream::new(listener);

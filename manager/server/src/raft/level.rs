@@ -84,7 +84,10 @@ mod tests {
             changed[bit / 8] ^= 1 << (bit % 8);
             std::fs::write(&path, &changed).unwrap();
             let error = read(dir.path()).unwrap_err();
-            assert!(error.to_string().starts_with("E_LOG_CORRUPT"), "bit {bit}: {error}");
+            assert!(
+                error.to_string().starts_with("E_LOG_CORRUPT"),
+                "bit {bit}: {error}"
+            );
         }
     }
 }

@@ -138,7 +138,8 @@ pub enum ProposeError {
     /// Enough managers answer, and yet none came to lead for as long as a call waits: their lines lose much, or one of them
     /// stands still again and again.
     #[error(
-        "E_NO_LEADER: enough managers answer, but none could be sure that it leads for {} s: nothing was changed. Try          again; if it stays so, look at the lines between the managers (rswarm node ls)",
+        "E_NO_LEADER: enough managers answer, but for {} s none could be sure that it leads: look whether a change took \
+         effect before trying again. If it stays so, look at the lines between the managers; running tasks go on",
         waited.as_secs()
     )]
     NoLeader {

@@ -6,7 +6,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 use arc_swap::ArcSwapOption;
-use futures::{Stream, StreamExt};
+use futures::{FutureExt, Stream, StreamExt};
 use model::NodeId;
 use openraft::base::{BoxFuture, BoxStream};
 use openraft::errors::{NetworkError, RPCError, ReplicationClosed, StreamingError, Unreachable};
@@ -86,8 +86,17 @@ pub(crate) struct Links {
 struct LinksInner {
     keychain: Keychain,
     route: Route,
-    channels: Mutex<BTreeMap<(NodeId, String), Channel>>,
+    channels: Mutex<BTreeMap<(NodeId, String, Load), Channel>>,
     published: ArcSwapOption<Published>,
+}
+
+/// What goes over a connection that is kept.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+enum Load {
+    /// Entries, and calls that are passed on.
+    Calls,
+    /// Heartbeats and votes: over a narrow line they would come too late behind an entry.
+    Signs,
 }
 
 /// Most connections kept; beyond that they are made anew.
@@ -129,11 +138,15 @@ impl Links {
 
     /// A connection to a node.
     pub(crate) fn to(&self, node: NodeId, address: &str) -> Channel {
+        self.kept(node, address, Load::Calls)
+    }
+
+    fn kept(&self, node: NodeId, address: &str, load: Load) -> Channel {
         let mut channels = self.inner.channels.lock().unwrap_or_else(PoisonError::into_inner);
         if channels.len() >= LINKS_MAX {
             channels.clear();
         }
-        let key = (node, address.to_owned());
+        let key = (node, address.to_owned(), load);
         let make = || {
             channel::node(
                 &self.inner.keychain,
@@ -164,8 +177,13 @@ impl Links {
         (RaftClient::new(channel), cut)
     }
 
+    /// A client of another manager for what is small and must not wait.
+    fn signs(&self, node: NodeId, address: &str) -> RaftClient<Channel> {
+        RaftClient::new(self.kept(node, address, Load::Signs))
+    }
+
     /// A client of another manager.
-    pub(super) fn raft(&self, node: NodeId, address: &str) -> RaftClient<Channel> {
+    fn raft(&self, node: NodeId, address: &str) -> RaftClient<Channel> {
         RaftClient::new(self.to(node, address))
             .max_decoding_message_size(MESSAGE_MAX)
             .max_encoding_message_size(MESSAGE_MAX)
@@ -173,7 +191,7 @@ impl Links {
 
     /// What another manager knows; none when it does not answer in time.
     pub(super) async fn status(&self, node: NodeId, address: &str, barrier: bool) -> Option<w::StatusReply> {
-        let mut client = self.raft(node, address);
+        let mut client = self.signs(node, address);
         let asked = client.status(w::StatusRequest { barrier });
         match tokio::time::timeout(STATUS_LIMIT, asked).await {
             Ok(Ok(reply)) => Some(reply.into_inner()),
@@ -230,9 +248,12 @@ impl Peer {
         Ok((*node, self.links.address(*node, address)))
     }
 
-    fn client(&self) -> Result<RaftClient<Channel>, RPCError<TypeConfig>> {
+    fn client(&self, load: Load) -> Result<RaftClient<Channel>, RPCError<TypeConfig>> {
         let (node, address) = self.place().map_err(RPCError::Unreachable)?;
-        Ok(self.links.raft(node, &address))
+        Ok(match load {
+            Load::Calls => self.links.raft(node, &address),
+            Load::Signs => self.links.signs(node, &address),
+        })
     }
 }
 
@@ -272,7 +293,7 @@ impl RaftNetworkV2<TypeConfig> for Peer {
         option: RPCOption,
     ) -> Result<AppendEntriesResponse<TypeConfig>, RPCError<TypeConfig>> {
         let message = wire::append_out(&self.target, rpc);
-        let mut client = self.client()?;
+        let mut client = self.client(Load::Calls)?;
         let reply = within(option.hard_ttl(), "entries", client.append_once(message)).await?;
         wire::append_reply_in(reply).map_err(|e| failed(&e))
     }
@@ -288,13 +309,23 @@ impl RaftNetworkV2<TypeConfig> for Peer {
         Box::pin(async move {
             let target = self.target.clone();
             let owed = Arc::new(Owed::default());
+            let mut input = input.fuse();
+            // A heartbeat is a stream of one message without entries.
+            let first = input.next().await;
+            let empty = first.as_ref().is_none_or(|rpc| rpc.entries.is_empty());
+            let second = if empty { input.next().now_or_never() } else { None };
+            let load = match second {
+                Some(None) => Load::Signs,
+                _ => Load::Calls,
+            };
+            let input = futures::stream::iter(first.into_iter().chain(second.flatten())).chain(input);
             let sent = owed.clone();
             let messages = input.map(move |rpc| {
                 let message = wire::append_out(&target, rpc);
                 sent.one_more(message.entries.iter().map(Vec::len).sum());
                 message
             });
-            let mut client = self.client()?;
+            let mut client = self.client(load)?;
             // Its answer begins when the first message has arrived.
             let replies = match owed.in_time(client.append(messages)).await {
                 Some(replies) => replies.map_err(|status| failed(&status))?.into_inner(),
@@ -319,7 +350,12 @@ impl RaftNetworkV2<TypeConfig> for Peer {
         option: RPCOption,
     ) -> Result<VoteResponse<TypeConfig>, RPCError<TypeConfig>> {
         let message = wire::ballot_out(&self.target, &rpc);
-        let reply = within(option.hard_ttl(), "a vote", self.client()?.vote(message)).await?;
+        let reply = within(
+            option.hard_ttl(),
+            "a vote",
+            self.client(Load::Signs)?.vote(message),
+        )
+        .await?;
         wire::ballot_reply_in(reply).map_err(|e| failed(&e))
     }
 
@@ -330,7 +366,12 @@ impl RaftNetworkV2<TypeConfig> for Peer {
         option: RPCOption,
     ) -> Result<VoteResponse<TypeConfig>, RPCError<TypeConfig>> {
         let message = wire::ballot_out(&self.target, &rpc);
-        let reply = within(option.hard_ttl(), "a vote", self.client()?.pre_vote(message)).await?;
+        let reply = within(
+            option.hard_ttl(),
+            "a vote",
+            self.client(Load::Signs)?.pre_vote(message),
+        )
+        .await?;
         wire::ballot_reply_in(reply).map_err(|e| failed(&e))
     }
 
@@ -378,7 +419,12 @@ impl RaftNetworkV2<TypeConfig> for Peer {
         option: RPCOption,
     ) -> Result<TransferLeaderResponse<TypeConfig>, RPCError<TypeConfig>> {
         let message = wire::transfer_out(&self.target, &request);
-        let reply = within(option.hard_ttl(), "a transfer", self.client()?.transfer(message)).await?;
+        let reply = within(
+            option.hard_ttl(),
+            "a transfer",
+            self.client(Load::Signs)?.transfer(message),
+        )
+        .await?;
         if reply.accepted {
             return Ok(Ok(()));
         }

@@ -5,7 +5,7 @@ use std::path::Path;
 use manager_server::Manager;
 use proto::authz::Caller;
 use tokio::task::JoinHandle;
-use tonic::transport::{Channel, Server};
+use tonic::transport::Channel;
 
 /// Serves a manager on a socket, and connects to it. As the gate would have it: one who calls there is this node.
 pub(crate) async fn serve(manager: &Manager, socket: &Path) -> (Channel, JoinHandle<()>) {
@@ -18,7 +18,7 @@ pub(crate) async fn serve(manager: &Manager, socket: &Path) -> (Channel, JoinHan
             request.extensions_mut().insert(Caller::Node(node.node_id()));
             Ok(request)
         });
-        let router = Server::builder()
+        let router = proto::listener::server()
             .layer(own)
             .add_service(control)
             .add_service(dispatcher);

@@ -206,7 +206,7 @@ pub(crate) fn begin(
         let dice = || Dice::new(seed.wrapping_mul(1_000_003).wrapping_add(client));
         let (sockets, seen, over) = (sockets.to_vec(), seen.clone(), over.clone());
         all.push(runtime.spawn(write(client, dice(), sockets.clone(), seen.clone(), over.clone())));
-        all.push(runtime.spawn(read(dice(), sockets, seen, over)));
+        all.push(runtime.spawn(keep_reading(dice(), sockets, seen, over)));
     }
     for (site, socket) in sockets.iter().enumerate() {
         let (socket, seen, over) = (socket.clone(), seen.clone(), over.clone());
@@ -247,7 +247,7 @@ async fn write(client: u64, mut dice: Dice, sockets: Vec<PathBuf>, seen: Arc<See
     }
 }
 
-async fn read(mut dice: Dice, sockets: Vec<PathBuf>, seen: Arc<Seen>, over: Arc<AtomicBool>) {
+async fn keep_reading(mut dice: Dice, sockets: Vec<PathBuf>, seen: Arc<Seen>, over: Arc<AtomicBool>) {
     while !over.load(Ordering::SeqCst) {
         let site = dice.below(sockets.len());
         let began = Instant::now();
@@ -270,6 +270,25 @@ async fn read(mut dice: Dice, sockets: Vec<PathBuf>, seen: Arc<Seen>, over: Arc<
         }
         tokio::time::sleep(Duration::from_millis(20)).await;
     }
+}
+
+/// Reads what there is from a manager.
+///
+/// # Errors
+/// What it said.
+pub(crate) async fn read(socket: &Path) -> Result<(), String> {
+    list(socket).await.map(drop)
+}
+
+/// The term a manager is in.
+///
+/// # Errors
+/// What it said.
+pub(crate) async fn term(socket: &Path) -> Result<u64, String> {
+    let mut control = control(socket).await?;
+    let info = control.get_info(GetInfoRequest {}).await;
+    info.map(|i| i.into_inner().raft_term)
+        .map_err(|e| e.message().to_owned())
 }
 
 /// Whether all managers have the same history.

@@ -68,6 +68,11 @@ impl Grid {
         format!("{}.{}:{PORT}", self.net, site + 1)
     }
 
+    /// Where the line from one manager to another begins.
+    pub(crate) fn way(&self, from: usize, to: usize) -> String {
+        self.begins[from][to].clone()
+    }
+
     /// The way from a manager to the others.
     pub(crate) fn route(&self, from: usize) -> Route {
         let grid = self.clone();

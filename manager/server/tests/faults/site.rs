@@ -9,11 +9,11 @@ use model::object::NodeRole;
 use proto::channel::{self, Expect};
 use proto::control::control_client::ControlClient;
 use proto::control::{InitClusterRequest, JoinClusterRequest, JoinTokenRequest, ListRequest};
-use proto::dispatch::SessionRequest;
 use proto::dispatch::dispatcher_client::DispatcherClient;
+use proto::dispatch::{SessionMessage, SessionRequest};
 use proto::types::{Kind, NodeDescription, Object, object};
 use tokio::runtime::Runtime;
-use tonic::transport::Server;
+use tonic::transport::Channel;
 
 use super::lines::Grid;
 
@@ -48,6 +48,17 @@ impl Site {
         running.as_ref().unwrap().1.clone()
     }
 
+    /// Does something as a part of it.
+    pub(crate) fn run<T>(&self, work: impl AsyncFnOnce(&Manager) -> T) -> T {
+        let manager = self.manager();
+        // Not on its own thread, which would stand still in between.
+        let runtime = tokio::runtime::Builder::new_current_thread()
+            .enable_all()
+            .build()
+            .unwrap();
+        runtime.block_on(work(&manager))
+    }
+
     /// Starts it with what it left.
     pub(crate) fn start(&self) {
         let runtime = tokio::runtime::Builder::new_multi_thread()
@@ -73,7 +84,7 @@ impl Site {
             };
             let _ = std::fs::remove_file(self.socket());
             let listener = tokio::net::UnixListener::bind(self.socket()).unwrap();
-            let router = Server::builder()
+            let router = proto::listener::server()
                 .layer(manager.gate(Side::Socket))
                 .add_service(manager.services().0);
             let incoming = tokio_stream::wrappers::UnixListenerStream::new(listener);
@@ -117,7 +128,7 @@ fn serve_port(manager: &Manager) {
     let connections = proto::listener::accept(listener, manager.keychain().clone());
     let (control, dispatcher) = manager.services();
     let (ca, raft) = manager.port_services();
-    let router = Server::builder()
+    let router = proto::listener::server()
         .layer(manager.gate(Side::Port))
         .add_service(ca)
         .add_service(raft)
@@ -214,6 +225,27 @@ async fn register(manager: &Manager, leader: model::NodeId, address: &str) -> Re
     let channel = channel::connect_node(manager.keychain(), address, Expect::Node(leader))
         .await
         .map_err(|e| e.chain())?;
+    begin(manager, channel).await.map(drop)
+}
+
+type Session = (
+    DispatcherClient<Channel>,
+    String,
+    tonic::Streaming<SessionMessage>,
+);
+
+/// A session with the manager at an address, as the agent of this one would have it.
+///
+/// # Errors
+/// What it said.
+pub(crate) async fn session(manager: &Manager, address: &str) -> Result<Session, String> {
+    let channel = channel::connect_node(manager.keychain(), address, Expect::Manager)
+        .await
+        .map_err(|e| e.chain())?;
+    begin(manager, channel).await
+}
+
+async fn begin(manager: &Manager, channel: Channel) -> Result<Session, String> {
     let request = SessionRequest {
         description: Some(NodeDescription {
             hostname: manager.node_id().to_string(),
@@ -221,6 +253,10 @@ async fn register(manager: &Manager, leader: model::NodeId, address: &str) -> Re
         }),
         raft_id: *manager.raft_id().borrow(),
     };
-    let session = DispatcherClient::new(channel).session(request).await;
-    session.map(drop).map_err(|e| e.message().to_owned())
+    let mut client = DispatcherClient::new(channel);
+    let said = |e: tonic::Status| e.message().to_owned();
+    let mut messages = client.session(request).await.map_err(said)?.into_inner();
+    let first = messages.message().await.map_err(said)?;
+    let first = first.ok_or("the session ended at once")?;
+    Ok((client, first.session, messages))
 }

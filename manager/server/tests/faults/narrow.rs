@@ -1,0 +1,228 @@
+//! A line of 1 Mbit/s between a manager and the others.
+
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use proto::control::control_client::ControlClient;
+use proto::control::{CreateRequest, Spec, spec};
+use proto::dispatch::{AssignmentsRequest, HeartbeatRequest};
+use tokio::runtime::Runtime;
+
+use super::clients;
+use super::lines::{Grid, SITES};
+use super::site::{self, Site};
+use crate::Dice;
+
+/// Bytes a second of a line of 1 Mbit/s.
+const NARROW: u64 = 125_000;
+/// Configs of a snapshot, and their bytes: 2 MB in all, which takes such a line 16 s.
+const LARGE: (usize, usize) = (200, 10 << 10);
+/// Entries after which a snapshot is made, and the log before it is cut.
+const COMPACTED_AFTER: usize = 11_200;
+/// Bytes sent to it: two snapshots of 2 to 6 MB, and what came after.
+const SENT_MAX: u64 = 12_000_000;
+/// Until the manager that was away has everything.
+const CAUGHT_UP: Duration = Duration::from_secs(180);
+
+/// Managers that agree, on lines that can be made narrow.
+fn formed(seed: u64) -> (Runtime, Grid, Vec<Arc<Site>>) {
+    let runtime = tokio::runtime::Builder::new_multi_thread()
+        .worker_threads(1)
+        .enable_all()
+        .build()
+        .unwrap();
+    let grid = Grid::new(seed, runtime.handle());
+    let sites: Vec<Arc<Site>> = (0..SITES).map(|n| Arc::new(Site::new(n, grid.clone()))).collect();
+    for site in &sites {
+        site.start();
+    }
+    site::form(&sites, &runtime).unwrap();
+    (runtime, grid, sites)
+}
+
+/// Bytes that do not compress.
+fn noise(count: usize, bytes: usize) -> Vec<Vec<u8>> {
+    let mut dice = Dice::new(200);
+    let one = |_| (0..bytes).map(|_| dice.below(256).to_le_bytes()[0]).collect();
+    (0..count).map(one).collect()
+}
+
+/// A manager that was away is given a snapshot over a line of 1 Mbit/s, while the log is cut once more (M32): it gets
+/// there, and nothing is begun again and again.
+#[test]
+fn a_snapshot_gets_over_a_narrow_line_while_the_log_is_cut() {
+    let (runtime, grid, sites) = formed(200);
+    let sockets: Vec<_> = sites.iter().map(|s| s.socket()).collect();
+    sites[2].kill();
+    let noise = noise(LARGE.0, LARGE.1);
+    let make = |prefix: &str, count, data: &dyn Fn(usize) -> Vec<u8>| {
+        let made = runtime.block_on(clients::make(&sockets[0], prefix, count, data));
+        made.unwrap();
+    };
+    make("large", LARGE.0, &|n| noise[n].clone());
+    // One by one, so that there are as many entries.
+    let entries = |prefix: &str, count: usize| {
+        let one_by_one = clients::one_by_one(&sockets[0], prefix, count);
+        runtime.block_on(one_by_one).unwrap();
+    };
+    entries("before", COMPACTED_AFTER);
+    grid.narrow(2, NARROW);
+    let sent_before = grid.carried_to(2);
+    sites[2].start();
+    let began = Instant::now();
+    entries("during", COMPACTED_AFTER);
+    let cut_after = began.elapsed();
+    loop {
+        match runtime.block_on(clients::histories(&sockets)) {
+            Ok(()) => break,
+            Err(why) => assert!(began.elapsed() < CAUGHT_UP, "not after {CAUGHT_UP:?}: {why}"),
+        }
+        std::thread::sleep(Duration::from_millis(200));
+    }
+    let sent = grid.carried_to(2) - sent_before;
+    // Each of the two snapshots once, and the entries after them.
+    assert!(sent < SENT_MAX, "{sent} bytes were sent");
+    println!(
+        "a manager had everything {:.1} s after it came back over 1 Mbit/s, the log being cut {:.1} s after that as well; {:.1} MB \
+         were sent to it",
+        began.elapsed().as_secs_f64(),
+        cut_after.as_secs_f64(),
+        sent as f64 / 1e6
+    );
+    for site in &sites {
+        site.kill();
+    }
+}
+
+/// Configs of a task, and their bytes: 1 MB in all, which takes such a line 8 s.
+const TOLD: (usize, usize) = (10, 100 << 10);
+/// The period of heartbeats; an agent gives up one that is not answered within it.
+const PERIOD: Duration = Duration::from_millis(1500);
+/// Entries that are written then, and their bytes: 8 s on the line each.
+const ENTRIES: (usize, usize) = (2, 990 << 10);
+
+/// Over a line of 1 Mbit/s a node is told of its tasks with all their configs, and a manager given large entries: heartbeats
+/// of both kinds pass meanwhile, no session ends and nobody else leads.
+#[test]
+fn heartbeats_pass_what_is_large_on_a_narrow_line() {
+    let (runtime, grid, sites) = formed(201);
+    let sockets: Vec<_> = sites.iter().map(|s| s.socket()).collect();
+    let told = noise(TOLD.0, TOLD.1);
+    runtime
+        .block_on(clients::make(&sockets[0], "told", TOLD.0, |n| told[n].clone()))
+        .unwrap();
+    runtime
+        .block_on(async {
+            let channel = proto::channel::connect(&sockets[0]).await.unwrap();
+            ControlClient::new(channel).create(service()).await
+        })
+        .unwrap();
+    let term = runtime.block_on(clients::term(&sockets[0])).unwrap();
+    grid.narrow(2, NARROW);
+    let (beats, took) = sites[2].run(async |manager| {
+        let (mut client, session, _messages) = site::session(manager, &grid.way(2, 0)).await.unwrap();
+        let mut asked = client.clone();
+        let request = AssignmentsRequest {
+            session: session.clone(),
+        };
+        let began = Instant::now();
+        let all = async {
+            let mut stream = asked.assignments(request).await.unwrap().into_inner();
+            let mut bytes = 0;
+            while bytes < TOLD.0 * TOLD.1 {
+                let frame = stream.message().await.unwrap().unwrap();
+                bytes += prost::Message::encoded_len(&frame);
+            }
+        };
+        let mut all = std::pin::pin!(all);
+        let mut beats = 0;
+        loop {
+            tokio::select! {
+                () = &mut all => return (beats, began.elapsed()),
+                () = tokio::time::sleep(PERIOD) => {}
+            }
+            let request = HeartbeatRequest {
+                session: session.clone(),
+            };
+            let beat = async { tokio::time::timeout(PERIOD, client.heartbeat(request)).await };
+            // The assignments are taken meanwhile.
+            tokio::select! {
+                biased;
+                answer = beat => { answer.expect("a heartbeat is answered within its period").unwrap(); }
+                () = &mut all => return (beats, began.elapsed()),
+            }
+            beats += 1;
+        }
+    });
+    assert!(beats >= 3, "{beats} heartbeats in {took:?}");
+    // From here on nothing is decided without the one that is behind the line.
+    sites[1].kill();
+    let entries = noise(ENTRIES.0, ENTRIES.1);
+    let began = Instant::now();
+    let mut reads = Vec::new();
+    for (n, entry) in entries.iter().enumerate() {
+        let name = format!("entry{n}");
+        let made = runtime.block_on(async {
+            let mut make = std::pin::pin!(clients::make(&sockets[0], &name, 1, |_| entry.clone()));
+            loop {
+                let asked = Instant::now();
+                tokio::select! {
+                    made = &mut make => return made,
+                    // It is certain only once the one behind the line has said so.
+                    read = clients::read(&sockets[0]) => read?,
+                };
+                reads.push(asked.elapsed());
+            }
+        });
+        made.unwrap();
+    }
+    let slowest = reads.iter().max().unwrap();
+    assert!(*slowest < Duration::from_secs(1), "a read took {slowest:?}");
+    loop {
+        match runtime.block_on(clients::histories(&[sockets[0].clone(), sockets[2].clone()])) {
+            Ok(()) => break,
+            Err(why) => assert!(began.elapsed() < CAUGHT_UP, "not after {CAUGHT_UP:?}: {why}"),
+        }
+        std::thread::sleep(Duration::from_millis(200));
+    }
+    println!(
+        "over 1 Mbit/s {beats} heartbeats of a node were answered while it was told of its tasks for {:.1} s; {} entries of 1 MB \
+         took {:.1} s, and the slowest of {} reads meanwhile {slowest:?}",
+        took.as_secs_f64(),
+        ENTRIES.0,
+        began.elapsed().as_secs_f64(),
+        reads.len()
+    );
+    let now = runtime.block_on(clients::term(&sockets[0])).unwrap();
+    assert_eq!(now, term, "somebody else was elected");
+    for site in &sites {
+        site.kill();
+    }
+}
+
+/// A service of which every node runs a task, with all that is to be told.
+fn service() -> CreateRequest {
+    let file = |n| model::spec::ConfigRef {
+        id: model::ConfigId::NIL,
+        name: format!("told-{n}"),
+        target: model::spec::FileTarget {
+            name: format!("told-{n}"),
+            uid: 0,
+            gid: 0,
+            mode: 0o444,
+        },
+    };
+    let mut service = model::spec::ServiceSpec {
+        name: "told".into(),
+        mode: model::spec::ServiceMode::Global,
+        ..model::spec::ServiceSpec::default()
+    };
+    service.task.container.image = "web:1".into();
+    service.task.container.configs = (0..TOLD.0).map(file).collect();
+    CreateRequest {
+        spec: Some(Spec {
+            spec: Some(spec::Spec::Service((&service).into())),
+        }),
+        ..CreateRequest::default()
+    }
+}
