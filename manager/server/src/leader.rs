@@ -15,6 +15,10 @@ use crate::writer::{RandomIds, Writer};
 /// Longest sleep: the time of the log, which counts, leans towards the wall clock and may run a tenth faster.
 const SLEEP_MAX: Duration = Duration::from_secs(60);
 
+/// Least time between two looks at which nodes were heard of: after an election thousands are within seconds, and each look
+/// plans anew for what waits for a place.
+const LOOK_EVERY: Duration = Duration::from_millis(200);
+
 /// Leads whenever this manager is the leader; returns when the log has stopped.
 pub(crate) async fn run(writer: Arc<Writer>, dispatcher: Arc<Dispatcher>) {
     let mut role = writer.log.role();
@@ -46,6 +50,7 @@ async fn lead(writer: &Writer, dispatcher: &Dispatcher) {
     let mut timers: BTreeMap<ServiceId, Timestamp> = BTreeMap::new();
     let mut heard = dispatcher.heard();
     let mut unheard = Unheard::default();
+    let (mut looked, mut look_at) = (Timestamp(0), Some(Timestamp(0)));
     loop {
         if dirty.is_empty() {
             tokio::select! {
@@ -54,15 +59,20 @@ async fn lead(writer: &Writer, dispatcher: &Dispatcher) {
                     None => return,
                 },
                 // It fails only when the dispatcher is gone, and then so is the log.
-                _ = heard.changed() => {}
+                _ = heard.changed(), if look_at.is_none() => look_at = Some(looked + LOOK_EVERY),
+                () = sleep_until(look_at, dispatcher.uptime()) => {}
                 () = sleep_until(unheard.settles_at, dispatcher.uptime()) => {}
                 () = sleep_until(timers.values().min().copied(), log.now()) => {}
             }
         }
-        let newest = dispatcher.unheard();
-        if newest != unheard {
-            unheard = newest;
-            dirty.add_room();
+        let uptime = dispatcher.uptime();
+        if [look_at, unheard.settles_at].into_iter().flatten().any(|at| at <= uptime) {
+            (looked, look_at) = (uptime, None);
+            let newest = dispatcher.unheard();
+            if newest != unheard {
+                unheard = newest;
+                dirty.add_room();
+            }
         }
         ring(&mut timers, &mut dirty, log.now());
         if dirty.is_empty() {
