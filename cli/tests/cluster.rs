@@ -16,6 +16,8 @@ mod keys;
 mod levels;
 #[path = "cluster/losses.rs"]
 mod losses;
+#[path = "cluster/many.rs"]
+mod many;
 #[path = "cluster/members.rs"]
 mod members;
 #[path = "cluster/recovery.rs"]
@@ -40,6 +42,8 @@ enum Start {
     Hosts(u8),
     /// A cluster of so many managers and workers.
     Cluster(u8, u8),
+    /// A cluster of as many nodes as were asked for.
+    Many,
 }
 
 type Scenario = fn(&Bed) -> Outcome;
@@ -162,6 +166,21 @@ const ALL: &[(&str, Start, Scenario)] = &[
         keys::authority_rotated,
     ),
     (
+        "certificates of many nodes are replaced under writes",
+        Start::Many,
+        many::certificates_of_many,
+    ),
+    (
+        "members change while lines fail",
+        Start::Cluster(3, 2),
+        many::members_change_while_lines_fail,
+    ),
+    (
+        "a host is away while all changes",
+        Start::Cluster(1, 3),
+        many::away_while_all_changes,
+    ),
+    (
         "old and new builds are in one cluster",
         Start::Hosts(4),
         levels::old_and_new_builds,
@@ -211,6 +230,7 @@ fn main() -> ExitCode {
             let (hosts, cluster) = match *start {
                 Start::Hosts(count) => (count, None),
                 Start::Cluster(managers, workers) => (managers + workers, Some((managers, workers))),
+                Start::Many => (3 + many::workers(), Some((3, many::workers()))),
             };
             let bed = Bed::hosts(hosts)?;
             let formed = cluster.map_or(Ok(()), |(managers, workers)| bed.form(managers, workers));

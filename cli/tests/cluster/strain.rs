@@ -18,7 +18,8 @@ const SLOW_WRITE: Duration = Duration::from_secs(2);
 /// A write over links that lose every third packet.
 const LOSSY_WRITE: Duration = Duration::from_secs(20);
 
-fn lasts() -> Duration {
+/// How long a strain lasts; `RSWARM_STRAIN_SECONDS` says otherwise.
+pub(crate) fn lasts() -> Duration {
     let asked = std::env::var("RSWARM_STRAIN_SECONDS").ok();
     asked
         .and_then(|text| text.parse().ok())

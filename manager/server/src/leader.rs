@@ -66,7 +66,11 @@ async fn lead(writer: &Writer, dispatcher: &Dispatcher) {
             }
         }
         let uptime = dispatcher.uptime();
-        if [look_at, unheard.settles_at].into_iter().flatten().any(|at| at <= uptime) {
+        if [look_at, unheard.settles_at]
+            .into_iter()
+            .flatten()
+            .any(|at| at <= uptime)
+        {
             (looked, look_at) = (uptime, None);
             let newest = dispatcher.unheard();
             if newest != unheard {

@@ -17,7 +17,7 @@
 mod faults {
     pub(crate) mod clients;
     pub(crate) mod lines;
-    mod narrow;
+    mod poor;
     pub(crate) mod site;
 }
 

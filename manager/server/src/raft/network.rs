@@ -43,6 +43,8 @@ const PIECE_LIMIT: Duration = Duration::from_secs(20);
 const PIECES_QUEUED: usize = 4;
 /// Whether a manager is there, and what it knows, is asked for this long.
 const STATUS_LIMIT: Duration = Duration::from_millis(1000);
+/// After so long without an answer it is asked over another connection as well: packets may be lost.
+const STATUS_AGAIN: Duration = Duration::from_millis(300);
 
 /// A member's node and the address it joined with, as the membership has it.
 pub(super) fn member(node: NodeId, address: &str) -> BasicNode {
@@ -86,12 +88,12 @@ pub(crate) struct Links {
 struct LinksInner {
     keychain: Keychain,
     route: Route,
-    channels: Mutex<BTreeMap<(NodeId, String, Load), Channel>>,
+    channels: Mutex<BTreeMap<(NodeId, String), Kept>>,
     published: ArcSwapOption<Published>,
 }
 
-/// What goes over a connection that is kept.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+/// What is said over a connection that is kept.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Load {
     /// Entries, and calls that are passed on.
     Calls,
@@ -99,7 +101,26 @@ enum Load {
     Signs,
 }
 
-/// Most connections kept; beyond that they are made anew.
+/// Connections to one node; each is opened when it is used.
+struct Kept {
+    calls: Channel,
+    /// Signs take turns on these: where packets are lost, what follows on the same connection waits until they are sent
+    /// again.
+    signs: [Channel; 3],
+    turn: usize,
+}
+
+impl Kept {
+    fn next(&mut self, load: Load) -> Channel {
+        if load == Load::Calls {
+            return self.calls.clone();
+        }
+        self.turn = (self.turn + 1) % self.signs.len();
+        self.signs[self.turn].clone()
+    }
+}
+
+/// Most nodes to which connections are kept; beyond that they are made anew.
 const LINKS_MAX: usize = 256;
 
 impl Links {
@@ -146,15 +167,18 @@ impl Links {
         if channels.len() >= LINKS_MAX {
             channels.clear();
         }
-        let key = (node, address.to_owned(), load);
-        let make = || {
-            channel::node(
-                &self.inner.keychain,
-                &self.inner.route.to(address),
-                Expect::Node(node),
-            )
+        let open = || {
+            let address = self.inner.route.to(address);
+            channel::node(&self.inner.keychain, &address, Expect::Node(node))
         };
-        channels.entry(key).or_insert_with(make).clone()
+        let kept = channels
+            .entry((node, address.to_owned()))
+            .or_insert_with(|| Kept {
+                calls: open(),
+                signs: [open(), open(), open()],
+                turn: 0,
+            });
+        kept.next(load)
     }
 
     /// A connection to a node for one call only. Whoever takes what it is sent slowly, or sends what is not taken, fills
@@ -191,12 +215,29 @@ impl Links {
 
     /// What another manager knows; none when it does not answer in time.
     pub(super) async fn status(&self, node: NodeId, address: &str, barrier: bool) -> Option<w::StatusReply> {
-        let mut client = self.signs(node, address);
-        let asked = client.status(w::StatusRequest { barrier });
-        match tokio::time::timeout(STATUS_LIMIT, asked).await {
-            Ok(Ok(reply)) => Some(reply.into_inner()),
-            Ok(Err(_)) | Err(_) => None,
-        }
+        let ask = || {
+            let mut client = self.signs(node, address);
+            async move {
+                let reply = client.status(w::StatusRequest { barrier }).await;
+                reply.ok().map(tonic::Response::into_inner)
+            }
+        };
+        let asked = async {
+            let mut first = std::pin::pin!(ask());
+            if let Ok(reply) = tokio::time::timeout(STATUS_AGAIN, &mut first).await {
+                return reply;
+            }
+            let mut second = std::pin::pin!(ask());
+            let (reply, other) = tokio::select! {
+                reply = &mut first => (reply, second),
+                reply = &mut second => (reply, first),
+            };
+            match reply {
+                Some(reply) => Some(reply),
+                None => other.await,
+            }
+        };
+        tokio::time::timeout(STATUS_LIMIT, asked).await.ok()?
     }
 }
 

@@ -1,13 +1,15 @@
 //! The lines between managers: each passes on what it is sent, unless it is cut, and as slowly as it is told.
 
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
-use std::time::Duration;
+use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
+use std::time::{Duration, Instant};
 
 use manager_server::Route;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::runtime::Handle;
+
+use crate::Dice;
 
 /// Managers of a cluster.
 pub(crate) const SITES: usize = 3;
@@ -23,6 +25,9 @@ const LOOK_EVERY: Duration = Duration::from_millis(10);
 struct Line {
     cut: AtomicBool,
     delay_ms: AtomicU64,
+    /// How many of a hundred pieces are lost, and sent again.
+    lost_percent: AtomicUsize,
+    connections: AtomicU64,
     /// Bytes a second, of all connections together; 0: as fast as it goes.
     rate: AtomicU64,
     /// Held by the connection whose bytes are on the line.
@@ -103,6 +108,13 @@ impl Grid {
         }
     }
 
+    /// Loses so many of a hundred pieces of everything, which are sent again later.
+    pub(crate) fn lose(&self, percent: usize) {
+        for line in self.lines.iter().flatten() {
+            line.lost_percent.store(percent, Ordering::SeqCst);
+        }
+    }
+
     /// Lets so many bytes a second through between a manager and all others, each way; 0: all.
     pub(crate) fn narrow(&self, site: usize, rate: u64) {
         for other in 0..SITES {
@@ -121,6 +133,7 @@ impl Grid {
     /// Makes every line whole and quick.
     pub(crate) fn heal(&self) {
         self.slow(Duration::ZERO);
+        self.lose(0);
         for line in self.lines.iter().flatten() {
             line.cut.store(false, Ordering::SeqCst);
         }
@@ -161,31 +174,65 @@ async fn open(line: &Line) {
     }
 }
 
+/// Pieces of a connection on their way in one direction.
+const UNDER_WAY: usize = 256;
+/// Until what was lost is sent again, the first time; it doubles, up to a bound, as with TCP.
+const AGAIN_AFTER: Duration = Duration::from_millis(300);
+const AGAIN_MOST: Duration = Duration::from_secs(5);
+
+impl Line {
+    /// When a piece that is sent now arrives, lost again and again as the line is.
+    fn arrival(&self, dice: &mut Dice) -> Instant {
+        let mut takes = Duration::from_millis(self.delay_ms.load(Ordering::SeqCst));
+        let lost = self.lost_percent.load(Ordering::SeqCst);
+        let mut again = AGAIN_AFTER;
+        while lost > 0 && dice.below(100) < lost {
+            takes += again;
+            again = AGAIN_MOST.min(again * 2);
+        }
+        Instant::now() + takes
+    }
+}
+
 async fn carry(
     mut input: tokio::net::tcp::OwnedReadHalf,
     mut output: tokio::net::tcp::OwnedWriteHalf,
     line: &Line,
 ) {
-    let mut bytes = vec![0u8; 64 << 10];
-    loop {
-        let rate = line.rate.load(Ordering::SeqCst);
-        let most = if rate == 0 { bytes.len() } else { NARROW_PIECE };
-        let Ok(count @ 1..) = input.read(&mut bytes[..most]).await else {
-            return;
-        };
-        if rate > 0 {
-            // Its place in the queue of all that go this way; then it takes as long as its bytes need.
-            let _busy = line.busy.lock().await;
-            tokio::time::sleep(Duration::from_secs_f64(count as f64 / rate as f64)).await;
+    let (send, mut under_way) = tokio::sync::mpsc::channel::<(Instant, Vec<u8>)>(UNDER_WAY);
+    let take = async {
+        let mut bytes = vec![0u8; 64 << 10];
+        let mut dice = Dice::new(line.connections.fetch_add(1, Ordering::SeqCst));
+        loop {
+            let rate = line.rate.load(Ordering::SeqCst);
+            let most = if rate == 0 { bytes.len() } else { NARROW_PIECE };
+            let Ok(count @ 1..) = input.read(&mut bytes[..most]).await else {
+                return;
+            };
+            if rate > 0 {
+                // Its place in the queue of all that go this way; then it takes as long as its bytes need.
+                let _busy = line.busy.lock().await;
+                tokio::time::sleep(Duration::from_secs_f64(count as f64 / rate as f64)).await;
+            }
+            line.carried.fetch_add(count as u64, Ordering::SeqCst);
+            let piece = (line.arrival(&mut dice), bytes[..count].to_vec());
+            if send.send(piece).await.is_err() {
+                return;
+            }
         }
-        line.carried.fetch_add(count as u64, Ordering::SeqCst);
-        let delay = line.delay_ms.load(Ordering::SeqCst);
-        if delay > 0 {
-            tokio::time::sleep(Duration::from_millis(delay)).await;
+    };
+    let give = async {
+        // In order: what comes behind one that was lost waits for it.
+        while let Some((arrives, piece)) = under_way.recv().await {
+            tokio::time::sleep_until(arrives.into()).await;
+            open(line).await;
+            if output.write_all(&piece).await.is_err() {
+                return;
+            }
         }
-        open(line).await;
-        if output.write_all(&bytes[..count]).await.is_err() {
-            return;
-        }
+    };
+    tokio::select! {
+        () = take => {}
+        () = give => {}
     }
 }

@@ -1,4 +1,4 @@
-//! A line of 1 Mbit/s between a manager and the others.
+//! Poor lines between managers: one of 1 Mbit/s to one of them, or long ones that lose much.
 
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -224,5 +224,66 @@ fn service() -> CreateRequest {
             spec: Some(spec::Spec::Service((&service).into())),
         }),
         ..CreateRequest::default()
+    }
+}
+
+/// What lines between managers lose, and how long a way takes (M18).
+const LOST_PERCENT: usize = 30;
+const WAY: Duration = Duration::from_millis(100);
+/// How long that lasts; `RSWARM_POOR_SECONDS=300` for the five minutes of the promise.
+const LASTS: u64 = 40;
+/// Elections in five minutes.
+const ELECTIONS_MAX: u64 = 3;
+
+/// Lines lose 30 % and take 200 ms there and back (M18): hardly an election, writes go on, and no history is lost.
+#[test]
+fn managers_agree_over_long_lines_that_lose_much() {
+    let (runtime, grid, sites) = formed(202);
+    let sockets: Vec<_> = sites.iter().map(|s| s.socket()).collect();
+    let asked = std::env::var("RSWARM_POOR_SECONDS").ok();
+    let lasts = Duration::from_secs(asked.map_or(LASTS, |s| s.parse().unwrap()));
+    let term = runtime.block_on(clients::term(&sockets[0])).unwrap();
+    grid.slow(WAY);
+    grid.lose(LOST_PERCENT);
+    let (began, mut slowest, mut carried, mut refused) = (Instant::now(), Duration::ZERO, 0, 0);
+    while began.elapsed() < lasts {
+        let (site, name) = ((carried + refused) % SITES, format!("poor{carried}-{refused}"));
+        let asked = Instant::now();
+        match runtime.block_on(clients::make(&sockets[site], &name, 1, |_| b"x".to_vec())) {
+            Ok(()) => carried += 1,
+            Err(why) => {
+                assert!(
+                    why.contains("E_NO_QUORUM") || why.contains("E_NO_LEADER"),
+                    "a write says: {why}"
+                );
+                refused += 1;
+            }
+        }
+        slowest = slowest.max(asked.elapsed());
+    }
+    grid.heal();
+    loop {
+        match runtime.block_on(clients::histories(&sockets)) {
+            Ok(()) => break,
+            Err(why) => assert!(
+                began.elapsed() < lasts + CAUGHT_UP,
+                "not after {CAUGHT_UP:?}: {why}"
+            ),
+        }
+        std::thread::sleep(Duration::from_millis(200));
+    }
+    let elections = runtime.block_on(clients::term(&sockets[0])).unwrap() - term;
+    println!(
+        "lines that lose {LOST_PERCENT} % and take {:?} there and back: {carried} writes in {lasts:?}, the slowest {slowest:.1?}, \
+         {refused} refused, {elections} elections",
+        WAY * 2
+    );
+    assert!(carried > refused, "{carried} writes, {refused} refused");
+    assert!(
+        elections <= ELECTIONS_MAX * lasts.as_secs().div_ceil(300),
+        "{elections} elections"
+    );
+    for site in &sites {
+        site.kill();
     }
 }
