@@ -54,6 +54,10 @@ pub enum ConnectError {
     },
 }
 
+/// Time between two signs of life of the daemon of this host, and the wait for its answer: it may be slow, and still a person
+/// is not to wait for one that is gone although its socket is held.
+const KEEP_ALIVE_HERE: Duration = Duration::from_secs(15);
+
 /// Connects to the daemon at `path`. Calls have no deadline of their own; streams may be endless.
 ///
 /// # Errors
@@ -73,6 +77,9 @@ pub async fn connect(path: &Path) -> Result<Channel, ConnectError> {
     });
     Endpoint::from_static("http://rswarm.invalid")
         .connect_timeout(CONNECT_TIMEOUT)
+        .http2_keep_alive_interval(KEEP_ALIVE_HERE)
+        .keep_alive_timeout(KEEP_ALIVE_HERE)
+        .keep_alive_while_idle(true)
         .initial_stream_window_size(1 << 20)
         .initial_connection_window_size(4 << 20)
         .connect_with_connector(connector)

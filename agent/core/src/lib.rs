@@ -5,6 +5,7 @@
 // What the manager wants, and whether there is one.
 pub mod alone;
 pub mod assignments;
+pub mod beats;
 pub mod contact;
 
 // One task at a time.

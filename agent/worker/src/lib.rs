@@ -6,6 +6,7 @@
 
 // Talking with a manager.
 mod contact;
+mod heartbeat;
 mod identity;
 mod inventory;
 mod kept;

@@ -4,7 +4,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use agent_core::assignments::Frames;
-use agent_core::contact::{self, PAUSE_FIRST, hint_pause, next_pause, session_over};
+use agent_core::contact::{self, PAUSE_FIRST, hint_pause, next_pause};
 use model::assignment::AssignmentSet;
 use model::object::NodeRole;
 use model::{NodeId, Timestamp};
@@ -18,6 +18,7 @@ use tonic::{Code, Status};
 
 use crate::agent::Shared;
 use crate::contact::boottime;
+use crate::heartbeat;
 use crate::identity::{self, Told};
 use crate::link::Link;
 use crate::report;
@@ -29,7 +30,7 @@ const FRAME_MAX: usize = 8 << 20;
 const REGISTER_LIMIT: Duration = Duration::from_secs(10);
 
 /// A manager to talk to.
-type Target = (NodeId, String);
+pub(crate) type Target = (NodeId, String);
 
 /// Why a session ended, and who is to be tried next if that is known.
 struct Ended {
@@ -207,7 +208,13 @@ async fn serve(shared: &Arc<Shared>, tasks: &mut Tasks, search: &mut Search, tar
         client: client.clone(),
         session: session.clone(),
     });
-    let heartbeat = heartbeats(shared, client.clone(), session.clone(), first.heartbeat_ns);
+    let heartbeat = heartbeat::run(
+        shared,
+        target,
+        client.clone(),
+        session.clone(),
+        first.heartbeat_ns,
+    );
     take(shared, &told, first);
     let reports = report::run(shared.clone(), client.clone(), session.clone());
     let assignments = assignments(client, session, tasks);
@@ -252,37 +259,6 @@ fn take(shared: &Shared, told: &watch::Sender<Told>, message: w::SessionMessage)
     shared
         .role
         .send_if_modified(|known| known.replace(role) != Some(role));
-}
-
-async fn heartbeats(
-    shared: &Shared,
-    mut client: DispatcherClient<Channel>,
-    session: String,
-    mut period_ns: u64,
-) -> Status {
-    let mut last = boottime();
-    loop {
-        let period = Duration::from_nanos(period_ns.max(10_000_000));
-        // Within 10 % of the period, so that agents do not beat in step.
-        tokio::time::sleep(period.mul_f64(0.9 + 0.2 * random_share())).await;
-        let request = w::HeartbeatRequest {
-            session: session.clone(),
-        };
-        // One that is not answered within a period ends the session: what may not outlive its manager depends on it.
-        let sent = boottime();
-        if session_over(last, period, sent) {
-            return Status::deadline_exceeded("this host stood still for longer than its session lasts");
-        }
-        match tokio::time::timeout(period, client.heartbeat(request)).await {
-            Ok(Ok(reply)) => period_ns = reply.into_inner().heartbeat_ns,
-            Ok(Err(status)) => return status,
-            Err(_) => {
-                return tonic::Status::deadline_exceeded("a heartbeat was not answered within its period");
-            }
-        }
-        shared.contact.heard(sent);
-        last = sent;
-    }
 }
 
 async fn assignments(mut client: DispatcherClient<Channel>, session: String, tasks: &mut Tasks) -> Ended {

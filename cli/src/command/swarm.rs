@@ -293,18 +293,17 @@ pub(crate) async fn run(client: &Client, command: Command) -> Result<u8, Fail> {
                 .update_cluster(request)
                 .await?
                 .into_inner();
-            if let Some(asked) = level
-                && (reply.level == 0 || reply.level < asked)
-            {
-                return Err(Fail::from(format!(
-                    "the level was not raised to {asked}: the manager that leads knows no levels; install a newer rswarm there"
-                )));
-            }
             render::line("Swarm updated.");
-            if level.is_some() {
-                render::line(format!("Its log and messages are of level {} now.", reply.level));
-            }
             unlock_line(&reply.unlock_key);
+            match level {
+                None => {}
+                Some(asked) if reply.level == 0 || reply.level < asked => {
+                    return Err(Fail::new(
+                        "the level was not raised: the manager that leads knows no levels; install a newer rswarm there",
+                    ));
+                }
+                Some(_) => render::line(format!("Its log and messages are of level {} now.", reply.level)),
+            }
         }
         Command::Ca {
             rotate,

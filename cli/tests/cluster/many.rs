@@ -1,7 +1,7 @@
 //! Much at once: certificates of many nodes under writes, members that change while lines fail, a host that is away while all
 //! changes.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
 
@@ -209,14 +209,16 @@ pub(crate) fn members_change_while_lines_fail(bed: &Bed) -> Outcome {
 
 /// Fails when two managers said that they lead in the same term.
 fn one_leader_a_term(bed: &Bed) -> Outcome {
-    let mut terms = BTreeSet::new();
+    let mut terms = BTreeMap::new();
     for host in bed.hosts.all() {
         let log = host.whole_log();
         for line in log.lines().filter(|l| l.contains("leading the cluster")) {
-            let term = line.rsplit("term=").next().unwrap_or_default().trim().to_owned();
-            if !terms.insert(term) {
-                return fail(format!("somebody else led in the same term: {line}"));
-            }
+            let Some((_, term)) = line.rsplit_once("term=") else {
+                return fail(format!("no term: {line}"));
+            };
+            // One may say so twice, after it could not be sure for a while.
+            let led = terms.entry(term.trim().to_owned()).or_insert(&host.name);
+            equal(line, *led, &host.name)?;
         }
     }
     equal("somebody led", terms.is_empty(), false)

@@ -206,12 +206,9 @@ impl Dispatcher {
         let state = self.log.read();
         let heartbeat = self.heartbeat()?;
         let known = state.node(node).ok_or_else(|| removed(node))?;
-        let (hostname, level) = (known.description.hostname.clone(), description.level);
-        let knows = |state: &State| {
-            admit::level::knows(admit::level::written(state), &hostname, level)
-                .map_err(|e| Status::failed_precondition(e.to_string()))
-        };
-        knows(&state)?;
+        let written = admit::level::written(&state);
+        let knows = admit::level::knows(written, &known.description.hostname, description.level);
+        knows.map_err(|e| Status::failed_precondition(e.to_string()))?;
         if description.address.is_empty() {
             // Given when it joined.
             description.address.clone_from(&known.description.address);
@@ -231,7 +228,7 @@ impl Dispatcher {
             let mut nodes = self.nodes();
             nodes.watch.register(node, id.clone(), heartbeat, self.uptime());
             let session = Session {
-                id: id.clone(),
+                id,
                 wake: Arc::new(Notify::new()),
                 open: Some(open),
                 told: Some(told),
@@ -251,18 +248,6 @@ impl Dispatcher {
             };
             // Of many nodes at once this is one entry.
             self.reports.commit(vec![action]).await?;
-            // It was raised in between, as what the log knew of the node's build was newer than this one.
-            let known = knows(&self.log.read());
-            if known.is_err() {
-                let mut nodes = self.nodes();
-                if nodes.watch.is_current(node, &id)
-                    && let Some(session) = nodes.sessions.remove(&node)
-                {
-                    nodes.watch.end(node);
-                    session.wake.notify_one();
-                }
-            }
-            known?;
         }
         if raft_id != 0 && known.identity.raft_id != Some(raft_id) {
             self.register(node, raft_id).await?;
@@ -352,15 +337,17 @@ impl Dispatcher {
         }
     }
 
-    /// Tells every node what has changed of what all are told. One that is slow to take it is told later; one that was
-    /// removed is told that it has no session any more, and not only at its next heartbeat.
+    /// Tells every node what has changed of what all are told. One that is slow to take it is told later. One that was
+    /// removed, or whose build turned out to know too little when the level was raised, is told that it has no session any
+    /// more, and not only at its next heartbeat.
     pub(crate) fn tell_news(&self) {
         let news = self.current_news();
         let (state, now) = (self.log.read(), self.log.now());
+        let written = admit::level::written(&state);
         let mut nodes = self.nodes();
         let Nodes { watch, sessions } = &mut *nodes;
         sessions.retain(|node, session| {
-            let known = state.node(*node).is_some();
+            let known = (state.node(*node)).is_some_and(|n| n.description.level >= written);
             if !known {
                 watch.end(*node);
                 session.wake.notify_one();

@@ -15,6 +15,8 @@ use crate::writer::{RandomIds, Writer};
 /// Longest sleep: the time of the log, which counts, leans towards the wall clock and may run a tenth faster.
 const SLEEP_MAX: Duration = Duration::from_secs(60);
 
+/// After so long a leader that could not make sure that it leads tries again: nothing tells it when it hears a quorum again.
+const AGAIN: Duration = Duration::from_millis(500);
 /// Least time between two looks at which nodes were heard of: after an election thousands are within seconds, and each look
 /// plans anew for what waits for a place.
 const LOOK_EVERY: Duration = Duration::from_millis(200);
@@ -29,9 +31,8 @@ pub(crate) async fn run(writer: Arc<Writer>, dispatcher: Arc<Dispatcher>) {
         };
         // What an earlier leader had committed must be seen before anything is decided.
         if writer.log.confirm().await.is_err() {
-            if role.changed().await.is_err() {
-                return;
-            }
+            // Whether it still leads is seen above.
+            let _ = tokio::time::timeout(AGAIN, role.changed()).await;
             continue;
         }
         tracing::info!(term, "leading the cluster");
@@ -64,6 +65,11 @@ async fn lead(writer: &Writer, dispatcher: &Dispatcher) {
                 () = sleep_until(unheard.settles_at, dispatcher.uptime()) => {}
                 () = sleep_until(timers.values().min().copied(), log.now()) => {}
             }
+        }
+        // Also when something else woke it.
+        if heard.has_changed().unwrap_or(false) {
+            heard.mark_unchanged();
+            look_at.get_or_insert(looked + LOOK_EVERY);
         }
         let uptime = dispatcher.uptime();
         if [look_at, unheard.settles_at]

@@ -208,6 +208,9 @@ impl Manager {
             return Ok(manager);
         };
         revive::take_over(&dir)?;
+        // Before anything of the log is read.
+        let level = Log::level(&dir).map_err(OpenError::from)?;
+        manager.knows_level(level)?;
         let keys = if Log::exists(&dir) {
             Some(KeyRing::open(&dir)?)
         } else {
@@ -240,11 +243,6 @@ impl Manager {
         let place = self.keychain().place();
         self.listen(bind(&place.listen)?);
         if let Some(keys) = keys {
-            let level = Log::level(&dir).map_err(OpenError::from)?;
-            if let Err(error) = self.knows_level(level) {
-                self.stop_daemon();
-                return Err(error);
-            }
             match Log::open(&dir, self.shared.links.clone(), keys).await {
                 Ok(log) => {
                     if let Err(error) = self.knows(&log.read()) {

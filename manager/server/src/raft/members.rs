@@ -248,13 +248,13 @@ impl Log {
     /// # Errors
     /// [`ProposeError::NoLeader`] after `limit`; [`ProposeError::NoQuorum`] when too few managers answer.
     pub(crate) async fn bear_with(&self, began: Instant, limit: Duration) -> Result<(), ProposeError> {
-        if began.elapsed() > limit {
-            return Err(ProposeError::NoLeader { waited: limit });
-        }
         if began.elapsed() > DOUBT
             && let Some(none) = self.lacks_quorum().await
         {
             return Err(none);
+        }
+        if began.elapsed() > limit {
+            return Err(ProposeError::NoLeader { waited: limit });
         }
         let mut role = self.role();
         // Whatever changes, and a pause that keeps a leader that is only slow from being asked without end.

@@ -135,11 +135,11 @@ pub enum ProposeError {
         /// Who does, if known.
         leader: Option<u64>,
     },
-    /// Enough managers answer, and yet none came to lead for as long as a call waits: their lines lose much, or one of them
-    /// stands still again and again.
+    /// Enough managers answer, and yet this one could follow none that leads for as long as a call waits: the lines lose
+    /// much, one of them stands still again and again, or this one is far behind.
     #[error(
-        "E_NO_LEADER: enough managers answer, but for {} s none could be sure that it leads: look whether a change took \
-         effect before trying again. If it stays so, look at the lines between the managers; running tasks go on",
+        "E_NO_LEADER: enough managers answer, but for {} s this one could follow none that leads: look whether a change \
+         took effect before trying again, or ask another manager. If it stays so, look at the lines between the managers; running tasks go on",
         waited.as_secs()
     )]
     NoLeader {

@@ -1,4 +1,4 @@
-//! How this manager reaches the others: one connection each, over mutual TLS, to the node that a member is.
+//! How this manager reaches the others: over connections of mutual TLS to the node that a member is.
 
 use std::collections::{BTreeMap, VecDeque};
 use std::future::Future;
@@ -43,7 +43,7 @@ const PIECE_LIMIT: Duration = Duration::from_secs(20);
 const PIECES_QUEUED: usize = 4;
 /// Whether a manager is there, and what it knows, is asked for this long.
 const STATUS_LIMIT: Duration = Duration::from_millis(1000);
-/// After so long without an answer it is asked over another connection as well: packets may be lost.
+/// After so long without an answer, or when it failed, it is asked over another connection as well: packets may be lost.
 const STATUS_AGAIN: Duration = Duration::from_millis(300);
 
 /// A member's node and the address it joined with, as the membership has it.
@@ -92,31 +92,21 @@ struct LinksInner {
     published: ArcSwapOption<Published>,
 }
 
-/// What is said over a connection that is kept.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Load {
-    /// Entries, and calls that are passed on.
-    Calls,
-    /// Heartbeats and votes: over a narrow line they would come too late behind an entry.
-    Signs,
-}
-
 /// Connections to one node; each is opened when it is used.
 struct Kept {
+    /// For entries, calls that are passed on, and votes: who asks for those sends no entries yet, and will.
     calls: Channel,
-    /// Signs take turns on these: where packets are lost, what follows on the same connection waits until they are sent
-    /// again.
+    /// For signs of life, which over a narrow line would come too late behind an entry. They take turns: where packets are
+    /// lost, what follows on the same connection waits until they are sent again.
     signs: [Channel; 3],
-    turn: usize,
+    /// Turns of heartbeats, and of questions.
+    beats: usize,
+    questions: usize,
 }
 
 impl Kept {
-    fn next(&mut self, load: Load) -> Channel {
-        if load == Load::Calls {
-            return self.calls.clone();
-        }
-        self.turn = (self.turn + 1) % self.signs.len();
-        self.signs[self.turn].clone()
+    fn sign(&self, turn: usize) -> Channel {
+        self.signs[turn % self.signs.len()].clone()
     }
 }
 
@@ -159,10 +149,10 @@ impl Links {
 
     /// A connection to a node.
     pub(crate) fn to(&self, node: NodeId, address: &str) -> Channel {
-        self.kept(node, address, Load::Calls)
+        self.kept(node, address, |kept| kept.calls.clone())
     }
 
-    fn kept(&self, node: NodeId, address: &str, load: Load) -> Channel {
+    fn kept<T>(&self, node: NodeId, address: &str, choose: impl FnOnce(&mut Kept) -> T) -> T {
         let mut channels = self.inner.channels.lock().unwrap_or_else(PoisonError::into_inner);
         if channels.len() >= LINKS_MAX {
             channels.clear();
@@ -176,9 +166,10 @@ impl Links {
             .or_insert_with(|| Kept {
                 calls: open(),
                 signs: [open(), open(), open()],
-                turn: 0,
+                beats: 0,
+                questions: 0,
             });
-        kept.next(load)
+        choose(kept)
     }
 
     /// A connection to a node for one call only. Whoever takes what it is sent slowly, or sends what is not taken, fills
@@ -201,9 +192,21 @@ impl Links {
         (RaftClient::new(channel), cut)
     }
 
-    /// A client of another manager for what is small and must not wait.
-    fn signs(&self, node: NodeId, address: &str) -> RaftClient<Channel> {
-        RaftClient::new(self.kept(node, address, Load::Signs))
+    /// A client of another manager for the next heartbeat.
+    fn heartbeat(&self, node: NodeId, address: &str) -> RaftClient<Channel> {
+        RaftClient::new(self.kept(node, address, |kept| {
+            kept.beats += 1;
+            kept.sign(kept.beats)
+        }))
+    }
+
+    /// Two clients of another manager for a question, over different connections.
+    fn question(&self, node: NodeId, address: &str) -> [RaftClient<Channel>; 2] {
+        let both = self.kept(node, address, |kept| {
+            kept.questions += 1;
+            [kept.sign(kept.questions), kept.sign(kept.questions + 1)]
+        });
+        both.map(RaftClient::new)
     }
 
     /// A client of another manager.
@@ -215,26 +218,21 @@ impl Links {
 
     /// What another manager knows; none when it does not answer in time.
     pub(super) async fn status(&self, node: NodeId, address: &str, barrier: bool) -> Option<w::StatusReply> {
-        let ask = || {
-            let mut client = self.signs(node, address);
-            async move {
-                let reply = client.status(w::StatusRequest { barrier }).await;
-                reply.ok().map(tonic::Response::into_inner)
-            }
+        let ask = |mut client: RaftClient<Channel>| async move {
+            let reply = client.status(w::StatusRequest { barrier }).await;
+            reply.ok().map(tonic::Response::into_inner)
         };
+        let [one, two] = self.question(node, address);
         let asked = async {
-            let mut first = std::pin::pin!(ask());
-            if let Ok(reply) = tokio::time::timeout(STATUS_AGAIN, &mut first).await {
-                return reply;
-            }
-            let mut second = std::pin::pin!(ask());
-            let (reply, other) = tokio::select! {
-                reply = &mut first => (reply, second),
-                reply = &mut second => (reply, first),
-            };
-            match reply {
-                Some(reply) => Some(reply),
-                None => other.await,
+            let mut first = std::pin::pin!(ask(one));
+            match tokio::time::timeout(STATUS_AGAIN, &mut first).await {
+                Ok(Some(reply)) => Some(reply),
+                Ok(None) => ask(two).await,
+                Err(_) => tokio::select! {
+                    Some(reply) = &mut first => Some(reply),
+                    Some(reply) = ask(two) => Some(reply),
+                    else => None,
+                },
             }
         };
         tokio::time::timeout(STATUS_LIMIT, asked).await.ok()?
@@ -289,12 +287,14 @@ impl Peer {
         Ok((*node, self.links.address(*node, address)))
     }
 
-    fn client(&self, load: Load) -> Result<RaftClient<Channel>, RPCError<TypeConfig>> {
+    fn client(&self) -> Result<RaftClient<Channel>, RPCError<TypeConfig>> {
         let (node, address) = self.place().map_err(RPCError::Unreachable)?;
-        Ok(match load {
-            Load::Calls => self.links.raft(node, &address),
-            Load::Signs => self.links.signs(node, &address),
-        })
+        Ok(self.links.raft(node, &address))
+    }
+
+    fn heartbeat(&self) -> Result<RaftClient<Channel>, RPCError<TypeConfig>> {
+        let (node, address) = self.place().map_err(RPCError::Unreachable)?;
+        Ok(self.links.heartbeat(node, &address))
     }
 }
 
@@ -334,7 +334,7 @@ impl RaftNetworkV2<TypeConfig> for Peer {
         option: RPCOption,
     ) -> Result<AppendEntriesResponse<TypeConfig>, RPCError<TypeConfig>> {
         let message = wire::append_out(&self.target, rpc);
-        let mut client = self.client(Load::Calls)?;
+        let mut client = self.client()?;
         let reply = within(option.hard_ttl(), "entries", client.append_once(message)).await?;
         wire::append_reply_in(reply).map_err(|e| failed(&e))
     }
@@ -351,14 +351,11 @@ impl RaftNetworkV2<TypeConfig> for Peer {
             let target = self.target.clone();
             let owed = Arc::new(Owed::default());
             let mut input = input.fuse();
-            // A heartbeat is a stream of one message without entries.
+            // A heartbeat is a stream of one message without entries; so is the news of what is committed.
             let first = input.next().await;
             let empty = first.as_ref().is_none_or(|rpc| rpc.entries.is_empty());
             let second = if empty { input.next().now_or_never() } else { None };
-            let load = match second {
-                Some(None) => Load::Signs,
-                _ => Load::Calls,
-            };
+            let heartbeat = matches!(second, Some(None));
             let input = futures::stream::iter(first.into_iter().chain(second.flatten())).chain(input);
             let sent = owed.clone();
             let messages = input.map(move |rpc| {
@@ -366,7 +363,11 @@ impl RaftNetworkV2<TypeConfig> for Peer {
                 sent.one_more(message.entries.iter().map(Vec::len).sum());
                 message
             });
-            let mut client = self.client(load)?;
+            let mut client = if heartbeat {
+                self.heartbeat()?
+            } else {
+                self.client()?
+            };
             // Its answer begins when the first message has arrived.
             let replies = match owed.in_time(client.append(messages)).await {
                 Some(replies) => replies.map_err(|status| failed(&status))?.into_inner(),
@@ -391,12 +392,7 @@ impl RaftNetworkV2<TypeConfig> for Peer {
         option: RPCOption,
     ) -> Result<VoteResponse<TypeConfig>, RPCError<TypeConfig>> {
         let message = wire::ballot_out(&self.target, &rpc);
-        let reply = within(
-            option.hard_ttl(),
-            "a vote",
-            self.client(Load::Signs)?.vote(message),
-        )
-        .await?;
+        let reply = within(option.hard_ttl(), "a vote", self.client()?.vote(message)).await?;
         wire::ballot_reply_in(reply).map_err(|e| failed(&e))
     }
 
@@ -407,12 +403,7 @@ impl RaftNetworkV2<TypeConfig> for Peer {
         option: RPCOption,
     ) -> Result<VoteResponse<TypeConfig>, RPCError<TypeConfig>> {
         let message = wire::ballot_out(&self.target, &rpc);
-        let reply = within(
-            option.hard_ttl(),
-            "a vote",
-            self.client(Load::Signs)?.pre_vote(message),
-        )
-        .await?;
+        let reply = within(option.hard_ttl(), "a vote", self.client()?.pre_vote(message)).await?;
         wire::ballot_reply_in(reply).map_err(|e| failed(&e))
     }
 
@@ -460,12 +451,7 @@ impl RaftNetworkV2<TypeConfig> for Peer {
         option: RPCOption,
     ) -> Result<TransferLeaderResponse<TypeConfig>, RPCError<TypeConfig>> {
         let message = wire::transfer_out(&self.target, &request);
-        let reply = within(
-            option.hard_ttl(),
-            "a transfer",
-            self.client(Load::Signs)?.transfer(message),
-        )
-        .await?;
+        let reply = within(option.hard_ttl(), "a transfer", self.client()?.transfer(message)).await?;
         if reply.accepted {
             return Ok(Ok(()));
         }

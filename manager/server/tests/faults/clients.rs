@@ -165,6 +165,37 @@ pub(crate) async fn make(
     Ok(())
 }
 
+/// Makes one thing through one manager.
+///
+/// # Errors
+/// Why it was refused.
+pub(crate) async fn create(socket: &Path, request: CreateRequest) -> Result<(), String> {
+    let made = control(socket).await?.create(request).await;
+    made.map(drop).map_err(|e| e.message().to_owned())
+}
+
+/// Services, and those that have a task.
+///
+/// # Errors
+/// What the manager said.
+pub(crate) async fn planned(socket: &Path) -> Result<(usize, usize), String> {
+    let mut ids = [BTreeSet::new(), BTreeSet::new()];
+    for (kind, ids) in [Kind::Service, Kind::Task].into_iter().zip(&mut ids) {
+        let request = ListRequest {
+            kind: kind.into(),
+            ..ListRequest::default()
+        };
+        let reply = control(socket).await?.list(request).await;
+        let reply = reply.map_err(|e| e.message().to_owned())?.into_inner();
+        ids.extend(reply.objects.into_iter().filter_map(|o| match o.object? {
+            object::Object::Service(service) => Some(service.id),
+            object::Object::Task(task) => Some(task.service),
+            _ => None,
+        }));
+    }
+    Ok((ids[0].len(), ids[0].intersection(&ids[1]).count()))
+}
+
 /// Makes small configs through one manager, each when the one before it is there: as many entries.
 ///
 /// # Errors

@@ -57,6 +57,9 @@ impl Grid {
                 let listener = runtime.block_on(TcpListener::bind("127.0.0.1:0")).unwrap();
                 row.push(listener.local_addr().unwrap().to_string());
                 let target = format!("{net}.{}:{PORT}", to + 1);
+                // Connections of different lines lose different pieces.
+                let first = (seed * 100 + (from * SITES + to) as u64) << 32;
+                lines[from][to].connections.store(first, Ordering::SeqCst);
                 runtime.spawn(pass(listener, target, lines.clone(), (from, to)));
             }
             begins.push(row);
