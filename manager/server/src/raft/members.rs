@@ -272,6 +272,10 @@ impl Log {
             return known.clone();
         }
         let voters: Vec<_> = self.members().into_iter().filter(|m| m.3).collect();
+        // While the members change there are two sets of voters, and either has to agree.
+        let sets = (self.metrics().membership_config.membership())
+            .get_joint_config()
+            .clone();
         let mut asked: FuturesUnordered<_> = (voters.iter())
             .map(|(id, node, address, _)| async move {
                 // One that has another number by now lost its log, and cannot vote as the one that is asked for.
@@ -281,18 +285,22 @@ impl Log {
             })
             .collect();
         let mut answered = BTreeSet::new();
+        let lacking = |answered: &BTreeSet<u64>| {
+            (sets.iter()).find(|set| set.intersection(answered).count() < quorum(set.len()))
+        };
         // One that is cut off answers late, and need not be waited for when the others are enough.
-        while answered.len() < quorum(voters.len())
+        while lacking(&answered).is_some()
             && let Some(answer) = asked.next().await
         {
             answered.extend(answer);
         }
-        let lacking = answered.len() < quorum(voters.len()) && !voters.is_empty();
-        let silent = voters.iter().filter(|(id, ..)| !answered.contains(id));
-        let result = lacking.then(|| ProposeError::NoQuorum {
-            answered: answered.len(),
-            voters: voters.len(),
-            silent: silent.map(|v| v.2.clone()).collect::<Vec<_>>().join(", "),
+        let result = lacking(&answered).map(|set| {
+            let silent = (voters.iter()).filter(|(id, ..)| set.contains(id) && !answered.contains(id));
+            ProposeError::NoQuorum {
+                answered: set.intersection(&answered).count(),
+                voters: set.len(),
+                silent: silent.map(|v| v.2.clone()).collect::<Vec<_>>().join(", "),
+            }
         });
         *count = Some((Instant::now(), result.clone()));
         result
