@@ -173,7 +173,8 @@ pub(crate) fn members_change_while_lines_fail(bed: &Bed) -> Outcome {
     bed.ok(leader.number, &format!("node demote {}", first.name))?;
     write(leader.number, "four-again")?;
     bed.hosts.heal()?;
-    // Two of the four are on either side of a cut: nothing can be decided, nor is anything.
+    // Two of the four are on either side of a cut, and the one that goes, which may not have left the log yet, is alone:
+    // nothing can be decided, nor is anything.
     let others: Vec<&Host> = (bed.hosts.all().iter())
         .filter(|h| ![first.number, second.number, leader.number].contains(&h.number))
         .collect();
@@ -185,6 +186,7 @@ pub(crate) fn members_change_while_lines_fail(bed: &Bed) -> Outcome {
     let stays: Vec<&str> = stays.iter().map(String::as_str).collect();
     bed.settled_as(leader.number, &stays, 1)?;
     bed.hosts.cut(&[leader, second], &others)?;
+    bed.hosts.isolate(&[first])?;
     let began = Instant::now();
     let refused = bed.types(leader.number, &format!("node demote {}", second.name))?;
     equal("demoted without a quorum", refused.ok(), false)?;
