@@ -20,6 +20,8 @@ mod losses;
 mod many;
 #[path = "cluster/members.rs"]
 mod members;
+#[path = "cluster/network.rs"]
+mod network;
 #[path = "cluster/recovery.rs"]
 mod recovery;
 #[path = "cluster/strain.rs"]
@@ -184,6 +186,11 @@ const ALL: &[(&str, Start, Scenario)] = &[
         "old and new builds are in one cluster",
         Start::Hosts(4),
         levels::old_and_new_builds,
+    ),
+    (
+        "tasks meet over hosts by name and by port",
+        Start::Cluster(1, 2),
+        network::tasks_meet_over_hosts,
     ),
     (
         "the machine is busy",

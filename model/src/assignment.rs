@@ -6,7 +6,7 @@ use std::sync::Arc;
 
 use crate::object::{Config, Network, Secret, Task};
 use crate::spec::{EndpointMode, PortSpec};
-use crate::{ConfigId, NetworkId, SecretId, ServiceId, TaskId};
+use crate::{ConfigId, NetworkId, NodeId, SecretId, ServiceId, TaskId};
 
 /// Everything a node may see.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
@@ -21,6 +21,8 @@ pub struct AssignmentSet {
     pub configs: BTreeMap<ConfigId, Arc<Config>>,
     /// Services that share a network with its tasks, or publish a port on every node.
     pub services: BTreeMap<ServiceId, Arc<ServiceEndpoints>>,
+    /// Where the nodes of the cluster are, itself included, as `IP:port`.
+    pub peers: Arc<BTreeMap<NodeId, String>>,
 }
 
 /// How a service is reached from a node: names, virtual addresses, ports and the tasks behind them.
@@ -38,6 +40,8 @@ pub struct ServiceEndpoints {
     pub ports: Vec<PortSpec>,
     /// Tasks that take connections: running, healthy, and wanted to run.
     pub backends: Vec<Backend>,
+    /// Its other tasks that have a node and have not ended: they may ask before they are asked.
+    pub others: Vec<Backend>,
 }
 
 /// A service in one network.
@@ -51,11 +55,13 @@ pub struct ServiceNetwork {
     pub vip: Option<IpAddr>,
 }
 
-/// A task that takes connections.
+/// A task and where it is.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Backend {
     /// The task.
     pub task: TaskId,
+    /// Its node; none where a manager of an earlier version did not say.
+    pub node: Option<NodeId>,
     /// Name of the task, such as `web.1`.
     pub name: String,
     /// Its address in each network.
@@ -77,6 +83,8 @@ pub struct AssignmentDiff {
     pub remove_configs: Vec<ConfigId>,
     /// Services it no longer reaches.
     pub remove_services: Vec<ServiceId>,
+    /// Nodes that are gone.
+    pub remove_peers: Vec<NodeId>,
 }
 
 impl AssignmentDiff {

@@ -10,12 +10,14 @@ use std::sync::{Arc, mpsc};
 use tokio::sync::oneshot;
 
 use crate::dns;
+use crate::overlay::{self, Paths, Step};
 use crate::plan::{self, Elements, SETS, Wanted};
 use crate::ruleset::{self, GATEWAY, TABLE};
 use crate::sys;
 use crate::sys::link;
 use crate::sys::netlink::Socket;
 use crate::sys::nft::{self, Batch};
+use crate::tunnel::{self, Tunnel};
 
 /// MTU of containers on one host; across hosts it follows from the underlay.
 const MTU: u32 = 1500;
@@ -190,6 +192,7 @@ struct Worker {
     host_tables: Socket,
     found: Elements,
     host_ports: BTreeMap<Vec<u8>, Option<Vec<u8>>>,
+    paths: Paths,
 }
 
 /// Names and addresses that follow from a dataplane's name.
@@ -219,7 +222,7 @@ impl Transit {
     }
 }
 
-fn setting(path: &str, value: &str) -> Result<(), NetError> {
+pub(crate) fn setting(path: &str, value: &str) -> Result<(), NetError> {
     fs::write(format!("/proc/sys/net/ipv4/{path}"), value)
         .map_err(at(format!("set net.ipv4.{path} to {value}")))
 }
@@ -285,11 +288,8 @@ impl Worker {
         let mut tables = Socket::open(NETLINK_NETFILTER).map_err(at("open netlink"))?;
         let conntrack = Socket::open(NETLINK_NETFILTER).map_err(at("open netlink"))?;
         inner_links(&mut links, &transit)?;
-        if !nft::table_exists(&mut tables, TABLE).map_err(at("list the dataplane's tables"))? {
-            ruleset::dataplane(&transit.inner_end, transit.inner)
-                .commit(&mut tables)
-                .map_err(at("make the dataplane's table"))?;
-        }
+        make_table(&mut tables, &transit)?;
+        let paths = tunnel::found(&mut links)?;
         let mut found = Elements::new();
         for (set, _, _) in SETS {
             let elements =
@@ -309,6 +309,7 @@ impl Worker {
             host_tables,
             found,
             host_ports: host_ports.into_iter().collect(),
+            paths,
         })
     }
 
@@ -369,7 +370,24 @@ impl Worker {
         sys::drop_namespace(&self.path_of(id)).map_err(at(format!("let go of the namespace of {id}")))
     }
 
+    fn take(&mut self, steps: &[Step]) -> Result<usize, NetError> {
+        for step in steps {
+            let mut tunnel = Tunnel {
+                host: &mut self.host_links,
+                links: &mut self.links,
+                tables: &mut self.tables,
+                inside: &self.inside,
+            };
+            tunnel.take(*step)?;
+            self.paths.take(*step);
+        }
+        Ok(steps.len())
+    }
+
     fn apply(&mut self, wanted: &Wanted) -> Result<usize, NetError> {
+        let paths = overlay::paths(&wanted.overlay);
+        let (before, after) = overlay::steps(&paths, &self.paths);
+        let mut steps = self.take(&before)?;
         let elements = plan::elements(wanted, &self.found);
         let changes = plan::diff(&elements, &self.found);
         let mut batch = Batch::new(TABLE);
@@ -423,7 +441,8 @@ impl Worker {
             self.host_ports = ports;
             count += 1;
         }
-        Ok(count)
+        steps += self.take(&after)?;
+        Ok(count + steps)
     }
 
     fn destroy(&mut self) -> Result<(), NetError> {
@@ -461,8 +480,23 @@ impl Worker {
         for set in self.found.values_mut() {
             set.clear();
         }
+        self.paths = Paths::default();
         first.map_or(Ok(()), Err)
     }
+}
+
+/// Makes the dataplane's table, also in the place of one that an earlier version made.
+fn make_table(tables: &mut Socket, transit: &Transit) -> Result<(), NetError> {
+    let mut batch = ruleset::dataplane(&transit.inner_end, tunnel::DEVICE, transit.inner);
+    if nft::table_exists(tables, TABLE).map_err(at("list the dataplane's tables"))? {
+        let has = |set: &str| nft::elements(tables, TABLE, set).is_ok();
+        if SETS.iter().map(|(set, ..)| *set).all(has) {
+            return Ok(());
+        }
+        // In one transaction. Connections go on by what is known of them; new ones wait for what is wanted.
+        batch = batch.instead();
+    }
+    batch.commit(tables).map_err(at("make the dataplane's table"))
 }
 
 fn inner_links(links: &mut Socket, transit: &Transit) -> Result<(), NetError> {

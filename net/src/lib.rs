@@ -7,11 +7,13 @@
 
 // What is wanted, and the elements that make it so; pure.
 mod balance;
+mod overlay;
 mod plan;
 
 // The namespace, its rules, and containers on it.
 mod dataplane;
 mod ruleset;
+mod tunnel;
 
 // Several hosts on one machine, for tests and the demo.
 mod wire;
@@ -27,5 +29,6 @@ mod sys;
 
 pub use dataplane::{Dataplane, DataplaneConfig, EndpointConfig, NetError};
 pub use dns::Zone;
+pub use overlay::Overlay;
 pub use plan::{Endpoint, Protocol, Wanted};
 pub use wire::{Wire, inside};

@@ -5,6 +5,7 @@ use std::net::Ipv4Addr;
 
 use crate::balance::{SLOTS, assign};
 use crate::dns::Zone;
+use crate::overlay::Overlay;
 
 /// Protocol of a published port, by its number (IANA).
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
@@ -35,6 +36,8 @@ pub struct Wanted {
     pub ports: BTreeMap<(Protocol, u16), Vec<(Ipv4Addr, u16)>>,
     /// Names.
     pub zone: Zone,
+    /// What is on other hosts.
+    pub overlay: Overlay,
 }
 
 /// Elements by set: key and, in a map, value.
@@ -49,6 +52,7 @@ pub(crate) const SETS: &[(&str, u32, Option<u32>)] = &[
     ("members", 8, None),
     ("internal", 4, None),
     ("selves", 8, None),
+    ("published", 12, None),
 ];
 
 /// The sets that make `wanted` so. Slots that lead to a backend that is still wanted stay where `now` has them.
@@ -57,6 +61,17 @@ pub(crate) fn elements(wanted: &Wanted, now: &Elements) -> Elements {
     let mut put = |set: &'static str, key: Vec<u8>, value: Option<Vec<u8>>| {
         all.entry(set).or_default().insert(key, value);
     };
+    // Addresses of networks that nobody here is in have no number.
+    let near = wanted
+        .overlay
+        .remote
+        .iter()
+        .filter(|(_, (network, _))| *network != 0);
+    for (address, (network, _)) in near {
+        let network = network.to_ne_bytes();
+        put("nets", address.octets().to_vec(), Some(network.to_vec()));
+        put("members", [network, address.octets()].concat(), None);
+    }
     for (address, endpoint) in &wanted.endpoints {
         let network = endpoint.network.to_ne_bytes();
         put("nets", address.octets().to_vec(), Some(network.to_vec()));
@@ -80,6 +95,10 @@ pub(crate) fn elements(wanted: &Wanted, now: &Elements) -> Elements {
             .iter()
             .map(|(ip, port)| [ip.octets(), port_word(*port)].concat())
             .collect();
+        for (ip, port) in backends {
+            let key = [ip.octets(), [*protocol as u8, 0, 0, 0], port_word(*port)].concat();
+            put("published", key, None);
+        }
         let prefix = [[*protocol as u8, 0, 0, 0], port_word(*port)].concat();
         for (key, value) in slots(&prefix, &values, had("ports")) {
             put("ports", key, Some(value));
@@ -145,7 +164,7 @@ mod tests {
             endpoints: BTreeMap::from([(ip(2), endpoint(1, false)), (ip(3), endpoint(1, true))]),
             vips: BTreeMap::from([(ip(9), (1, vec![ip(2), ip(3)])), (ip(8), (1, vec![]))]),
             ports: BTreeMap::from([((Protocol::Tcp, 80), vec![(ip(2), 8080)])]),
-            zone: Zone::default(),
+            ..Wanted::default()
         }
     }
 

@@ -3,8 +3,9 @@
 use std::net::Ipv4Addr;
 
 use crate::balance::SLOTS;
+use crate::overlay::mac_of;
 use crate::plan::SETS;
-use crate::sys::nft::{Batch, Expression, Hook, R1, W0, W1, W2, W4};
+use crate::sys::nft::{Batch, Expression, Hook, NETDEV, R1, W0, W1, W2, W4};
 
 /// Gateway of every container: link-local, the same everywhere.
 pub(crate) const GATEWAY: Ipv4Addr = Ipv4Addr::new(169, 254, 1, 1);
@@ -132,13 +133,109 @@ pub(crate) fn cuts() -> Batch {
     b
 }
 
+/// Offset in Ethernet's header of where the address of a host stands in what its device is called ([`mac_of`]).
+const HOST_IN_SOURCE: u32 = 8;
+const HOST_IN_DESTINATION: u32 = 2;
+const HOST_BYTES: u32 = 4;
+/// Keys of connections.
+const DIRECTION: u32 = 1;
+const CONNECTION_MARK: u32 = 3;
+const REPLY: u8 = 1;
+
+/// Answers go back through the host that a client had asked: its address is the mark of the connection. Of a packet it is
+/// the mark as well, by which it is led to the overlay, where [`back`] makes it the destination.
+fn remember_the_way(b: &mut Batch, overlay: &str) {
+    b.chain(
+        "mesh",
+        &Hook {
+            kind: "filter",
+            number: 0,
+            // After connections are known (-200), before addresses are rewritten (-100).
+            priority: -150,
+        },
+    );
+    b.rule(
+        "mesh",
+        &[
+            meta(IN_NAME, R1),
+            is(R1, &name(overlay)),
+            source(W0),
+            Expression::Absent {
+                set: "nets".into(),
+                from: W0,
+            },
+            Expression::Payload {
+                base: 0,
+                offset: HOST_IN_SOURCE,
+                len: HOST_BYTES,
+                to: W0,
+            },
+            Expression::SetConnectionMark { from: W0 },
+        ],
+    );
+    b.rule(
+        "mesh",
+        &[
+            meta(IN_NAME, R1),
+            is_not(R1, &name(overlay)),
+            Expression::Connection {
+                key: DIRECTION,
+                to: W0,
+            },
+            is(W0, &[REPLY]),
+            Expression::Connection {
+                key: CONNECTION_MARK,
+                to: W0,
+            },
+            is_not(W0, &[0; 4]),
+            Expression::SetMark { from: W0 },
+        ],
+    );
+}
+
+/// Table of what leaves the overlay's device.
+pub(crate) const BACK: &str = "rswarm-back";
+
+/// What is for nobody in particular ([`Ipv4Addr::UNSPECIFIED`]) goes to the host in its mark. Then the mark is taken away:
+/// by it the packet around this one would be led to the overlay again.
+pub(crate) fn back(overlay: &str) -> Batch {
+    let mut b = Batch::of(NETDEV, BACK);
+    b.table();
+    b.egress("out", overlay);
+    b.rule(
+        "out",
+        &[
+            Expression::Payload {
+                base: 0,
+                offset: 0,
+                len: 6,
+                to: R1,
+            },
+            is(R1, &mac_of(Ipv4Addr::UNSPECIFIED)),
+            meta(MARK, W0),
+            Expression::SetLink {
+                from: W0,
+                offset: HOST_IN_DESTINATION,
+                len: HOST_BYTES,
+            },
+            Expression::Immediate {
+                to: R1,
+                value: vec![0; 4],
+            },
+            Expression::SetMark { from: R1 },
+        ],
+    );
+    b
+}
+
 /// The dataplane's table: balancing, isolation, the way out.
-pub(crate) fn dataplane(uplink: &str, own: Ipv4Addr) -> Batch {
+pub(crate) fn dataplane(uplink: &str, overlay: &str, own: Ipv4Addr) -> Batch {
     let mut b = Batch::new(TABLE);
     b.table();
     for (set, key, data) in SETS {
         b.set(set, *key, *data);
     }
+    remember_the_way(&mut b, overlay);
     b.chain("pre", &nat("nat", 0));
     b.chain("post", &nat("nat", 4));
     b.chain(
@@ -253,6 +350,24 @@ pub(crate) fn dataplane(uplink: &str, own: Ipv4Addr) -> Batch {
     b.rule(
         "fwd",
         &[meta(OUT_NAME, R1), is(R1, &name(uplink)), Expression::Accept],
+    );
+    // From another host, where it was asked for by a published port.
+    b.rule(
+        "fwd",
+        &[
+            meta(IN_NAME, R1),
+            is(R1, &name(overlay)),
+            source(W0),
+            Expression::Absent {
+                set: "nets".into(),
+                from: W0,
+            },
+            destination(W0),
+            meta(PROTOCOL, W1),
+            port(W2),
+            find("published", W0, None),
+            Expression::Accept,
+        ],
     );
     b.rule(
         "fwd",

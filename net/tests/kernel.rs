@@ -131,6 +131,7 @@ fn wanted(port: u16) -> Wanted {
             ]),
             reverse: BTreeMap::new(),
         },
+        ..Wanted::default()
     }
 }
 

@@ -1,12 +1,12 @@
 //! The assignment set of this node, brought forward frame by frame.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
-use model::TaskId;
 use model::assignment::{AssignmentDiff, AssignmentSet};
 use model::object::Task;
 use model::task_state::{DesiredState, TaskState};
+use model::{NodeId, TaskId};
 
 /// Applies a difference.
 pub fn apply(set: &mut AssignmentSet, diff: AssignmentDiff) {
@@ -15,6 +15,7 @@ pub fn apply(set: &mut AssignmentSet, diff: AssignmentDiff) {
     set.secrets.extend(diff.update.secrets);
     set.configs.extend(diff.update.configs);
     set.services.extend(diff.update.services);
+    add_peers(&mut set.peers, &diff.update.peers);
     diff.remove_tasks.iter().for_each(|id| drop(set.tasks.remove(id)));
     diff.remove_networks
         .iter()
@@ -28,6 +29,18 @@ pub fn apply(set: &mut AssignmentSet, diff: AssignmentDiff) {
     diff.remove_services
         .iter()
         .for_each(|id| drop(set.services.remove(id)));
+    for id in &diff.remove_peers {
+        Arc::make_mut(&mut set.peers).remove(id);
+    }
+}
+
+type Peers = Arc<BTreeMap<NodeId, String>>;
+
+fn add_peers(peers: &mut Peers, more: &Peers) {
+    if !more.is_empty() {
+        let more = more.iter().map(|(id, address)| (*id, address.clone()));
+        Arc::make_mut(peers).extend(more);
+    }
 }
 
 /// Of tasks that `run` on this node, those that took connections when the set was told: after a restart of the agent they
@@ -67,11 +80,13 @@ impl Frames {
         collected.update.secrets.extend(frame.update.secrets);
         collected.update.configs.extend(frame.update.configs);
         collected.update.services.extend(frame.update.services);
+        add_peers(&mut collected.update.peers, &frame.update.peers);
         collected.remove_tasks.extend(frame.remove_tasks);
         collected.remove_networks.extend(frame.remove_networks);
         collected.remove_secrets.extend(frame.remove_secrets);
         collected.remove_configs.extend(frame.remove_configs);
         collected.remove_services.extend(frame.remove_services);
+        collected.remove_peers.extend(frame.remove_peers);
         if more {
             return None;
         }
@@ -134,6 +149,7 @@ mod tests {
         }
         let backend = |id| Backend {
             task: TaskId(id),
+            node: None,
             name: format!("web.{id}"),
             addresses: Vec::new(),
         };
@@ -144,6 +160,7 @@ mod tests {
             networks: Vec::new(),
             ports: Vec::new(),
             backends: vec![backend(2), backend(4), backend(77)],
+            others: vec![backend(3)],
         };
         set.services.insert(service.id, Arc::new(service));
         // The fifth does not run any more, the sixth was never assigned.

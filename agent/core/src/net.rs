@@ -1,12 +1,12 @@
 //! What the network of this host has to be: assignments, and the truth about this host's own tasks.
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::net::{IpAddr, Ipv4Addr};
+use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 
 use model::assignment::{AssignmentSet, ServiceEndpoints};
 use model::object::Task;
 use model::spec::{EndpointMode, PortSpec, Protocol};
-use model::{NetworkId, TaskId};
+use model::{NetworkId, NodeId, TaskId};
 
 /// The wanted network, in plain words; the worker translates it for the dataplane.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
@@ -23,11 +23,25 @@ pub struct WantedNet {
     pub names: BTreeMap<(u32, String), Vec<Ipv4Addr>>,
     /// Names of addresses.
     pub reverse: BTreeMap<Ipv4Addr, String>,
+    /// Where this host is for the others; none while nobody has said so.
+    pub own: Option<Ipv4Addr>,
+    /// Where all hosts are.
+    pub hosts: BTreeSet<Ipv4Addr>,
+    /// Addresses of tasks on other hosts: network number, zero for a network this host is not in, and where their host is.
+    pub remote: BTreeMap<Ipv4Addr, (u32, Ipv4Addr)>,
 }
 
-/// Derives the network. `attached` tasks have their namespace; of those, `serving` ones take connections.
-pub fn wanted(set: &AssignmentSet, attached: &BTreeSet<TaskId>, serving: &BTreeSet<TaskId>) -> WantedNet {
-    let mut net = WantedNet::default();
+/// Derives the network of a node. `attached` tasks have their namespace; of those, `serving` ones take connections.
+pub fn wanted(
+    set: &AssignmentSet,
+    node: NodeId,
+    attached: &BTreeSet<TaskId>,
+    serving: &BTreeSet<TaskId>,
+) -> WantedNet {
+    let mut net = WantedNet {
+        own: set.peers.get(&node).and_then(|address| host(address)),
+        ..WantedNet::default()
+    };
     let number = |id: &NetworkId| set.networks.get(id).map_or(0, |n| n.vni);
     let internal = |id: &NetworkId| set.networks.get(id).is_some_and(|n| n.spec.internal);
     for task in set.tasks.values().filter(|t| attached.contains(&t.id)) {
@@ -53,7 +67,49 @@ pub fn wanted(set: &AssignmentSet, attached: &BTreeSet<TaskId>, serving: &BTreeS
             publish(&mut net, port, v4(&task.addresses).next().map(|(_, a)| a));
         }
     }
+    add_remote(&mut net, set, node, &number);
     net
+}
+
+/// The host's part of an address such as `10.0.0.1:2377`.
+fn host(address: &str) -> Option<Ipv4Addr> {
+    match address.parse::<SocketAddr>().ok()?.ip() {
+        IpAddr::V4(ip) if !ip.is_unspecified() => Some(ip),
+        IpAddr::V4(_) | IpAddr::V6(_) => None,
+    }
+}
+
+/// Tasks of other hosts in networks that this one has, and their names.
+fn add_remote(net: &mut WantedNet, set: &AssignmentSet, node: NodeId, number: &dyn Fn(&NetworkId) -> u32) {
+    let hosts: BTreeMap<NodeId, Ipv4Addr> = (set.peers.iter())
+        .filter_map(|(id, address)| Some((*id, host(address)?)))
+        .collect();
+    net.hosts = hosts.values().copied().collect();
+    let tasks = set.services.values().flat_map(|s| {
+        let all = s.backends.iter().chain(&s.others);
+        all.map(|task| (task, !s.ports.is_empty()))
+    });
+    for (task, published) in tasks {
+        let Some(there) = task.node.filter(|n| *n != node).and_then(|n| hosts.get(&n)) else {
+            continue;
+        };
+        for (network, address) in v4(&task.addresses) {
+            let near = set.networks.contains_key(&network);
+            let here = number(&network);
+            if near || published {
+                net.remote.insert(address, (here, *there));
+            }
+            if !near {
+                continue;
+            }
+            net.reverse
+                .insert(address, format!("{}.{}", task.name, task.task));
+            net.names
+                .entry((here, task.name.to_ascii_lowercase()))
+                .or_default()
+                .push(address);
+        }
+    }
 }
 
 fn v4(addresses: &[(NetworkId, IpAddr)]) -> impl Iterator<Item = (NetworkId, Ipv4Addr)> + '_ {
@@ -127,5 +183,120 @@ fn add_service(
         for list in &addresses {
             publish(net, port, v4(list).next().map(|(_, a)| a));
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::Arc;
+
+    use model::ServiceId;
+    use model::assignment::{Backend, ServiceNetwork};
+    use model::object::{Meta, Network};
+    use model::spec::PublishMode;
+
+    use super::*;
+
+    const NEAR: NetworkId = NetworkId(1);
+    const FAR: NetworkId = NetworkId(2);
+
+    fn ip(text: &str) -> Ipv4Addr {
+        text.parse().unwrap()
+    }
+
+    fn task(id: u128, node: u128, network: NetworkId, address: &str) -> Backend {
+        Backend {
+            task: TaskId(id),
+            node: (node != 0).then_some(NodeId(node)),
+            name: format!("web.{id}"),
+            addresses: vec![(network, IpAddr::V4(ip(address)))],
+        }
+    }
+
+    fn service(
+        id: u128,
+        network: NetworkId,
+        ports: Vec<PortSpec>,
+        backends: Vec<Backend>,
+    ) -> ServiceEndpoints {
+        ServiceEndpoints {
+            id: ServiceId(id),
+            name: format!("s{id}"),
+            mode: EndpointMode::DnsRr,
+            networks: vec![ServiceNetwork {
+                network,
+                aliases: Vec::new(),
+                vip: None,
+            }],
+            ports,
+            backends,
+            others: Vec::new(),
+        }
+    }
+
+    #[test]
+    fn what_is_on_other_hosts_is_reached_where_a_network_or_a_port_leads_there() {
+        let network = Network {
+            id: NEAR,
+            meta: Meta::default(),
+            spec: model::spec::NetworkSpec::default(),
+            vni: 7,
+            subnets: Vec::new(),
+        };
+        let port = PortSpec {
+            name: String::new(),
+            protocol: Protocol::Tcp,
+            target: 80,
+            published: 8080,
+            mode: PublishMode::Ingress,
+            host_ip: String::new(),
+        };
+        let mut near = service(
+            1,
+            NEAR,
+            Vec::new(),
+            vec![task(1, 1, NEAR, "10.0.0.1"), task(2, 2, NEAR, "10.0.0.2")],
+        );
+        near.others = vec![
+            task(3, 3, NEAR, "10.0.0.3"),
+            task(4, 0, NEAR, "10.0.0.4"),
+            task(5, 9, NEAR, "10.0.0.5"),
+        ];
+        let published = service(2, FAR, vec![port], vec![task(6, 2, FAR, "10.0.1.6")]);
+        let far = service(3, FAR, Vec::new(), vec![task(7, 2, FAR, "10.0.1.7")]);
+        let address = |n: u128, text: &str| (NodeId(n), text.to_owned());
+        let set = AssignmentSet {
+            networks: BTreeMap::from([(NEAR, Arc::new(network))]),
+            services: [near, published, far].map(|s| (s.id, Arc::new(s))).into(),
+            peers: Arc::new(BTreeMap::from([
+                address(1, "10.99.0.1:2377"),
+                address(2, "10.99.0.2:2377"),
+                address(3, "10.99.0.3:1"),
+                address(4, "[fd00::4]:2377"),
+                address(5, ""),
+            ])),
+            ..AssignmentSet::default()
+        };
+        let net = wanted(&set, NodeId(1), &BTreeSet::new(), &BTreeSet::new());
+        assert_eq!(net.own, Some(ip("10.99.0.1")));
+        assert_eq!(net.hosts, [1, 2, 3].map(|n| Ipv4Addr::new(10, 99, 0, n)).into());
+        assert_eq!(
+            net.remote,
+            BTreeMap::from([
+                (ip("10.0.0.2"), (7, ip("10.99.0.2"))),
+                (ip("10.0.0.3"), (7, ip("10.99.0.3"))),
+                (ip("10.0.1.6"), (0, ip("10.99.0.2"))),
+            ]),
+            "not its own, nor where nobody has said, nor in networks that are not its"
+        );
+        let name = |name: &str| net.names.get(&(7, name.to_owned())).cloned();
+        assert_eq!(
+            name("web.3"),
+            Some(vec![ip("10.0.0.3")]),
+            "a task has its name before it serves"
+        );
+        assert_eq!(name("s1"), Some(vec![ip("10.0.0.1"), ip("10.0.0.2")]));
+        assert_eq!(name("web.6"), None);
+        assert_eq!(net.reverse[&ip("10.0.0.2")], format!("web.2.{}", TaskId(2)));
     }
 }

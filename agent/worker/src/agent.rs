@@ -122,7 +122,7 @@ impl Agent {
             links,
             runtime,
             images,
-            network: Network::new(plane),
+            network: Network::new(plane, config.keychain.clone()),
             volumes,
             outbox: Mutex::new(Outbox::default()),
             told: Notify::new(),

@@ -6,15 +6,17 @@ use std::path::PathBuf;
 use std::sync::{Mutex, PoisonError};
 
 use agent_core::net::{WantedNet, wanted};
-use model::TaskId;
 use model::assignment::AssignmentSet;
 use model::object::Task;
 use model::spec;
-use net::{Dataplane, Endpoint, EndpointConfig, NetError, Protocol, Wanted, Zone};
+use model::{NodeId, TaskId};
+use net::{Dataplane, Endpoint, EndpointConfig, NetError, Overlay, Protocol, Wanted, Zone};
+use proto::identity::Keychain;
 
 /// The network of this host.
 pub(crate) struct Network {
     plane: Dataplane,
+    keychain: Keychain,
     known: Mutex<Known>,
     applying: tokio::sync::Mutex<u64>,
 }
@@ -29,9 +31,10 @@ struct Known {
 }
 
 impl Network {
-    pub(crate) fn new(plane: Dataplane) -> Self {
+    pub(crate) fn new(plane: Dataplane, keychain: Keychain) -> Self {
         Self {
             plane,
+            keychain,
             known: Mutex::new(Known::default()),
             applying: tokio::sync::Mutex::new(0),
         }
@@ -120,10 +123,12 @@ impl Network {
         if *applied >= mine {
             return Ok(());
         }
+        // Without a certificate there are no tasks.
+        let node = self.keychain.identity().map_or(NodeId(0), |i| i.subject.node);
         let (net, generation) = {
             let known = self.known.lock().unwrap_or_else(PoisonError::into_inner);
             (
-                wanted(&known.set, &known.attached, &known.serving),
+                wanted(&known.set, node, &known.attached, &known.serving),
                 known.generation,
             )
         };
@@ -159,6 +164,11 @@ fn translate(net: WantedNet) -> Wanted {
                 .collect(),
             names: net.names,
             reverse: net.reverse,
+        },
+        overlay: Overlay {
+            own: net.own,
+            hosts: net.hosts,
+            remote: net.remote,
         },
     }
 }

@@ -55,9 +55,29 @@ impl Rounds {
 #[derive(Debug, Default)]
 pub struct Views {
     known: BTreeMap<ServiceId, (Timestamp, u64, Arc<ServiceEndpoints>)>,
+    /// Where the nodes are, as of an index.
+    peers: (u64, Arc<BTreeMap<NodeId, String>>),
+}
+
+/// Where the nodes are.
+fn peers(state: &State) -> BTreeMap<NodeId, String> {
+    let address = |n: &Arc<model::object::Node>| (n.id, n.description.address.clone());
+    state.nodes().map(address).collect()
 }
 
 impl Views {
+    /// Where the nodes are, as one object while that stays the same.
+    pub fn peers(&mut self, state: &State) -> Arc<BTreeMap<NodeId, String>> {
+        if self.peers.0 < state.index() {
+            let fresh = peers(state);
+            if *self.peers.1 != fresh {
+                self.peers.1 = Arc::new(fresh);
+            }
+            self.peers.0 = state.index();
+        }
+        self.peers.1.clone()
+    }
+
     /// How a service is reached, at most `age` old; `now` is a time before the state was read. A caller with an older
     /// state than another had before gets what that one got.
     ///
@@ -89,13 +109,17 @@ impl Views {
 
 /// Everything a node may see.
 pub fn for_node(state: &State, node: NodeId) -> AssignmentSet {
-    for_node_by(state, node, &mut |service| Arc::new(endpoints(state, service)))
+    let peers = Arc::new(peers(state));
+    for_node_by(state, node, &peers, &mut |service| {
+        Arc::new(endpoints(state, service))
+    })
 }
 
-/// The same, with the services as `view` has them.
+/// The same, with the services as `view` has them, and where the nodes are.
 pub fn for_node_by(
     state: &State,
     node: NodeId,
+    peers: &Arc<BTreeMap<NodeId, String>>,
     view: &mut dyn FnMut(&Service) -> Arc<ServiceEndpoints>,
 ) -> AssignmentSet {
     let mut set = AssignmentSet::default();
@@ -129,6 +153,10 @@ pub fn for_node_by(
     for service in state.services().filter(|s| reaches(s, &near)) {
         set.services.insert(service.id, view(service));
     }
+    // Who is alone with itself and publishes nothing needs nobody.
+    if !set.services.is_empty() {
+        set.peers = peers.clone();
+    }
     set
 }
 
@@ -150,6 +178,10 @@ fn reaches(service: &Service, near: &BTreeSet<NetworkId>) -> bool {
 /// How a service is reached.
 pub fn endpoints(state: &State, service: &Service) -> ServiceEndpoints {
     let vips: BTreeMap<NetworkId, std::net::IpAddr> = service.endpoint.vips.iter().copied().collect();
+    let tasks = |which: &dyn Fn(&Task) -> bool| -> Vec<Backend> {
+        let all = state.tasks_of_service(service.id);
+        all.filter(|t| which(t)).map(|t| backend(t)).collect()
+    };
     ServiceEndpoints {
         id: service.id,
         name: service.spec.name.clone(),
@@ -172,11 +204,8 @@ pub fn endpoints(state: &State, service: &Service) -> ServiceEndpoints {
             .filter(|p| p.mode == PublishMode::Ingress)
             .cloned()
             .collect(),
-        backends: state
-            .tasks_of_service(service.id)
-            .filter(|t| serves(t))
-            .map(|t| backend(t))
-            .collect(),
+        backends: tasks(&serves),
+        others: tasks(&|t| is_placed(t) && !serves(t)),
     }
 }
 
@@ -185,9 +214,20 @@ fn serves(task: &Task) -> bool {
     task.status.state == TaskState::Running && task.desired == model::task_state::DesiredState::Running
 }
 
+/// Whether a task has a node where it may send and be sent to.
+fn is_placed(task: &Task) -> bool {
+    task.node.is_some() && task.status.state >= TaskState::Assigned && !task.status.state.is_terminal()
+}
+
+/// What others are told of a task: how it is reached, and whether it takes connections.
+fn seen(task: &Task) -> Option<(Backend, bool)> {
+    is_placed(task).then(|| (backend(task), serves(task)))
+}
+
 fn backend(task: &Task) -> Backend {
     Backend {
         task: task.id,
+        node: task.node,
         name: task.name(),
         addresses: task.addresses.clone(),
     }
@@ -213,6 +253,10 @@ pub fn diff(old: &AssignmentSet, new: &AssignmentSet) -> AssignmentDiff {
     (diff.update.secrets, diff.remove_secrets) = changed(&old.secrets, &new.secrets);
     (diff.update.configs, diff.remove_configs) = changed(&old.configs, &new.configs);
     (diff.update.services, diff.remove_services) = changed(&old.services, &new.services);
+    if !Arc::ptr_eq(&old.peers, &new.peers) {
+        let (more, gone) = changed(&old.peers, &new.peers);
+        (diff.update.peers, diff.remove_peers) = (Arc::new(more), gone);
+    }
     diff
 }
 
@@ -221,7 +265,8 @@ pub fn diff(old: &AssignmentSet, new: &AssignmentSet) -> AssignmentDiff {
 pub struct Affected {
     /// The nodes of the changed tasks.
     pub nodes: BTreeSet<NodeId>,
-    /// Any node: a service or network changed, or a task began or ceased to take connections.
+    /// Any node: a service or network changed, a task came, went, or began or ceased to take connections, or a node has
+    /// another address.
     pub everyone: bool,
 }
 
@@ -234,13 +279,19 @@ pub fn affected(changes: &Changes) -> Affected {
                 Object::Service(_) | Object::Network(_) | Object::Secret(_) | Object::Config(_) => {
                     affected.everyone = true;
                 }
-                Object::Task(t) => {
-                    affected.everyone |= serves(t);
-                    affected.nodes.extend(t.node);
-                }
+                Object::Task(t) => affected.nodes.extend(t.node),
                 Object::Cluster(_) | Object::Node(_) => {}
             }
         }
+        affected.everyone |= match (&change.before, &change.after) {
+            (Some(Object::Task(before)), Some(Object::Task(after))) => seen(before) != seen(after),
+            (Some(Object::Node(before)), Some(Object::Node(after))) => {
+                before.description.address != after.description.address
+            }
+            (Some(Object::Task(task)), None) | (None, Some(Object::Task(task))) => is_placed(task),
+            (Some(Object::Node(_)), None) | (None, Some(Object::Node(_))) => true,
+            _ => false,
+        };
     }
     affected
 }

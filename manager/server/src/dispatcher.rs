@@ -457,7 +457,10 @@ impl Dispatcher {
     fn wanted(&self, state: &State, node: NodeId, now: Timestamp) -> AssignmentSet {
         let age = assignments::views_age(state.node_count());
         let mut views = self.views.lock().unwrap_or_else(PoisonError::into_inner);
-        assignments::for_node_by(state, node, &mut |service| views.of(state, service, now, age))
+        let peers = views.peers(state);
+        assignments::for_node_by(state, node, &peers, &mut |service| {
+            views.of(state, service, now, age)
+        })
     }
 
     /// Takes what a node saw; returns once it is committed.

@@ -11,8 +11,16 @@ const NEW_LINK: u16 = 16;
 const DELETE_LINK: u16 = 17;
 const GET_LINK: u16 = 18;
 const NEW_ADDRESS: u16 = 20;
+const GET_ADDRESS: u16 = 22;
 const NEW_ROUTE: u16 = 24;
+const DELETE_ROUTE: u16 = 25;
+const GET_ROUTE: u16 = 26;
 const NEW_NEIGHBOUR: u16 = 28;
+const DELETE_NEIGHBOUR: u16 = 29;
+const GET_NEIGHBOUR: u16 = 30;
+/// The main table of routes, and their kind.
+const MAIN: u8 = 254;
+const UNICAST: u8 = 1;
 
 fn interface(index: u32, up: bool) -> Vec<u8> {
     // struct ifinfomsg: family, type, index, flags, change mask.
@@ -58,6 +66,75 @@ pub(crate) fn bridge(socket: &mut Socket, name: &str) -> io::Result<()> {
     socket.request(m)
 }
 
+/// What a VXLAN device is made with (RFC 7348).
+pub(crate) struct Vxlan<'a> {
+    pub(crate) name: &'a str,
+    /// Where it is seen; its packets pass through the namespace of the socket that makes it.
+    pub(crate) namespace: &'a File,
+    pub(crate) mac: [u8; 6],
+    pub(crate) mtu: u32,
+    pub(crate) number: u32,
+    pub(crate) local: Ipv4Addr,
+    pub(crate) port: u16,
+}
+
+/// Makes a VXLAN device that learns nothing and lets no packet be cut in pieces on its way.
+pub(crate) fn vxlan(socket: &mut Socket, device: &Vxlan<'_>) -> io::Result<()> {
+    let mut m = Message::new(NEW_LINK, REQUEST | ACK | CREATE | EXCL, &interface(0, false));
+    m.text(3, device.name).put(1, &device.mac).ne32(4, device.mtu);
+    m.put(28, &device.namespace.as_raw_fd().to_ne_bytes());
+    m.nest(18, |m| {
+        m.text(1, "vxlan");
+        m.nest(2, |m| {
+            // id, local, learning, port, df
+            m.ne32(1, device.number)
+                .put(4, &device.local.octets())
+                .put(7, &[0])
+                .put(15, &device.port.to_be_bytes())
+                .put(29, &[1]);
+        });
+    });
+    socket.request(m)
+}
+
+/// The host's address a VXLAN device sends from.
+pub(crate) fn vxlan_local(socket: &mut Socket, index: u32) -> io::Result<Option<Ipv4Addr>> {
+    let bodies = socket.dump(Message::new(GET_LINK, REQUEST | DUMP, &interface(0, false)))?;
+    let read = |body: &Vec<u8>| {
+        if u32::from_ne_bytes(body.get(4..8)?.try_into().ok()?) != index {
+            return None;
+        }
+        let data = netlink::find(&netlink::find(body.get(16..)?, 18)?, 2)?;
+        let local: [u8; 4] = netlink::find(&data, 4)?.try_into().ok()?;
+        Some(Ipv4Addr::from(local))
+    };
+    Ok(bodies.iter().find_map(read))
+}
+
+/// The largest packet of the interface that has an address.
+pub(crate) fn mtu_at(socket: &mut Socket, address: Ipv4Addr) -> io::Result<Option<u32>> {
+    let mut fixed = vec![2u8];
+    fixed.resize(8, 0);
+    let bodies = socket.dump(Message::new(GET_ADDRESS, REQUEST | DUMP, &fixed))?;
+    let has = |body: &Vec<u8>| {
+        let index = u32::from_ne_bytes(body.get(4..8)?.try_into().ok()?);
+        (netlink::find(body.get(8..)?, 2)? == address.octets()).then_some(index)
+    };
+    let Some(index) = bodies.iter().find_map(has) else {
+        return Ok(None);
+    };
+    let bodies = socket.dump(Message::new(GET_LINK, REQUEST | DUMP, &interface(0, false)))?;
+    let mtu = |body: &Vec<u8>| {
+        if u32::from_ne_bytes(body.get(4..8)?.try_into().ok()?) != index {
+            return None;
+        }
+        Some(u32::from_ne_bytes(
+            netlink::find(body.get(16..)?, 4)?.try_into().ok()?,
+        ))
+    };
+    Ok(bodies.iter().find_map(mtu))
+}
+
 /// Makes an interface a port of a bridge.
 pub(crate) fn join_bridge(socket: &mut Socket, index: u32, bridge: u32) -> io::Result<()> {
     let mut m = Message::new(NEW_LINK, REQUEST | ACK, &interface(index, false));
@@ -97,10 +174,7 @@ pub(crate) fn carries(socket: &mut Socket, index: u32) -> io::Result<bool> {
     const PORT_STATE: u16 = 1;
     const UP: u8 = 6;
     const FORWARDING: u8 = 3;
-    let find = |bytes: &[u8], kind: u16| {
-        let found = netlink::attributes(bytes).into_iter().find(|(k, _)| *k == kind)?;
-        Some(found.1.to_vec())
-    };
+    let find = netlink::find;
     let read = |body: &Vec<u8>| {
         if u32::from_ne_bytes(body.get(4..8)?.try_into().ok()?) != index {
             return None;
@@ -171,12 +245,133 @@ pub(crate) fn route(
 
 /// Adds a neighbour for good, so that nobody has to ask.
 pub(crate) fn neighbour(socket: &mut Socket, index: u32, address: Ipv4Addr, mac: [u8; 6]) -> io::Result<()> {
-    // struct ndmsg: family, pad, index, state permanent, flags, type.
-    let mut fixed = vec![2, 0, 0, 0];
-    fixed.extend_from_slice(&index.to_ne_bytes());
-    fixed.extend_from_slice(&0x80u16.to_ne_bytes());
-    fixed.extend_from_slice(&[0, 0]);
+    let fixed = neighbour_of(2, index, 0);
     let mut m = Message::new(NEW_NEIGHBOUR, REQUEST | ACK | CREATE | REPLACE, &fixed);
     m.put(1, &address.octets()).put(2, &mac);
     socket.request(m)
+}
+
+/// Removes the route to an address over an interface; one that is gone is no error.
+pub(crate) fn remove_route(socket: &mut Socket, to: Ipv4Addr, index: u32) -> io::Result<()> {
+    let fixed = [2, 32, 0, 0, MAIN, 0, 255, 0, 0, 0, 0, 0];
+    let mut m = Message::new(DELETE_ROUTE, REQUEST | ACK, &fixed);
+    m.put(1, &to.octets()).ne32(4, index);
+    gone_is_fine(socket.request(m), false)
+}
+
+fn gone_is_fine(result: io::Result<()>, there: bool) -> io::Result<()> {
+    const NO_SUCH_PROCESS: i32 = 3;
+    const NO_ENTRY: i32 = 2;
+    match result {
+        Err(e) if !there && matches!(e.raw_os_error(), Some(NO_SUCH_PROCESS | NO_ENTRY)) => Ok(()),
+        result => result,
+    }
+}
+
+/// Routes of the main table over an interface: addresses, and the gateway each is reached through.
+pub(crate) fn routes_over(socket: &mut Socket, index: u32) -> io::Result<Vec<(Ipv4Addr, Ipv4Addr)>> {
+    let mut fixed = vec![2u8];
+    fixed.resize(12, 0);
+    let bodies = socket.dump(Message::new(GET_ROUTE, REQUEST | DUMP, &fixed))?;
+    let read = |body: &Vec<u8>| {
+        let rest = body.get(12..)?;
+        let over = u32::from_ne_bytes(netlink::find(rest, 4)?.try_into().ok()?);
+        if *body.get(4)? != MAIN || over != index {
+            return None;
+        }
+        let address = |kind| {
+            Some(Ipv4Addr::from(
+                <[u8; 4]>::try_from(netlink::find(rest, kind)?).ok()?,
+            ))
+        };
+        Some((address(1)?, address(5)?))
+    };
+    Ok(bodies.iter().filter_map(read).collect())
+}
+
+/// Addresses of the neighbours of an interface that are known for good.
+pub(crate) fn neighbours(socket: &mut Socket, index: u32) -> io::Result<Vec<Ipv4Addr>> {
+    let mut fixed = vec![2u8];
+    fixed.resize(12, 0);
+    let bodies = socket.dump(Message::new(GET_NEIGHBOUR, REQUEST | DUMP, &fixed))?;
+    let read = |body: &Vec<u8>| {
+        let of = u32::from_ne_bytes(body.get(4..8)?.try_into().ok()?);
+        let state = u16::from_ne_bytes(body.get(8..10)?.try_into().ok()?);
+        if of != index || state != PERMANENT {
+            return None;
+        }
+        Some(Ipv4Addr::from(
+            <[u8; 4]>::try_from(netlink::find(body.get(12..)?, 1)?).ok()?,
+        ))
+    };
+    Ok(bodies.iter().filter_map(read).collect())
+}
+
+/// Removes a neighbour; one that is gone is no error.
+pub(crate) fn remove_neighbour(socket: &mut Socket, index: u32, address: Ipv4Addr) -> io::Result<()> {
+    let mut m = Message::new(DELETE_NEIGHBOUR, REQUEST | ACK, &neighbour_of(2, index, 0));
+    m.put(1, &address.octets());
+    gone_is_fine(socket.request(m), false)
+}
+
+/// Sends what is for a MAC on a VXLAN device to a host, or no more.
+pub(crate) fn forwarding(
+    socket: &mut Socket,
+    index: u32,
+    (mac, host): ([u8; 6], Ipv4Addr),
+    there: bool,
+) -> io::Result<()> {
+    const BRIDGE: u8 = 7;
+    const SELF: u8 = 2;
+    let fixed = neighbour_of(BRIDGE, index, SELF);
+    let mut m = if there {
+        Message::new(NEW_NEIGHBOUR, REQUEST | ACK | CREATE | REPLACE, &fixed)
+    } else {
+        Message::new(DELETE_NEIGHBOUR, REQUEST | ACK, &fixed)
+    };
+    m.put(2, &mac).put(1, &host.octets());
+    gone_is_fine(socket.request(m), there)
+}
+
+/// Known for good, as nobody asks.
+const PERMANENT: u16 = 0x80;
+
+fn neighbour_of(family: u8, index: u32, flags: u8) -> Vec<u8> {
+    // struct ndmsg: family, pad, index, state, flags, type.
+    let mut fixed = vec![family, 0, 0, 0];
+    fixed.extend_from_slice(&index.to_ne_bytes());
+    fixed.extend_from_slice(&PERMANENT.to_ne_bytes());
+    fixed.extend_from_slice(&[flags, 0]);
+    fixed
+}
+
+/// Makes the default route of a table of routes, over an interface, through a gateway that is taken to be there.
+pub(crate) fn default_route(
+    socket: &mut Socket,
+    table: u32,
+    index: u32,
+    gateway: Ipv4Addr,
+) -> io::Result<()> {
+    let mut fixed = vec![2, 0, 0, 0, 0, 4, 0, UNICAST];
+    fixed.extend_from_slice(&4u32.to_ne_bytes());
+    let mut m = Message::new(NEW_ROUTE, REQUEST | ACK | CREATE | REPLACE, &fixed);
+    m.put(5, &gateway.octets()).ne32(4, index).ne32(15, table);
+    socket.request(m)
+}
+
+/// Leads packets whose mark is more than a byte to a table of routes; a rule that is there is no error.
+pub(crate) fn rule_for_marks(socket: &mut Socket, table: u32) -> io::Result<()> {
+    const NEW_RULE: u16 = 32;
+    const TO_TABLE: u8 = 1;
+    const INVERT: u32 = 2;
+    // struct fib_rule_hdr: family, lengths, service, table, reserved, action, flags.
+    let mut fixed = vec![2, 0, 0, 0, 0, 0, 0, TO_TABLE];
+    fixed.extend_from_slice(&INVERT.to_ne_bytes());
+    let mut m = Message::new(NEW_RULE, REQUEST | ACK | CREATE | EXCL, &fixed);
+    // priority, mark, mask, table
+    m.ne32(6, 1000).ne32(10, 0).ne32(16, 0xffff_ff00).ne32(15, table);
+    match socket.request(m) {
+        Err(e) if e.kind() == io::ErrorKind::AlreadyExists => Ok(()),
+        result => result,
+    }
 }

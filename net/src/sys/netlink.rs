@@ -246,3 +246,9 @@ pub(crate) fn attributes(mut bytes: &[u8]) -> Vec<(u16, &[u8])> {
     }
     found
 }
+
+/// The first attribute of a kind.
+pub(crate) fn find(bytes: &[u8], kind: u16) -> Option<Vec<u8>> {
+    let found = attributes(bytes).into_iter().find(|(k, _)| *k == kind)?;
+    Some(found.1.to_vec())
+}

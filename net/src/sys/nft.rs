@@ -12,6 +12,10 @@ const NEW_SET: u16 = 9;
 const NEW_ELEMENT: u16 = 12;
 const DELETE_ELEMENT: u16 = 14;
 
+/// Families of tables.
+pub(crate) const IPV4: u8 = 2;
+pub(crate) const NETDEV: u8 = 5;
+
 /// Registers: a verdict, four of 16 bytes, and the same memory as words from 8 on.
 pub(crate) const R1: u32 = 1;
 pub(crate) const W0: u32 = 8;
@@ -25,6 +29,7 @@ pub(crate) type Element = (Vec<u8>, Option<Vec<u8>>);
 
 /// Messages of one transaction on one table.
 pub(crate) struct Batch {
+    family: u8,
     table: String,
     messages: Vec<Message>,
     sets: u32,
@@ -39,7 +44,13 @@ pub(crate) struct Hook {
 
 impl Batch {
     pub(crate) fn new(table: &str) -> Self {
+        Self::of(IPV4, table)
+    }
+
+    /// The same of another family.
+    pub(crate) fn of(family: u8, table: &str) -> Self {
         Self {
+            family,
             table: table.into(),
             messages: Vec::new(),
             sets: 0,
@@ -47,8 +58,8 @@ impl Batch {
     }
 
     fn message(&self, kind: u16, flags: u16) -> Message {
-        // struct nfgenmsg: family IPv4, version, resource.
-        Message::new(10 << 8 | kind, REQUEST | ACK | flags, &[2, 0, 0, 0])
+        // struct nfgenmsg: family, version, resource.
+        Message::new(10 << 8 | kind, REQUEST | ACK | flags, &[self.family, 0, 0, 0])
     }
 
     pub(crate) fn table(&mut self) {
@@ -71,6 +82,17 @@ impl Batch {
             m.be32(1, hook.number).put(2, &hook.priority.to_be_bytes());
         });
         m.be32(5, 1).text(7, hook.kind);
+        self.messages.push(m);
+    }
+
+    /// A chain for what leaves an interface, before its driver has it (family netdev).
+    pub(crate) fn egress(&mut self, name: &str, device: &str) {
+        let mut m = self.message(NEW_CHAIN, CREATE);
+        m.text(1, &self.table).text(3, name);
+        m.nest(4, |m| {
+            m.be32(1, 1).put(2, &0i32.to_be_bytes()).text(3, device);
+        });
+        m.be32(5, 1).text(7, "filter");
         self.messages.push(m);
     }
 
@@ -132,6 +154,14 @@ impl Batch {
         }
     }
 
+    /// The same in the place of the table that is there.
+    pub(crate) fn instead(mut self) -> Self {
+        let mut m = self.message(DELETE_TABLE, 0);
+        m.text(1, &self.table);
+        self.messages.insert(0, m);
+        self
+    }
+
     pub(crate) fn commit(self, socket: &mut Socket) -> io::Result<()> {
         socket.batch(self.messages)
     }
@@ -139,7 +169,7 @@ impl Batch {
 
 /// One step of a rule.
 pub(crate) enum Expression {
-    /// Loads header bytes: base 1 network, 2 transport.
+    /// Loads header bytes: base 0 link, 1 network, 2 transport.
     Payload {
         base: u32,
         offset: u32,
@@ -148,11 +178,15 @@ pub(crate) enum Expression {
     },
     /// Loads packet facts: 3 mark, 6 iifname, 7 oifname, 16 layer-4 protocol.
     Meta { key: u32, to: u32 },
+    /// Stores header bytes of the link.
+    SetLink { from: u32, offset: u32, len: u32 },
     /// Stores the mark.
     SetMark { from: u32 },
+    /// Stores the mark of the connection.
+    SetConnectionMark { from: u32 },
     /// Loads the address type of the destination (local: 2).
     DestinationType { to: u32 },
-    /// Loads connection facts: 0 state.
+    /// Loads connection facts: 0 state, 1 direction, 3 mark.
     Connection { key: u32, to: u32 },
     /// Keeps some bits.
     Mask {
@@ -164,6 +198,8 @@ pub(crate) enum Expression {
     Compare { from: u32, op: u32, value: Vec<u8> },
     /// Goes on only when the key is in the set; loads its value.
     Lookup { set: String, from: u32, to: Option<u32> },
+    /// Goes on only when the key is not in the set.
+    Absent { set: String, from: u32 },
     /// A random number below.
     Random { below: u32, to: u32 },
     /// Loads a value.
@@ -185,13 +221,13 @@ pub(crate) enum Expression {
 impl Expression {
     fn put(&self, m: &mut Message) {
         let name = match self {
-            Self::Payload { .. } => "payload",
+            Self::Payload { .. } | Self::SetLink { .. } => "payload",
             Self::Meta { .. } | Self::SetMark { .. } => "meta",
             Self::DestinationType { .. } => "fib",
-            Self::Connection { .. } => "ct",
+            Self::Connection { .. } | Self::SetConnectionMark { .. } => "ct",
             Self::Mask { .. } => "bitwise",
             Self::Compare { .. } => "cmp",
-            Self::Lookup { .. } => "lookup",
+            Self::Lookup { .. } | Self::Absent { .. } => "lookup",
             Self::Random { .. } => "numgen",
             Self::Immediate { .. } | Self::Accept | Self::Drop => "immediate",
             Self::DestinationNat { .. } | Self::SourceNat { .. } => "nat",
@@ -216,6 +252,15 @@ impl Expression {
                 to,
             } => {
                 m.be32(1, *to).be32(2, *base).be32(3, *offset).be32(4, *len);
+            }
+            Self::SetLink { from, offset, len } => {
+                m.be32(2, 0).be32(3, *offset).be32(4, *len).be32(5, *from);
+            }
+            Self::SetConnectionMark { from } => {
+                m.be32(2, 3).be32(4, *from);
+            }
+            Self::Absent { set, from } => {
+                m.text(1, set).be32(2, *from).be32(5, 1);
             }
             Self::Meta { key, to } => {
                 m.be32(1, *to).be32(2, *key);
@@ -278,10 +323,15 @@ impl Expression {
 
 /// Whether a table of that name exists.
 pub(crate) fn table_exists(socket: &mut Socket, name: &str) -> io::Result<bool> {
+    table_exists_in(socket, IPV4, name)
+}
+
+/// The same in another family.
+pub(crate) fn table_exists_in(socket: &mut Socket, family: u8, name: &str) -> io::Result<bool> {
     let bodies = socket.dump(Message::new(
         10 << 8 | 1,
         REQUEST | super::netlink::DUMP,
-        &[2, 0, 0, 0],
+        &[family, 0, 0, 0],
     ))?;
     Ok(bodies.iter().any(|b| {
         let attributes = super::netlink::attributes(b.get(4..).unwrap_or_default());

@@ -26,16 +26,18 @@ impl From<&m::ServiceEndpoints> for w::ServiceEndpoints {
                 })
                 .collect(),
             ports: wire(&s.ports),
-            backends: s
-                .backends
-                .iter()
-                .map(|b| w::Backend {
-                    task: b.task.to_string(),
-                    name: b.name.clone(),
-                    addresses: wire_addresses(&b.addresses),
-                })
-                .collect(),
+            backends: s.backends.iter().map(backend).collect(),
+            others: s.others.iter().map(backend).collect(),
         }
+    }
+}
+
+fn backend(b: &m::Backend) -> w::Backend {
+    w::Backend {
+        task: b.task.to_string(),
+        name: b.name.clone(),
+        addresses: wire_addresses(&b.addresses),
+        node: b.node.map(|node| node.to_string()).unwrap_or_default(),
     }
 }
 
@@ -56,10 +58,17 @@ impl TryFrom<w::ServiceEndpoints> for m::ServiceEndpoints {
         let backend = |b: w::Backend| {
             Ok(m::Backend {
                 task: parse(&b.task, "services.backends.task")?,
+                node: if b.node.is_empty() {
+                    None
+                } else {
+                    Some(parse(&b.node, "services.backends.node")?)
+                },
                 name: b.name,
                 addresses: addresses(b.addresses)?,
             })
         };
+        let backends =
+            |list: Vec<w::Backend>| list.into_iter().map(backend).collect::<Result<_, WireError>>();
         Ok(Self {
             id: parse(&s.id, "services.id")?,
             name: s.name,
@@ -74,11 +83,8 @@ impl TryFrom<w::ServiceEndpoints> for m::ServiceEndpoints {
                 .map(network)
                 .collect::<Result<_, WireError>>()?,
             ports: all(s.ports)?,
-            backends: s
-                .backends
-                .into_iter()
-                .map(backend)
-                .collect::<Result<_, WireError>>()?,
+            backends: backends(s.backends)?,
+            others: backends(s.others)?,
         })
     }
 }
@@ -101,6 +107,13 @@ impl From<&m::AssignmentDiff> for w::AssignmentsMessage {
             configs: wire(d.update.configs.values().map(|x| &**x)),
             services: wire(d.update.services.values().map(|x| &**x)),
             removed: wire(keys),
+            peers: (d.update.peers.iter())
+                .map(|(node, address)| crate::types::Peer {
+                    node_id: node.to_string(),
+                    address: address.clone(),
+                })
+                .collect(),
+            removed_peers: d.remove_peers.iter().map(ToString::to_string).collect(),
         }
     }
 }
@@ -124,6 +137,13 @@ impl TryFrom<w::AssignmentsMessage> for m::AssignmentDiff {
         }
         for s in all::<_, m::ServiceEndpoints>(f.services)? {
             diff.update.services.insert(s.id, Arc::new(s));
+        }
+        for peer in f.peers {
+            let node = parse(&peer.node_id, "peers.node_id")?;
+            Arc::make_mut(&mut diff.update.peers).insert(node, peer.address);
+        }
+        for node in f.removed_peers {
+            diff.remove_peers.push(parse(&node, "removed_peers")?);
         }
         for key in f.removed {
             match Key::try_from(key)? {

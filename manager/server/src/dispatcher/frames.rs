@@ -30,6 +30,10 @@ pub(super) fn split(diff: &AssignmentDiff, full: bool, index: u64) -> Vec<Assign
         .into_iter()
         .for_each(|x| frames.room(&x).configs.push(x));
     whole
+        .peers
+        .into_iter()
+        .for_each(|x| frames.room(&x).peers.push(x));
+    whole
         .services
         .into_iter()
         .for_each(|x| frames.room(&x).services.push(x));
@@ -41,6 +45,9 @@ pub(super) fn split(diff: &AssignmentDiff, full: bool, index: u64) -> Vec<Assign
         .removed
         .into_iter()
         .for_each(|x| frames.room(&x).removed.push(x));
+    for node in whole.removed_peers {
+        frames.room(&node).removed_peers.push(node);
+    }
     let mut last = frames.open;
     last.more = false;
     frames.done.push(last);

@@ -1,0 +1,130 @@
+//! One network over many hosts: tasks find each other by name, and clients reach them on every host.
+
+use std::collections::BTreeSet;
+use std::io::{Read, Write};
+use std::net::{Ipv4Addr, SocketAddr, TcpStream};
+use std::time::{Duration, Instant};
+
+use libtest_mimic::Failed;
+
+use crate::bed::{Bed, Outcome, PATIENCE, equal, fail, is, until, within};
+
+/// A web server that says which task it is, and by cgi-bin/who whom it sees as well.
+const WEB: &str = "service create -q --name web --network back --replicas 3 --publish 8000:80 web:v1 sh -c 'busybox mkdir -p \
+/tmp/w/cgi-bin; cd /tmp/w; busybox hostname > index.html; echo \"#!/bin/sh\" > cgi-bin/who; echo \"echo Content-Type: \
+text/plain; echo; echo $(busybox hostname) \\$REMOTE_ADDR\" >> cgi-bin/who; busybox chmod 755 cgi-bin/who; exec httpd -f -p \
+80 -h /tmp/w'";
+/// The machine outside, as busybox's httpd writes it.
+const CLIENT: &str = "[::ffff:10.99.0.200]";
+/// Until a name leads only to what is there, once a host is back (features.md row 41).
+const CORRECT: Duration = Duration::from_secs(2);
+/// Until the task of a lost host runs elsewhere.
+const ELSEWHERE: Duration = Duration::from_secs(8);
+/// A request that has no answer by then has none.
+const ANSWER: Duration = Duration::from_secs(2);
+
+/// What a task sees of the service, asked many times by a name.
+fn asked(bed: &Bed, host: u8, task: &str, name: &str, times: u8) -> Result<BTreeSet<String>, Failed> {
+    let containers = bed.containers(host, task)?;
+    let Some(container) = containers.keys().next() else {
+        return fail(format!("no task {task} on h{host}"));
+    };
+    let ask = format!("busybox timeout 2 wget -q -O - http://{name}/ || echo failed");
+    let line = format!("exec {container} sh -c 'i=0; while test $i -lt {times}; do i=$((i+1)); {ask}; done'");
+    Ok(bed.ok(host, &line)?.lines().map(str::to_owned).collect())
+}
+
+/// Asks a published port from outside; answers which task it was, and whom that saw.
+fn from_outside(bed: &Bed, host: Ipv4Addr) -> Result<String, Failed> {
+    let asked = hosts::inside(&bed.hosts.outside(), || -> std::io::Result<String> {
+        let mut stream = TcpStream::connect_timeout(&SocketAddr::from((host, 8000)), ANSWER)?;
+        stream.set_read_timeout(Some(ANSWER))?;
+        stream.write_all(b"GET /cgi-bin/who HTTP/1.0\r\n\r\n")?;
+        let mut text = String::new();
+        stream.read_to_string(&mut text)?;
+        Ok(text)
+    });
+    let text = asked?.map_err(|e| format!("{host} does not answer: {e}"))?;
+    Ok(text.lines().last().unwrap_or_default().trim().to_owned())
+}
+
+/// Tasks of a service are found by name on every host, and by their port on every host with the client's address; other
+/// networks are apart; what a lost host had is found elsewhere, and what it has when it is back as well.
+pub(crate) fn tasks_meet_over_hosts(bed: &Bed) -> Outcome {
+    bed.ok(1, "network create -d overlay back")?;
+    bed.ok(1, "network create -d overlay front")?;
+    bed.ok(1, WEB)?;
+    bed.ok(
+        1,
+        "service create -q --name ask --mode global --network back web:v1 sleep 1000000",
+    )?;
+    bed.ok(
+        1,
+        "service create -q --name other --mode global --network front web:v1 sleep 1000000",
+    )?;
+    let web = bed.runs(1, "web", 3)?;
+    let nodes: BTreeSet<&str> = web.iter().map(|t| t.node.as_str()).collect();
+    equal("hosts with a task of web", nodes.len(), 3)?;
+    bed.runs(1, "ask", 3)?;
+    bed.runs(1, "other", 3)?;
+    for host in 1..=3 {
+        let balanced = asked(bed, host, "ask", "web", 40)?;
+        equal("requests that failed", balanced.contains("failed"), false)?;
+        equal(&format!("tasks that h{host} reaches by name"), balanced.len(), 3)?;
+        let mut all = BTreeSet::new();
+        for slot in 1..=3 {
+            all.extend(asked(bed, host, "ask", &format!("web.{slot}"), 1)?);
+        }
+        equal(
+            &format!("tasks that h{host} reaches by their names"),
+            all,
+            balanced,
+        )?;
+        let apart = asked(bed, host, "other", "web", 1)?;
+        equal(
+            "from another network",
+            apart,
+            BTreeSet::from(["failed".to_owned()]),
+        )?;
+        // The client is the machine outside, whatever host it asks and whatever task answers.
+        let mut tasks = BTreeSet::new();
+        for _ in 0..40 {
+            let said = from_outside(bed, bed.host(host).address())?;
+            let Some((task, client)) = said.split_once(' ') else {
+                return fail(format!("h{host} says \"{said}\""));
+            };
+            equal("the client's address", client, CLIENT)?;
+            tasks.insert(task.to_owned());
+        }
+        equal(&format!("tasks behind the port of h{host}"), tasks.len(), 3)?;
+    }
+    a_host_is_lost(bed)
+}
+
+fn a_host_is_lost(bed: &Bed) -> Outcome {
+    let failed = |host: u8, times: u8| -> Result<bool, Failed> {
+        Ok(asked(bed, host, "ask", "web", times)?.contains("failed"))
+    };
+    let lost = bed.host(3);
+    bed.hosts.isolate(&[lost])?;
+    let began = Instant::now();
+    until("web runs on the others", PATIENCE, || {
+        let tasks = bed.running(1, "web")?;
+        Ok(is(tasks.iter().filter(|t| t.node != lost.name).count(), 3))
+    })?;
+    within("its task ran elsewhere after", began.elapsed(), ELSEWHERE)?;
+    for host in 1..=2 {
+        equal("requests that failed", failed(host, 40)?, false)?;
+    }
+    bed.hosts.heal()?;
+    let back = Instant::now();
+    until("the host that is back reaches all", PATIENCE, || {
+        Ok(is(failed(3, 10)?, false))
+    })?;
+    within("it reached all after", back.elapsed(), CORRECT)?;
+    bed.settled(1, 2)?;
+    for host in 1..=3 {
+        equal("requests that failed", failed(host, 40)?, false)?;
+    }
+    Ok(())
+}

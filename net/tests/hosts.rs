@@ -1,0 +1,266 @@
+//! Dataplanes of several hosts against the real kernel: what is on one is reached from the others. Needs root.
+#![allow(clippy::unwrap_used, reason = "a test stops where something is not as it should be")]
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::io::{Read, Write};
+use std::net::{Ipv4Addr, SocketAddr, TcpListener, TcpStream, UdpSocket};
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use net::{Dataplane, DataplaneConfig, Endpoint, EndpointConfig, Overlay, Protocol, Wanted, Wire, inside};
+
+const PATIENCE: Duration = Duration::from_secs(2);
+const PORT: u16 = 8080;
+/// The port published for it on every host.
+const PUBLISHED: u16 = 80;
+
+fn ip(last: u8) -> Ipv4Addr {
+    Ipv4Addr::new(10, 7, 0, last)
+}
+
+/// A server in a namespace that answers each connection with its name and the address of its client.
+fn serve(namespace: &Path, name: &'static str) {
+    let listener = inside(namespace, || TcpListener::bind(("0.0.0.0", PORT)).unwrap()).unwrap();
+    std::thread::spawn(move || {
+        for mut stream in listener.incoming().flatten() {
+            let peer = stream.peer_addr().unwrap().ip();
+            let _ = stream.write_all(format!("{name} {peer}").as_bytes());
+        }
+    });
+}
+
+/// The same for datagrams.
+fn serve_udp(namespace: &Path, name: &'static str) {
+    let socket = inside(namespace, || UdpSocket::bind(("0.0.0.0", PORT)).unwrap()).unwrap();
+    std::thread::spawn(move || {
+        let mut bytes = [0; 64];
+        while let Ok((_, peer)) = socket.recv_from(&mut bytes) {
+            let _ = socket.send_to(format!("{name} {}", peer.ip()).as_bytes(), peer);
+        }
+    });
+}
+
+fn ask(namespace: &Path, address: Ipv4Addr, port: u16) -> std::io::Result<String> {
+    inside(namespace, || {
+        let to = SocketAddr::from((address, port));
+        let mut stream = TcpStream::connect_timeout(&to, PATIENCE)?;
+        stream.set_read_timeout(Some(PATIENCE))?;
+        let mut text = String::new();
+        stream.read_to_string(&mut text)?;
+        Ok(text)
+    })
+    .unwrap()
+}
+
+fn ask_udp(namespace: &Path, address: Ipv4Addr, port: u16) -> std::io::Result<String> {
+    inside(namespace, || {
+        let socket = UdpSocket::bind("0.0.0.0:0")?;
+        socket.set_read_timeout(Some(PATIENCE))?;
+        socket.send_to(b"who", (address, port))?;
+        let mut bytes = [0; 64];
+        let (len, _) = socket.recv_from(&mut bytes)?;
+        Ok(String::from_utf8_lossy(&bytes[..len]).into_owned())
+    })
+    .unwrap()
+}
+
+/// Hosts on one wire, with a dataplane each.
+struct Bed {
+    wire: Wire,
+    planes: Vec<Dataplane>,
+    dir: tempfile::TempDir,
+    runtime: tokio::runtime::Runtime,
+}
+
+impl Bed {
+    /// Hosts 1 to `count` with dataplanes, and one more without.
+    fn new(count: u8) -> Option<Self> {
+        if !rustix::process::geteuid().is_root() {
+            println!("skipped: the dataplane's kernel tests need root");
+            return None;
+        }
+        let dir = tempfile::tempdir().unwrap();
+        let mut wire = Wire::make(&dir.path().join("wire")).unwrap();
+        for host in 1..=count + 1 {
+            wire.add(host).unwrap();
+        }
+        let runtime = tokio::runtime::Builder::new_current_thread()
+            .enable_all()
+            .build()
+            .unwrap();
+        let mut bed = Self {
+            wire,
+            planes: Vec::new(),
+            dir,
+            runtime,
+        };
+        for host in 1..=count {
+            bed.planes.push(bed.open(host));
+        }
+        Some(bed)
+    }
+
+    fn open(&self, host: u8) -> Dataplane {
+        let config = DataplaneConfig {
+            name: "t".into(),
+            state_dir: self.dir.path().join(format!("h{host}")),
+            upstream: vec![],
+        };
+        inside(&self.wire.namespace(host), || {
+            self.runtime.block_on(Dataplane::open(config)).unwrap()
+        })
+        .unwrap()
+    }
+
+    fn attach(&self, host: u8, id: &str, address: Ipv4Addr) -> PathBuf {
+        let endpoint = EndpointConfig {
+            id: id.into(),
+            addresses: vec![address],
+        };
+        let plane = &self.planes[usize::from(host) - 1];
+        self.runtime.block_on(plane.attach(endpoint)).unwrap()
+    }
+
+    fn apply(&self, host: u8, wanted: &Wanted) -> usize {
+        let plane = &self.planes[usize::from(host) - 1];
+        self.runtime.block_on(plane.apply(wanted.clone())).unwrap()
+    }
+
+    fn end(self) {
+        for plane in &self.planes {
+            self.runtime.block_on(plane.destroy()).unwrap();
+        }
+    }
+}
+
+/// What a host is told: containers with their networks, by host.
+fn wanted(host: u8, hosts: u8, all: &[(u8, u8, u32)]) -> Wanted {
+    let here = |h: &u8| *h == host;
+    let networks: BTreeSet<u32> = all.iter().filter(|(h, ..)| here(h)).map(|c| c.2).collect();
+    let servers: Vec<Ipv4Addr> = (all.iter())
+        .filter(|(_, _, n)| *n == 1)
+        .map(|(_, c, _)| ip(*c))
+        .collect();
+    let behind: Vec<(Ipv4Addr, u16)> = vec![(ip(3), PORT)];
+    Wanted {
+        endpoints: (all.iter())
+            .filter(|(h, ..)| here(h))
+            .map(|(_, c, network)| {
+                let endpoint = Endpoint {
+                    network: *network,
+                    internal: false,
+                };
+                (ip(*c), endpoint)
+            })
+            .collect(),
+        vips: BTreeMap::from([(ip(100), (1, servers))]),
+        ports: BTreeMap::from([
+            ((Protocol::Tcp, PUBLISHED), behind.clone()),
+            ((Protocol::Udp, PUBLISHED), behind),
+        ]),
+        overlay: Overlay {
+            own: Some(Wire::address(host)),
+            hosts: (1..=hosts).map(Wire::address).collect(),
+            remote: (all.iter())
+                .filter(|(h, ..)| !here(h))
+                .map(|(h, c, network)| {
+                    let known = if networks.contains(network) { *network } else { 0 };
+                    (ip(*c), (known, Wire::address(*h)))
+                })
+                .collect(),
+        },
+        ..Wanted::default()
+    }
+}
+
+#[test]
+fn containers_of_several_hosts_meet_in_their_networks_and_clients_are_seen_as_they_are() {
+    let Some(mut bed) = Bed::new(3) else { return };
+    // Host, container, network.
+    let all = [(1, 2, 1), (2, 3, 1), (2, 4, 2), (1, 5, 2)];
+    let names = ["a", "b", "c", "d"];
+    let spaces: Vec<PathBuf> = (all.iter().zip(names))
+        .map(|((host, container, _), name)| bed.attach(*host, name, ip(*container)))
+        .collect();
+    for (space, name) in spaces.iter().zip(names) {
+        serve(space, name);
+        serve_udp(space, name);
+    }
+    for host in 1..=3 {
+        assert!(bed.apply(host, &wanted(host, 3, &all)) > 0);
+        assert_eq!(bed.apply(host, &wanted(host, 3, &all)), 0, "again");
+    }
+    let (a, b) = (&spaces[0], &spaces[1]);
+    assert_eq!(ask(a, ip(3), PORT).unwrap(), "b 10.7.0.2");
+    assert_eq!(ask_udp(a, ip(3), PORT).unwrap(), "b 10.7.0.2");
+    assert_eq!(ask(b, ip(2), PORT).unwrap(), "a 10.7.0.3");
+    // Its own network, on both hosts, and no other.
+    assert_eq!(ask(&spaces[2], ip(5), PORT).unwrap(), "d 10.7.0.4");
+    assert!(ask(a, ip(4), PORT).is_err(), "another network");
+    assert!(ask(&spaces[2], ip(2), PORT).is_err(), "another network");
+    let seen: BTreeSet<String> = (0..60).map(|_| ask(a, ip(100), PORT).unwrap()).collect();
+    assert!(seen.contains("b 10.7.0.2") && seen.len() == 2, "{seen:?}");
+    // A published port answers on every host, whichever the container is on, and it sees who asks.
+    let client = bed.wire.namespace(4);
+    for host in 1..=3 {
+        for _ in 0..3 {
+            assert_eq!(
+                ask(&client, Wire::address(host), PUBLISHED).unwrap(),
+                "b 10.99.0.4",
+                "h{host}"
+            );
+            assert_eq!(
+                ask_udp(&client, Wire::address(host), PUBLISHED).unwrap(),
+                "b 10.99.0.4",
+                "h{host}"
+            );
+        }
+    }
+    assert!(
+        ask(&client, Wire::address(1), PORT).is_err(),
+        "nothing else is published"
+    );
+    // An agent that starts anew finds everything as it left it.
+    bed.planes.remove(0);
+    let again = bed.open(1);
+    bed.planes.insert(0, again);
+    assert_eq!(bed.apply(1, &wanted(1, 3, &all)), 0, "adopted");
+    assert_eq!(ask(a, ip(3), PORT).unwrap(), "b 10.7.0.2");
+    // It moves to another host.
+    let moved = [(1, 2, 1), (3, 3, 1)];
+    let there = bed.attach(3, "e", ip(3));
+    serve(&there, "e");
+    for host in 1..=3 {
+        bed.apply(host, &wanted(host, 3, &moved));
+    }
+    assert_eq!(ask(a, ip(3), PORT).unwrap(), "e 10.7.0.2");
+    assert_eq!(ask(&client, Wire::address(2), PUBLISHED).unwrap(), "e 10.99.0.4");
+    // A host alone has no way to others, and needs none.
+    assert!(bed.apply(2, &Wanted::default()) > 0);
+    assert_eq!(bed.apply(2, &Wanted::default()), 0);
+    bed.end();
+}
+
+#[test]
+fn large_packets_find_their_size() {
+    let Some(bed) = Bed::new(2) else { return };
+    let all = [(1, 2, 1), (2, 3, 1)];
+    let (a, b) = (bed.attach(1, "a", ip(2)), bed.attach(2, "b", ip(3)));
+    for host in 1..=2 {
+        bed.apply(host, &wanted(host, 2, &all));
+    }
+    let listener = inside(&b, || TcpListener::bind(("0.0.0.0", PORT)).unwrap()).unwrap();
+    let sink = std::thread::spawn(move || {
+        let (mut stream, _) = listener.accept().unwrap();
+        std::io::copy(&mut stream, &mut std::io::sink()).unwrap()
+    });
+    const BYTES: usize = 8 << 20;
+    inside(&a, || {
+        let mut stream = TcpStream::connect((ip(3), PORT)).unwrap();
+        stream.set_write_timeout(Some(Duration::from_secs(10))).unwrap();
+        stream.write_all(&vec![7; BYTES]).unwrap();
+    })
+    .unwrap();
+    assert_eq!(sink.join().unwrap(), BYTES as u64);
+    bed.end();
+}
