@@ -1,5 +1,8 @@
 //! Dataplanes of several hosts against the real kernel: what is on one is reached from the others. Needs root.
-#![allow(clippy::unwrap_used, reason = "a test stops where something is not as it should be")]
+#![allow(
+    clippy::unwrap_used,
+    reason = "a test stops where something is not as it should be"
+)]
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::io::{Read, Write};
