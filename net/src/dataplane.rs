@@ -44,6 +44,16 @@ pub struct EndpointConfig {
     pub addresses: Vec<Ipv4Addr>,
 }
 
+/// What [`Dataplane::apply`] did.
+#[derive(Debug, Default)]
+pub struct Applied {
+    /// Elements, routes and hosts that changed.
+    pub changed: usize,
+    /// The first way to another host that could not be made; what is on this host works all the same, and the next call
+    /// tries again.
+    pub unreachable: Option<NetError>,
+}
+
 /// Why the dataplane is not as wanted.
 #[derive(Debug, thiserror::Error)]
 pub enum NetError {
@@ -159,11 +169,11 @@ impl Dataplane {
             .collect()
     }
 
-    /// Makes the kernel's tables and the names as wanted; answers how many elements changed.
+    /// Makes the kernel's tables, the ways to other hosts and the names as wanted.
     ///
     /// # Errors
-    /// [`NetError`]; then the tables are as before.
-    pub async fn apply(&self, wanted: Wanted) -> Result<usize, NetError> {
+    /// [`NetError`]; then the tables are as before. A way to another host that cannot be made is no error.
+    pub async fn apply(&self, wanted: Wanted) -> Result<Applied, NetError> {
         self.names.set_zone(wanted.zone.clone());
         self.run(move |worker| worker.apply(&wanted)).await
     }
@@ -289,7 +299,7 @@ impl Worker {
         let conntrack = Socket::open(NETLINK_NETFILTER).map_err(at("open netlink"))?;
         inner_links(&mut links, &transit)?;
         make_table(&mut tables, &transit)?;
-        let paths = tunnel::found(&mut links)?;
+        let paths = tunnel::found(&mut links, &mut tables)?;
         let mut found = Elements::new();
         for (set, _, _) in SETS {
             let elements =
@@ -370,24 +380,31 @@ impl Worker {
         sys::drop_namespace(&self.path_of(id)).map_err(at(format!("let go of the namespace of {id}")))
     }
 
-    fn take(&mut self, steps: &[Step]) -> Result<usize, NetError> {
+    /// Takes steps, and the others although one fails; remembers those that were taken, so that the next call tries again.
+    fn take(&mut self, steps: &[Step], done: &mut Applied) {
+        let mut tunnel = Tunnel {
+            host: &mut self.host_links,
+            links: &mut self.links,
+            tables: &mut self.tables,
+            inside: &self.inside,
+            index: None,
+        };
         for step in steps {
-            let mut tunnel = Tunnel {
-                host: &mut self.host_links,
-                links: &mut self.links,
-                tables: &mut self.tables,
-                inside: &self.inside,
-            };
-            tunnel.take(*step)?;
-            self.paths.take(*step);
+            match tunnel.take(*step) {
+                Ok(()) => {
+                    self.paths.take(*step);
+                    done.changed += 1;
+                }
+                Err(error) => drop(done.unreachable.get_or_insert(error)),
+            }
         }
-        Ok(steps.len())
     }
 
-    fn apply(&mut self, wanted: &Wanted) -> Result<usize, NetError> {
+    fn apply(&mut self, wanted: &Wanted) -> Result<Applied, NetError> {
         let paths = overlay::paths(&wanted.overlay);
         let (before, after) = overlay::steps(&paths, &self.paths);
-        let mut steps = self.take(&before)?;
+        let mut done = Applied::default();
+        self.take(&before, &mut done);
         let elements = plan::elements(wanted, &self.found);
         let changes = plan::diff(&elements, &self.found);
         let mut batch = Batch::new(TABLE);
@@ -441,8 +458,9 @@ impl Worker {
             self.host_ports = ports;
             count += 1;
         }
-        steps += self.take(&after)?;
-        Ok(count + steps)
+        self.take(&after, &mut done);
+        done.changed += count;
+        Ok(done)
     }
 
     fn destroy(&mut self) -> Result<(), NetError> {
@@ -470,6 +488,8 @@ impl Worker {
                     .map_err(at("remove the host's table")),
             );
         }
+        // At once, as its number is taken in the host's namespace until it is gone.
+        note(link::delete(&mut self.links, tunnel::DEVICE).map_err(at("remove the way to other hosts")));
         note(link::delete(&mut self.host_links, &transit.host_end).map_err(at("remove the host's link")));
         note(
             sys::drop_namespace(&Self::namespace(&self.config))

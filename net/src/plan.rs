@@ -1,6 +1,6 @@
 //! What is wanted → the elements of each set, and the difference to what the kernel has.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::net::Ipv4Addr;
 
 use crate::balance::{SLOTS, assign};
@@ -34,6 +34,9 @@ pub struct Wanted {
     pub vips: BTreeMap<Ipv4Addr, (u32, Vec<Ipv4Addr>)>,
     /// Published ports: address and port of what is behind them.
     pub ports: BTreeMap<(Protocol, u16), Vec<(Ipv4Addr, u16)>>,
+    /// What other hosts may send clients to: address and port of containers of this host, also of those that take no
+    /// connections any more, as not everybody knows that at once.
+    pub published: BTreeSet<(Ipv4Addr, Protocol, u16)>,
     /// Names.
     pub zone: Zone,
     /// What is on other hosts.
@@ -90,15 +93,15 @@ pub(crate) fn elements(wanted: &Wanted, now: &Elements) -> Elements {
             put("eps", key, Some(value));
         }
     }
+    for (ip, protocol, port) in &wanted.published {
+        let key = [ip.octets(), [*protocol as u8, 0, 0, 0], port_word(*port)].concat();
+        put("published", key, None);
+    }
     for ((protocol, port), backends) in &wanted.ports {
         let values: Vec<Vec<u8>> = backends
             .iter()
             .map(|(ip, port)| [ip.octets(), port_word(*port)].concat())
             .collect();
-        for (ip, port) in backends {
-            let key = [ip.octets(), [*protocol as u8, 0, 0, 0], port_word(*port)].concat();
-            put("published", key, None);
-        }
         let prefix = [[*protocol as u8, 0, 0, 0], port_word(*port)].concat();
         for (key, value) in slots(&prefix, &values, had("ports")) {
             put("ports", key, Some(value));

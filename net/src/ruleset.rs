@@ -133,6 +133,8 @@ pub(crate) fn cuts() -> Batch {
     b
 }
 
+/// Port of VXLAN (IANA).
+pub(crate) const PORT: u16 = 4789;
 /// Offset in Ethernet's header of where the address of a host stands in what its device is called ([`mac_of`]).
 const HOST_IN_SOURCE: u32 = 8;
 const HOST_IN_DESTINATION: u32 = 2;
@@ -345,6 +347,30 @@ pub(crate) fn dataplane(uplink: &str, overlay: &str, own: Ipv4Addr) -> Batch {
                 reset: false,
                 code: PROHIBITED,
             },
+        ],
+    );
+    // No container speaks to a host as if it were one, and what came from another host does not go out here: answers have
+    // passed above.
+    b.rule(
+        "fwd",
+        &[
+            meta(OUT_NAME, R1),
+            is(R1, &name(uplink)),
+            meta(PROTOCOL, W0),
+            is(W0, &[17]),
+            port(W0),
+            is(W0, &PORT.to_be_bytes()),
+            Expression::Drop,
+        ],
+    );
+    b.rule(
+        "fwd",
+        &[
+            meta(OUT_NAME, R1),
+            is(R1, &name(uplink)),
+            meta(IN_NAME, R1),
+            is(R1, &name(overlay)),
+            Expression::Drop,
         ],
     );
     b.rule(

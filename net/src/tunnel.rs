@@ -15,8 +15,6 @@ use crate::sys::nft::{self, NETDEV};
 pub(crate) const DEVICE: &str = "overlay";
 /// Its number (VNI): all networks share it; below those that networks have.
 const NUMBER: u32 = 4095;
-/// Port of VXLAN (IANA).
-const PORT: u16 = 4789;
 /// Bytes of what VXLAN puts around a packet over IPv4: Ethernet, IP, UDP, VXLAN.
 const OVERHEAD: u32 = 50;
 /// Table of the route for answers, and the neighbour it leads to, whom nobody is.
@@ -26,8 +24,12 @@ const NOBODY: Ipv4Addr = Ipv4Addr::new(169, 254, 1, 2);
 const MTU: u32 = 1500;
 
 /// What is there.
-pub(crate) fn found(links: &mut Socket) -> Result<Paths, NetError> {
+pub(crate) fn found(links: &mut Socket, tables: &mut Socket) -> Result<Paths, NetError> {
     let mut paths = Paths::default();
+    // Made last: without it the device is made anew.
+    if !nft::table_exists_in(tables, NETDEV, ruleset::BACK).map_err(at("list tables"))? {
+        return Ok(paths);
+    }
     let Some(index) = link::index(links, DEVICE).map_err(at("list links"))? else {
         return Ok(paths);
     };
@@ -49,6 +51,8 @@ pub(crate) struct Tunnel<'a> {
     pub(crate) tables: &'a mut Socket,
     /// The dataplane's namespace.
     pub(crate) inside: &'a File,
+    /// Number of the device, once it was looked for.
+    pub(crate) index: Option<u32>,
 }
 
 impl Tunnel<'_> {
@@ -56,6 +60,7 @@ impl Tunnel<'_> {
     pub(crate) fn take(&mut self, step: Step) -> Result<(), NetError> {
         match step {
             Step::RemoveDevice => {
+                self.index = None;
                 link::delete(self.links, DEVICE).map_err(at(format!("remove the link {DEVICE}")))
             }
             Step::AddDevice(own) => self.add_device(own),
@@ -86,11 +91,17 @@ impl Tunnel<'_> {
     }
 
     fn index(&mut self) -> Result<u32, NetError> {
-        let index = link::index(self.links, DEVICE).map_err(at("list links"))?;
-        index.ok_or_else(|| at(format!("find the link {DEVICE}"))(io::ErrorKind::NotFound.into()))
+        if self.index.is_none() {
+            self.index = link::index(self.links, DEVICE).map_err(at("list links"))?;
+        }
+        self.index
+            .ok_or_else(|| at(format!("find the link {DEVICE}"))(io::ErrorKind::NotFound.into()))
     }
 
     fn add_device(&mut self, own: Ipv4Addr) -> Result<(), NetError> {
+        // One that was made in part.
+        self.index = None;
+        link::delete(self.links, DEVICE).map_err(at(format!("remove the link {DEVICE}")))?;
         let mtu = link::mtu_at(self.host, own).map_err(at("list the host's addresses"))?;
         let device = Vxlan {
             name: DEVICE,
@@ -99,7 +110,7 @@ impl Tunnel<'_> {
             mtu: mtu.unwrap_or(MTU).saturating_sub(OVERHEAD),
             number: NUMBER,
             local: own,
-            port: PORT,
+            port: ruleset::PORT,
         };
         link::vxlan(self.host, &device).map_err(at(format!("make the link {DEVICE} for {own}")))?;
         let index = self.index()?;

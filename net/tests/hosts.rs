@@ -126,7 +126,9 @@ impl Bed {
 
     fn apply(&self, host: u8, wanted: &Wanted) -> usize {
         let plane = &self.planes[usize::from(host) - 1];
-        self.runtime.block_on(plane.apply(wanted.clone())).unwrap()
+        let applied = self.runtime.block_on(plane.apply(wanted.clone())).unwrap();
+        assert!(applied.unreachable.is_none(), "{:?}", applied.unreachable);
+        applied.changed
     }
 
     fn end(self) {
@@ -161,6 +163,7 @@ fn wanted(host: u8, hosts: u8, all: &[(u8, u8, u32)]) -> Wanted {
             ((Protocol::Tcp, PUBLISHED), behind.clone()),
             ((Protocol::Udp, PUBLISHED), behind),
         ]),
+        published: [Protocol::Tcp, Protocol::Udp].map(|p| (ip(3), p, PORT)).into(),
         overlay: Overlay {
             own: Some(Wire::address(host)),
             hosts: (1..=hosts).map(Wire::address).collect(),
@@ -223,6 +226,20 @@ fn containers_of_several_hosts_meet_in_their_networks_and_clients_are_seen_as_th
         ask(&client, Wire::address(1), PORT).is_err(),
         "nothing else is published"
     );
+    // No container can speak to a host as if it were one.
+    for (port, arrives) in [(4788, true), (4789, false)] {
+        let heard = inside(&client, || {
+            let socket = UdpSocket::bind(("0.0.0.0", port)).unwrap();
+            socket.set_read_timeout(Some(Duration::from_millis(500))).unwrap();
+            inside(a, || {
+                let from = UdpSocket::bind("0.0.0.0:0").unwrap();
+                from.send_to(b"forged", (Wire::address(4), port)).unwrap();
+            })
+            .unwrap();
+            socket.recv_from(&mut [0; 16]).is_ok()
+        });
+        assert_eq!(heard.unwrap(), arrives, "port {port}");
+    }
     // An agent that starts anew finds everything as it left it.
     bed.planes.remove(0);
     let again = bed.open(1);

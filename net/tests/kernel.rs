@@ -145,7 +145,7 @@ async fn containers_meet_by_address_virtual_address_name_and_port_and_nothing_el
     );
     bed.plane.apply(wanted(18_091)).await.expect("apply");
     assert_eq!(
-        bed.plane.apply(wanted(18_091)).await.expect("apply"),
+        bed.plane.apply(wanted(18_091)).await.expect("apply").changed,
         0,
         "again it changes nothing"
     );
@@ -247,7 +247,7 @@ async fn a_dataplane_is_adopted_and_leaves_nothing() {
         .expect("it is adopted");
     assert_eq!(again.attached(), ["a"]);
     assert_eq!(
-        again.apply(wanted(18_093)).await.expect("apply"),
+        again.apply(wanted(18_093)).await.expect("apply").changed,
         0,
         "the kernel has it all"
     );

@@ -17,6 +17,8 @@ pub struct WantedNet {
     pub vips: BTreeMap<Ipv4Addr, (u32, Vec<Ipv4Addr>)>,
     /// Published ports: addresses and ports behind.
     pub ports: BTreeMap<(Protocol, u16), Vec<(Ipv4Addr, u16)>>,
+    /// Addresses and ports of this host's tasks to which any host may send clients.
+    pub published: BTreeSet<(Ipv4Addr, Protocol, u16)>,
     /// Tasks by id: their network numbers, and whether all are without a way out.
     pub askers: BTreeMap<TaskId, (Vec<u32>, bool)>,
     /// Names by network number.
@@ -61,6 +63,15 @@ pub fn wanted(
     }
     for service in set.services.values() {
         add_service(&mut net, set, service, serving, &number);
+        let own = set
+            .tasks
+            .values()
+            .filter(|t| t.service == service.id && attached.contains(&t.id));
+        for (_, address) in own.filter_map(|t| v4(&t.addresses).next()) {
+            let ports = service.ports.iter();
+            net.published
+                .extend(ports.map(|p| (address, p.protocol, p.target)));
+        }
     }
     for task in set.tasks.values().filter(|t| serving.contains(&t.id)) {
         for port in &task.host_ports {
@@ -74,7 +85,7 @@ pub fn wanted(
 /// The host's part of an address such as `10.0.0.1:2377`.
 fn host(address: &str) -> Option<Ipv4Addr> {
     match address.parse::<SocketAddr>().ok()?.ip() {
-        IpAddr::V4(ip) if !ip.is_unspecified() => Some(ip),
+        IpAddr::V4(ip) if !(ip.is_unspecified() || ip.is_multicast() || ip.is_broadcast()) => Some(ip),
         IpAddr::V4(_) | IpAddr::V6(_) => None,
     }
 }

@@ -17,6 +17,8 @@ use proto::identity::Keychain;
 pub(crate) struct Network {
     plane: Dataplane,
     keychain: Keychain,
+    /// What keeps this host from others, as it was logged last.
+    problem: Mutex<Option<String>>,
     known: Mutex<Known>,
     applying: tokio::sync::Mutex<u64>,
 }
@@ -35,6 +37,7 @@ impl Network {
         Self {
             plane,
             keychain,
+            problem: Mutex::default(),
             known: Mutex::new(Known::default()),
             applying: tokio::sync::Mutex::new(0),
         }
@@ -132,10 +135,27 @@ impl Network {
                 known.generation,
             )
         };
-        self.plane.apply(translate(net)).await?;
+        let problem = self.plane.apply(translate(net)).await?.unreachable;
+        let problem = problem.map(|e| chain(&e));
+        let mut said = self.problem.lock().unwrap_or_else(PoisonError::into_inner);
+        if *said != problem {
+            match &problem {
+                Some(problem) => {
+                    tracing::error!("tasks of this host and of others may not reach each other: {problem}")
+                }
+                None => tracing::info!("tasks of this host and of others reach each other again"),
+            }
+            *said = problem;
+        }
+        drop(said);
         *applied = generation;
         Ok(())
     }
+}
+
+fn chain(error: &dyn std::error::Error) -> String {
+    let source = error.source().map(|s| format!(": {s}"));
+    format!("{error}{}", source.unwrap_or_default())
 }
 
 fn translate(net: WantedNet) -> Wanted {
@@ -155,6 +175,9 @@ fn translate(net: WantedNet) -> Wanted {
             .ports
             .into_iter()
             .filter_map(|((p, port), v)| Some(((protocol(p)?, port), v)))
+            .collect(),
+        published: (net.published.into_iter())
+            .filter_map(|(address, p, port)| Some((address, protocol(p)?, port)))
             .collect(),
         zone: Zone {
             askers: net

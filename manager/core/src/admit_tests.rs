@@ -143,6 +143,30 @@ fn asked_for_ports_come_before_chosen_ones() {
 }
 
 #[test]
+fn the_port_between_hosts_is_not_published() {
+    use model::spec::Protocol::{Tcp, Udp};
+    let mut cluster = Cluster::new();
+    let rows = [
+        (Udp, 80, 4789, PublishMode::Ingress, true),
+        (Udp, 80, 4789, PublishMode::Host, true),
+        (Udp, 4789, 0, PublishMode::Host, true),
+        (Udp, 4789, 0, PublishMode::Ingress, false),
+        (Tcp, 80, 4789, PublishMode::Ingress, false),
+    ];
+    for (at, (protocol, target, published, mode, is_refused)) in rows.into_iter().enumerate() {
+        let mut web = service(&format!("web{at}"));
+        let mut port = port(target, published, mode);
+        port.protocol = protocol;
+        web.endpoint.ports = vec![port];
+        let refused = cluster.create(web).err().map(|r| r.to_string());
+        let said = refused
+            .as_ref()
+            .is_some_and(|r| r.contains("carries the networks between hosts"));
+        assert_eq!(said, is_refused, "row {at}: {refused:?}");
+    }
+}
+
+#[test]
 fn a_changed_host_port_is_a_rollout_and_a_cluster_port_is_none() {
     let mut cluster = Cluster::new();
     for (mode, rolls) in [(PublishMode::Host, true), (PublishMode::Ingress, false)] {

@@ -153,8 +153,8 @@ pub fn for_node_by(
     for service in state.services().filter(|s| reaches(s, &near)) {
         set.services.insert(service.id, view(service));
     }
-    // Who is alone with itself and publishes nothing needs nobody.
-    if !set.services.is_empty() {
+    // Who has nothing that others reach needs nobody.
+    if !(set.services.is_empty() && set.networks.is_empty()) {
         set.peers = peers.clone();
     }
     set

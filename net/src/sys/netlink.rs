@@ -94,7 +94,19 @@ impl Socket {
         let fd = unsafe { OwnedFd::from_raw_fd(raw) };
         // Large batches answer one message each.
         let _ = rustix::net::sockopt::set_socket_recv_buffer_size(&fd, 4 << 20);
-        let _ = rustix::net::sockopt::set_socket_send_buffer_size(&fd, 4 << 20);
+        // All elements of a table go in one batch, which the usual bound of a socket is too small for.
+        let bytes: libc::c_int = 4 << 20;
+        let size = libc::socklen_t::try_from(size_of::<libc::c_int>()).unwrap_or(4);
+        // SAFETY: the number lives through the call and its size is given; what comes of it is seen when a batch is sent.
+        unsafe {
+            libc::setsockopt(
+                fd.as_raw_fd(),
+                libc::SOL_SOCKET,
+                libc::SO_SNDBUFFORCE,
+                (&raw const bytes).cast(),
+                size,
+            );
+        }
         Ok(Self { fd, sequence: 1 })
     }
 

@@ -3,8 +3,8 @@
 use model::object::Cluster;
 use model::spec::{
     CPU_MIN, ContainerSpec, IMAGE_MAX, ImageRef, Labels, MEMORY_MIN, Mount, MountKind, OnDisconnect,
-    Protocol, REPLICAS_MAX, STOP_AFTER_MAX, STOP_AFTER_MIN, ServiceMode, ServiceSpec, UpdateConfig,
-    check_name,
+    Protocol, PublishMode, REPLICAS_MAX, STOP_AFTER_MAX, STOP_AFTER_MIN, ServiceMode, ServiceSpec,
+    UpdateConfig, check_name,
 };
 use model::units::format_duration;
 use model::{Bytes, NanoCpus};
@@ -332,6 +332,9 @@ fn duration(what: &str, d: std::time::Duration) -> Result<(), String> {
     }
 }
 
+/// Port of VXLAN (IANA).
+const OVERLAY_PORT: u16 = 4789;
+
 fn ports(spec: &ServiceSpec) -> Result<(), String> {
     let ports = &spec.endpoint.ports;
     if ports.len() > LIST_MAX {
@@ -348,6 +351,15 @@ fn ports(spec: &ServiceSpec) -> Result<(), String> {
             return Err(format!(
                 "port {}/sctp: sctp cannot be published yet: use tcp or udp",
                 port.target
+            ));
+        }
+        let given = match (port.mode, port.published) {
+            (PublishMode::Host, 0) => port.target,
+            (_, published) => published,
+        };
+        if (port.protocol, given) == (Protocol::Udp, OVERLAY_PORT) {
+            return Err(format!(
+                "port {OVERLAY_PORT}/udp carries the networks between hosts: publish another"
             ));
         }
         let twice = ports[..i].iter().any(|p| {
