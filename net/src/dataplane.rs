@@ -513,7 +513,8 @@ fn make_table(tables: &mut Socket, transit: &Transit) -> Result<(), NetError> {
         if SETS.iter().map(|(set, ..)| *set).all(has) {
             return Ok(());
         }
-        // In one transaction. Connections go on by what is known of them; new ones wait for what is wanted.
+        // In one transaction. Connections go on by what is known of them; new ones are refused until what is wanted
+        // is applied.
         batch = batch.instead();
     }
     batch.commit(tables).map_err(at("make the dataplane's table"))

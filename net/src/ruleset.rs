@@ -144,6 +144,19 @@ const DIRECTION: u32 = 1;
 const CONNECTION_MARK: u32 = 3;
 const REPLY: u8 = 1;
 
+/// Goes on only for what comes from another host and from no container: a client of a published port sent it.
+fn from_a_client(overlay: &str) -> [Expression; 4] {
+    [
+        meta(IN_NAME, R1),
+        is(R1, &name(overlay)),
+        source(W0),
+        Expression::Absent {
+            set: "nets".into(),
+            from: W0,
+        },
+    ]
+}
+
 /// Answers go back through the host that a client had asked: its address is the mark of the connection. Of a packet it is
 /// the mark as well, by which it is led to the overlay, where [`back`] makes it the destination.
 fn remember_the_way(b: &mut Batch, overlay: &str) {
@@ -159,21 +172,18 @@ fn remember_the_way(b: &mut Batch, overlay: &str) {
     b.rule(
         "mesh",
         &[
-            meta(IN_NAME, R1),
-            is(R1, &name(overlay)),
-            source(W0),
-            Expression::Absent {
-                set: "nets".into(),
-                from: W0,
-            },
-            Expression::Payload {
-                base: 0,
-                offset: HOST_IN_SOURCE,
-                len: HOST_BYTES,
-                to: W0,
-            },
-            Expression::SetConnectionMark { from: W0 },
-        ],
+            &from_a_client(overlay)[..],
+            &[
+                Expression::Payload {
+                    base: 0,
+                    offset: HOST_IN_SOURCE,
+                    len: HOST_BYTES,
+                    to: W0,
+                },
+                Expression::SetConnectionMark { from: W0 },
+            ],
+        ]
+        .concat(),
     );
     b.rule(
         "mesh",
@@ -381,19 +391,16 @@ pub(crate) fn dataplane(uplink: &str, overlay: &str, own: Ipv4Addr) -> Batch {
     b.rule(
         "fwd",
         &[
-            meta(IN_NAME, R1),
-            is(R1, &name(overlay)),
-            source(W0),
-            Expression::Absent {
-                set: "nets".into(),
-                from: W0,
-            },
-            destination(W0),
-            meta(PROTOCOL, W1),
-            port(W2),
-            find("published", W0, None),
-            Expression::Accept,
-        ],
+            &from_a_client(overlay)[..],
+            &[
+                destination(W0),
+                meta(PROTOCOL, W1),
+                port(W2),
+                find("published", W0, None),
+                Expression::Accept,
+            ],
+        ]
+        .concat(),
     );
     b.rule(
         "fwd",

@@ -44,7 +44,7 @@ impl Beats {
 
     /// One is sent.
     pub fn send(&mut self, now: Timestamp) {
-        // Those that are older say no more than this one will.
+        // The oldest counts, and the last says when all are answered; of those between a few are enough.
         self.waiting.truncate(MISSES as usize);
         self.waiting.push_back(now);
     }

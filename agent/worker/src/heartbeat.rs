@@ -4,7 +4,7 @@ use std::future::Future;
 use std::pin::Pin;
 use std::time::Duration;
 
-use agent_core::beats::{Beats, LINES_MAX};
+use agent_core::beats::Beats;
 use agent_core::contact::{connect_limit, session_over};
 use futures::stream::{FuturesUnordered, StreamExt};
 use model::Timestamp;
@@ -89,7 +89,6 @@ pub(crate) async fn run(
             } } => {
                 opening = None;
                 refused = line.is_none();
-                turn = lines.len();
                 lines.extend(line);
                 !refused
             }
@@ -98,7 +97,7 @@ pub(crate) async fn run(
                 true
             }
         };
-        beats.stand(lines.len().min(LINES_MAX));
+        beats.stand(lines.len());
         if !beat || under_way.len() >= UNDER_WAY_MAX {
             continue;
         }
@@ -106,7 +105,7 @@ pub(crate) async fn run(
         if session_over(beats.last(), beats.period(), now) {
             return Status::deadline_exceeded("this host stood still for longer than its session lasts");
         }
-        turn = (turn + lines.len() - 1) % lines.len();
+        turn = (turn + 1) % lines.len();
         beats.send(now);
         let (mut client, session, line) = (lines[turn].clone(), session.clone(), turn);
         under_way.push(Box::pin(async move {

@@ -99,16 +99,25 @@ pub(crate) fn vxlan(socket: &mut Socket, device: &Vxlan<'_>) -> io::Result<()> {
 
 /// The host's address a VXLAN device sends from.
 pub(crate) fn vxlan_local(socket: &mut Socket, index: u32) -> io::Result<Option<Ipv4Addr>> {
+    let all = attributes_of(socket, index)?;
+    let data = netlink::find(&all, 18).and_then(|info| netlink::find(&info, 2));
+    Ok(data.and_then(|data| ipv4(&data, 4)))
+}
+
+/// What the kernel says of an interface; nothing of one that is not there.
+fn attributes_of(socket: &mut Socket, index: u32) -> io::Result<Vec<u8>> {
     let bodies = socket.dump(Message::new(GET_LINK, REQUEST | DUMP, &interface(0, false)))?;
     let read = |body: &Vec<u8>| {
-        if u32::from_ne_bytes(body.get(4..8)?.try_into().ok()?) != index {
-            return None;
-        }
-        let data = netlink::find(&netlink::find(body.get(16..)?, 18)?, 2)?;
-        let local: [u8; 4] = netlink::find(&data, 4)?.try_into().ok()?;
-        Some(Ipv4Addr::from(local))
+        let of = u32::from_ne_bytes(body.get(4..8)?.try_into().ok()?);
+        (of == index).then(|| body.get(16..).unwrap_or_default().to_vec())
     };
-    Ok(bodies.iter().find_map(read))
+    Ok(bodies.iter().find_map(read).unwrap_or_default())
+}
+
+/// An attribute that is an address.
+fn ipv4(bytes: &[u8], kind: u16) -> Option<Ipv4Addr> {
+    let octets: [u8; 4] = netlink::find(bytes, kind)?.try_into().ok()?;
+    Some(octets.into())
 }
 
 /// The largest packet of the interface that has an address.
@@ -123,16 +132,8 @@ pub(crate) fn mtu_at(socket: &mut Socket, address: Ipv4Addr) -> io::Result<Optio
     let Some(index) = bodies.iter().find_map(has) else {
         return Ok(None);
     };
-    let bodies = socket.dump(Message::new(GET_LINK, REQUEST | DUMP, &interface(0, false)))?;
-    let mtu = |body: &Vec<u8>| {
-        if u32::from_ne_bytes(body.get(4..8)?.try_into().ok()?) != index {
-            return None;
-        }
-        Some(u32::from_ne_bytes(
-            netlink::find(body.get(16..)?, 4)?.try_into().ok()?,
-        ))
-    };
-    Ok(bodies.iter().find_map(mtu))
+    let mtu = netlink::find(&attributes_of(socket, index)?, 4);
+    Ok(mtu.and_then(|mtu| Some(u32::from_ne_bytes(mtu.try_into().ok()?))))
 }
 
 /// Makes an interface a port of a bridge.
@@ -175,19 +176,12 @@ pub(crate) fn carries(socket: &mut Socket, index: u32) -> io::Result<bool> {
     const UP: u8 = 6;
     const FORWARDING: u8 = 3;
     let find = netlink::find;
-    let read = |body: &Vec<u8>| {
-        if u32::from_ne_bytes(body.get(4..8)?.try_into().ok()?) != index {
-            return None;
-        }
-        let all = body.get(16..)?;
-        let up = find(all, OPERSTATE)?.first() == Some(&UP);
-        let port = find(all, INFO)
-            .and_then(|i| find(&i, INFO_PORT))
-            .and_then(|p| find(&p, PORT_STATE));
-        Some(up && port.is_none_or(|state| state.first() == Some(&FORWARDING)))
-    };
-    let bodies = socket.dump(Message::new(GET_LINK, REQUEST | DUMP, &interface(0, false)))?;
-    Ok(bodies.iter().find_map(read).unwrap_or(false))
+    let all = attributes_of(socket, index)?;
+    let up = find(&all, OPERSTATE).is_some_and(|state| state.first() == Some(&UP));
+    let port = find(&all, INFO)
+        .and_then(|i| find(&i, INFO_PORT))
+        .and_then(|p| find(&p, PORT_STATE));
+    Ok(up && port.is_none_or(|state| state.first() == Some(&FORWARDING)))
 }
 
 /// Takes an interface away; one that is gone is no error.
@@ -279,12 +273,7 @@ pub(crate) fn routes_over(socket: &mut Socket, index: u32) -> io::Result<Vec<(Ip
         if *body.get(4)? != MAIN || over != index {
             return None;
         }
-        let address = |kind| {
-            Some(Ipv4Addr::from(
-                <[u8; 4]>::try_from(netlink::find(rest, kind)?).ok()?,
-            ))
-        };
-        Some((address(1)?, address(5)?))
+        Some((ipv4(rest, 1)?, ipv4(rest, 5)?))
     };
     Ok(bodies.iter().filter_map(read).collect())
 }
@@ -300,9 +289,7 @@ pub(crate) fn neighbours(socket: &mut Socket, index: u32) -> io::Result<Vec<Ipv4
         if of != index || state != PERMANENT {
             return None;
         }
-        Some(Ipv4Addr::from(
-            <[u8; 4]>::try_from(netlink::find(body.get(12..)?, 1)?).ok()?,
-        ))
+        ipv4(body.get(12..)?, 1)
     };
     Ok(bodies.iter().filter_map(read).collect())
 }

@@ -168,6 +168,7 @@ impl Batch {
 }
 
 /// One step of a rule.
+#[derive(Clone)]
 pub(crate) enum Expression {
     /// Loads header bytes: base 0 link, 1 network, 2 transport.
     Payload {

@@ -39,7 +39,7 @@ pub(super) fn read(dir: &Path) -> Result<Level, LogError> {
 }
 
 /// What is written beside a log that is open.
-#[derive(Debug)]
+#[derive(Debug, Clone)]
 pub(super) struct Written {
     dir: PathBuf,
     level: Level,

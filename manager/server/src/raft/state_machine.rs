@@ -204,7 +204,7 @@ impl RaftStateMachine<TypeConfig> for StateMachine {
     ) -> Result<(), io::Error> {
         let (dir, keys, installed) = (self.dir.clone(), self.keys.clone(), self.installed.clone());
         let announced = meta.last_log_id;
-        let mut level = level::Written::open(&self.dir).map_err(io::Error::other)?;
+        let mut level = self.level.clone();
         let (state, level) = tokio::task::spawn_blocking(move || {
             // All of it is checked before it takes the place of the one that is there.
             let (header, state) = codec::read_snapshot(&mut snapshot).map_err(io::Error::other)?;
