@@ -1,6 +1,5 @@
 //! The dataplane's namespace and the one thread that works on it.
 
-use std::collections::BTreeMap;
 use std::fs::{self, File};
 use std::io;
 use std::net::{Ipv4Addr, SocketAddr};
@@ -11,7 +10,7 @@ use tokio::sync::oneshot;
 
 use crate::dns;
 use crate::overlay::{self, Paths, Step};
-use crate::plan::{self, Elements, SETS, Wanted};
+use crate::plan::{self, Elements, HOST_SETS, SETS, Wanted};
 use crate::ruleset::{self, GATEWAY, TABLE};
 use crate::sys;
 use crate::sys::link;
@@ -40,8 +39,19 @@ pub struct DataplaneConfig {
 pub struct EndpointConfig {
     /// Its id.
     pub id: String,
-    /// Its addresses.
-    pub addresses: Vec<Ipv4Addr>,
+    /// Its addresses, the one by which it is reached from outside first.
+    pub addresses: Vec<EndpointAddress>,
+}
+
+/// An address of a container in one network.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct EndpointAddress {
+    /// The address.
+    pub address: Ipv4Addr,
+    /// Subnets of its network, address and bits: it speaks from this address to them, as only members are heard there.
+    pub subnets: Vec<(Ipv4Addr, u8)>,
+    /// Its network has no way out: the container speaks from another address to the world.
+    pub internal: bool,
 }
 
 /// What [`Dataplane::apply`] did.
@@ -201,7 +211,7 @@ struct Worker {
     host_links: Socket,
     host_tables: Socket,
     found: Elements,
-    host_ports: BTreeMap<Vec<u8>, Option<Vec<u8>>>,
+    host_sets: Elements,
     paths: Paths,
 }
 
@@ -288,17 +298,15 @@ impl Worker {
         setting("ip_forward", "1")?;
         setting(&format!("conf/{}/route_localnet", transit.host_end), "1")?;
         setting(&format!("conf/{}/rp_filter", transit.host_end), "0")?;
-        if !nft::table_exists(&mut host_tables, &transit.table).map_err(at("list the host's tables"))? {
-            ruleset::host(&transit.table, &transit.host_end, transit.inner)
-                .commit(&mut host_tables)
-                .map_err(at(format!("make the host's table {}", transit.table)))?;
-        }
+        let rules = ruleset::host(&transit.table, &transit.host_end, transit.inner, tunnel::NUMBER);
+        make_table(&mut host_tables, &transit.table, rules)?;
         sys::enter(&inside).map_err(at("enter the dataplane's namespace"))?;
         let mut links = Socket::open(NETLINK_ROUTE).map_err(at("open netlink"))?;
         let mut tables = Socket::open(NETLINK_NETFILTER).map_err(at("open netlink"))?;
         let conntrack = Socket::open(NETLINK_NETFILTER).map_err(at("open netlink"))?;
         inner_links(&mut links, &transit)?;
-        make_table(&mut tables, &transit)?;
+        let rules = ruleset::dataplane(&transit.inner_end, tunnel::DEVICE, transit.inner);
+        make_table(&mut tables, TABLE, rules)?;
         let paths = tunnel::found(&mut links, &mut tables)?;
         let mut found = Elements::new();
         for (set, _, _) in SETS {
@@ -306,8 +314,12 @@ impl Worker {
                 nft::elements(&mut tables, TABLE, set).map_err(at(format!("read the set {set}")))?;
             found.insert(set, elements.into_iter().collect());
         }
-        let host_ports =
-            nft::elements(&mut host_tables, &transit.table, "ports").map_err(at("read the host's ports"))?;
+        let mut host_sets = Elements::new();
+        for (set, _) in HOST_SETS {
+            let elements = nft::elements(&mut host_tables, &transit.table, set);
+            let elements = elements.map_err(at(format!("read the host's set {set}")))?;
+            host_sets.insert(set, elements.into_iter().collect());
+        }
         Ok(Self {
             config: config.clone(),
             host,
@@ -318,7 +330,7 @@ impl Worker {
             host_links,
             host_tables,
             found,
-            host_ports: host_ports.into_iter().collect(),
+            host_sets,
             paths,
         })
     }
@@ -358,18 +370,15 @@ impl Worker {
         let index =
             index.ok_or_else(|| at(format!("find the link {name}"))(io::ErrorKind::NotFound.into()))?;
         link::up(&mut self.links, index).map_err(at(format!("put the link {name} up")))?;
-        for address in &endpoint.addresses {
+        for EndpointAddress { address, .. } in &endpoint.addresses {
             link::neighbour(&mut self.links, index, *address, inner)
                 .map_err(at(format!("know {address}")))?;
             link::route(&mut self.links, (*address, 32), index, None)
                 .map_err(at(format!("route to {address}")))?;
         }
         sys::enter(&namespace).map_err(at("enter a container's namespace"))?;
-        let made = if fresh {
-            container_end(&endpoint.addresses, outer)
-        } else {
-            Ok(())
-        };
+        // One that is there may be of an earlier version, and its networks may have grown.
+        let made = container_end(&endpoint.addresses, outer);
         let sockets = made.and_then(|()| dns::Sockets::open().map_err(at("listen on 127.0.0.11:53")));
         sys::enter(&self.inside).map_err(at("return to the dataplane's namespace"))?;
         sockets
@@ -432,32 +441,17 @@ impl Worker {
             }
         }
         self.found = elements;
-        let ports: BTreeMap<Vec<u8>, Option<Vec<u8>>> = wanted
-            .ports
-            .keys()
-            .map(|(protocol, port)| {
-                (
-                    [[*protocol as u8, 0, 0, 0], plan::port_word(*port)].concat(),
-                    None,
-                )
-            })
-            .collect();
-        if ports != self.host_ports {
+        let host_sets = plan::host_elements(wanted, &paths);
+        for (set, (gone, new)) in &plan::diff(&host_sets, &self.host_sets) {
             let mut batch = Batch::new(&Transit::of(&self.config.name).table);
-            let only = |a: &BTreeMap<Vec<u8>, _>, b: &BTreeMap<Vec<u8>, _>| {
-                a.keys()
-                    .filter(|k| !b.contains_key(*k))
-                    .map(|k| (k.clone(), None))
-                    .collect::<Vec<_>>()
-            };
-            batch.remove("ports", &only(&self.host_ports, &ports));
-            batch.add("ports", &only(&ports, &self.host_ports));
+            count += gone.len() + new.len();
+            batch.remove(set, gone);
+            batch.add(set, new);
             batch
                 .commit(&mut self.host_tables)
-                .map_err(at("change the host's published ports"))?;
-            self.host_ports = ports;
-            count += 1;
+                .map_err(at(format!("change the host's set {set}")))?;
         }
+        self.host_sets = host_sets;
         self.take(&after, &mut done);
         done.changed += count;
         Ok(done)
@@ -505,19 +499,19 @@ impl Worker {
     }
 }
 
-/// Makes the dataplane's table, also in the place of one that an earlier version made.
-fn make_table(tables: &mut Socket, transit: &Transit) -> Result<(), NetError> {
-    let mut batch = ruleset::dataplane(&transit.inner_end, tunnel::DEVICE, transit.inner);
-    if nft::table_exists(tables, TABLE).map_err(at("list the dataplane's tables"))? {
-        let has = |set: &str| nft::elements(tables, TABLE, set).is_ok();
-        if SETS.iter().map(|(set, ..)| *set).all(has) {
+/// Makes a table, also in the place of one with other rules, as an earlier version made. Connections go on by what is
+/// known of them; new ones are refused until what is wanted is applied.
+fn make_table(tables: &mut Socket, name: &str, mut batch: Batch) -> Result<(), NetError> {
+    let mark = format!("rules-{:016x}", batch.fingerprint());
+    batch.set(&mark, 4, None);
+    if nft::table_exists(tables, name).map_err(at("list tables"))? {
+        if nft::elements(tables, name, &mark).is_ok() {
             return Ok(());
         }
-        // In one transaction. Connections go on by what is known of them; new ones are refused until what is wanted
-        // is applied.
+        // In one transaction.
         batch = batch.instead();
     }
-    batch.commit(tables).map_err(at("make the dataplane's table"))
+    batch.commit(tables).map_err(at(format!("make the table {name}")))
 }
 
 fn inner_links(links: &mut Socket, transit: &Transit) -> Result<(), NetError> {
@@ -539,7 +533,7 @@ fn inner_links(links: &mut Socket, transit: &Transit) -> Result<(), NetError> {
 }
 
 /// The container's end, from within its namespace.
-fn container_end(addresses: &[Ipv4Addr], gateway_mac: [u8; 6]) -> Result<(), NetError> {
+fn container_end(addresses: &[EndpointAddress], gateway_mac: [u8; 6]) -> Result<(), NetError> {
     let mut links = Socket::open(NETLINK_ROUTE).map_err(at("open netlink"))?;
     let find = |links: &mut Socket, name: &str| -> Result<u32, NetError> {
         link::index(links, name)
@@ -549,13 +543,22 @@ fn container_end(addresses: &[Ipv4Addr], gateway_mac: [u8; 6]) -> Result<(), Net
     let lo = find(&mut links, "lo")?;
     link::up(&mut links, lo).map_err(at("put lo up"))?;
     let eth = find(&mut links, "eth0")?;
-    for address in addresses {
+    for EndpointAddress { address, .. } in addresses {
         link::address(&mut links, eth, *address, 32).map_err(at(format!("give the container {address}")))?;
     }
     link::up(&mut links, eth).map_err(at("put eth0 up"))?;
     link::neighbour(&mut links, eth, GATEWAY, gateway_mac).map_err(at("know the gateway"))?;
-    link::route(&mut links, (Ipv4Addr::UNSPECIFIED, 0), eth, Some(GATEWAY))
-        .map_err(at("route to the gateway"))
+    let outward = addresses.iter().find(|a| !a.internal).map(|a| a.address);
+    let everywhere = (Ipv4Addr::UNSPECIFIED, 0);
+    link::route_from(&mut links, everywhere, eth, Some(GATEWAY), outward)
+        .map_err(at("route to the gateway"))?;
+    for EndpointAddress { address, subnets, .. } in addresses {
+        for (subnet, bits) in subnets {
+            link::route_from(&mut links, (*subnet, *bits), eth, Some(GATEWAY), Some(*address))
+                .map_err(at(format!("route to {subnet}/{bits} from {address}")))?;
+        }
+    }
+    Ok(())
 }
 
 /// Whether a path holds a namespace (a mount of nsfs) and not just the file for one.

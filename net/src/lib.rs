@@ -27,7 +27,7 @@ pub mod dns;
 )]
 mod sys;
 
-pub use dataplane::{Applied, Dataplane, DataplaneConfig, EndpointConfig, NetError};
+pub use dataplane::{Applied, Dataplane, DataplaneConfig, EndpointAddress, EndpointConfig, NetError};
 pub use dns::Zone;
 pub use overlay::Overlay;
 pub use plan::{Endpoint, Protocol, Wanted};

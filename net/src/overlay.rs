@@ -18,6 +18,9 @@ pub struct Overlay {
     /// Addresses of containers elsewhere: number of their network, and address of their host. Zero: only reached by a
     /// published port.
     pub remote: BTreeMap<Ipv4Addr, (u32, Ipv4Addr)>,
+    /// Subnets of the networks here: address and bits. Nothing for them leaves the networks, and what is for an address
+    /// in them that nobody has is refused at once.
+    pub subnets: BTreeSet<(Ipv4Addr, u8)>,
 }
 
 /// The device of a host and what it has; of what is wanted, and of what is there.
@@ -29,6 +32,8 @@ pub(crate) struct Paths {
     pub(crate) hosts: BTreeSet<Ipv4Addr>,
     /// Containers' addresses: their hosts.
     pub(crate) routes: BTreeMap<Ipv4Addr, Ipv4Addr>,
+    /// Subnets in which what is not known is nowhere. They need no device.
+    pub(crate) subnets: BTreeSet<(Ipv4Addr, u8)>,
 }
 
 /// One change in the kernel. Each may be done again.
@@ -42,6 +47,9 @@ pub(crate) enum Step {
     /// A container's address and its host; it takes the place of another way.
     AddRoute(Ipv4Addr, Ipv4Addr),
     RemoveRoute(Ipv4Addr),
+    /// What no other route leads to in a subnet is nowhere.
+    AddSubnet((Ipv4Addr, u8)),
+    RemoveSubnet((Ipv4Addr, u8)),
 }
 
 /// What has to be there: a device where there is another host, which may ask at any time.
@@ -55,6 +63,7 @@ pub(crate) fn paths(overlay: &Overlay) -> Paths {
             .filter(|(_, host)| hosts.contains(host))
             .collect(),
         hosts,
+        subnets: overlay.subnets.clone(),
     }
 }
 
@@ -70,6 +79,8 @@ pub(crate) fn steps(wanted: &Paths, found: &Paths) -> (Vec<Step>, Vec<Step>) {
         before.extend(wanted.own.map(Step::AddDevice));
         have = &none;
     }
+    let subnets = wanted.subnets.difference(&found.subnets);
+    before.extend(subnets.map(|s| Step::AddSubnet(*s)));
     before.extend(wanted.hosts.difference(&have.hosts).map(|h| Step::AddHost(*h)));
     let moved = |(address, host): &(&Ipv4Addr, &Ipv4Addr)| have.routes.get(*address) != Some(*host);
     before
@@ -77,6 +88,8 @@ pub(crate) fn steps(wanted: &Paths, found: &Paths) -> (Vec<Step>, Vec<Step>) {
     let gone = |address: &&Ipv4Addr| !wanted.routes.contains_key(*address);
     after.extend((have.routes.keys().filter(gone)).map(|address| Step::RemoveRoute(*address)));
     after.extend(have.hosts.difference(&wanted.hosts).map(|h| Step::RemoveHost(*h)));
+    let subnets = found.subnets.difference(&wanted.subnets);
+    after.extend(subnets.map(|s| Step::RemoveSubnet(*s)));
     (before, after)
 }
 
@@ -94,6 +107,8 @@ impl Paths {
             Step::RemoveHost(host) => drop(self.hosts.remove(&host)),
             Step::AddRoute(address, host) => drop(self.routes.insert(address, host)),
             Step::RemoveRoute(address) => drop(self.routes.remove(&address)),
+            Step::AddSubnet(subnet) => drop(self.subnets.insert(subnet)),
+            Step::RemoveSubnet(subnet) => drop(self.subnets.remove(&subnet)),
         }
     }
 }
@@ -121,6 +136,7 @@ mod tests {
             own,
             hosts: hosts.iter().copied().collect(),
             remote: remote.iter().map(|(n, host)| (task(*n), (7, *host))).collect(),
+            subnets: BTreeSet::new(),
         }
     }
 
@@ -140,7 +156,12 @@ mod tests {
     fn what_is_new_comes_before_it_is_used_and_what_is_gone_goes_after() {
         let mut now = Paths::default();
         let all = [OWN, TWO, THREE];
-        let rows: [(Overlay, &[Step], &[Step]); 6] = [
+        let (here, there) = ((task(0), 24), (Ipv4Addr::new(10, 0, 1, 0), 24));
+        let within = |overlay: Overlay, subnets: &[(Ipv4Addr, u8)]| Overlay {
+            subnets: subnets.iter().copied().collect(),
+            ..overlay
+        };
+        let rows: [(Overlay, &[Step], &[Step]); 8] = [
             (overlay(Some(OWN), &[OWN], &[]), &[], &[]),
             (
                 overlay(Some(OWN), &[OWN, TWO], &[(2, TWO), (3, TWO), (9, THREE)]),
@@ -177,7 +198,22 @@ mod tests {
                 &[],
                 &[Step::RemoveRoute(task(4)), Step::RemoveHost(TWO)],
             ),
-            (Overlay::default(), &[Step::RemoveDevice], &[]),
+            (
+                within(overlay(None, &[], &[]), &[here]),
+                &[Step::RemoveDevice, Step::AddSubnet(here)],
+                &[],
+            ),
+            // A device that is made anew takes no subnet with it.
+            (
+                within(overlay(Some(OWN), &[OWN, TWO], &[]), &[here, there]),
+                &[Step::AddDevice(OWN), Step::AddSubnet(there), Step::AddHost(TWO)],
+                &[],
+            ),
+            (
+                Overlay::default(),
+                &[Step::RemoveDevice],
+                &[Step::RemoveSubnet(here), Step::RemoveSubnet(there)],
+            ),
         ];
         for (at, (overlay, before, after)) in rows.iter().enumerate() {
             let (got_before, got_after) = reach(&mut now, overlay);

@@ -5,7 +5,7 @@ use std::net::Ipv4Addr;
 
 use crate::balance::{SLOTS, assign};
 use crate::dns::Zone;
-use crate::overlay::Overlay;
+use crate::overlay::{Overlay, Paths};
 
 /// Protocol of a published port, by its number (IANA).
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
@@ -57,6 +57,9 @@ pub(crate) const SETS: &[(&str, u32, Option<u32>)] = &[
     ("selves", 8, None),
     ("published", 12, None),
 ];
+
+/// Sets of the host's table: name, bytes of the key. None is a map.
+pub(crate) const HOST_SETS: &[(&str, u32)] = &[("ports", 8), ("hosts", 4)];
 
 /// The sets that make `wanted` so. Slots that lead to a backend that is still wanted stay where `now` has them.
 pub(crate) fn elements(wanted: &Wanted, now: &Elements) -> Elements {
@@ -110,6 +113,17 @@ pub(crate) fn elements(wanted: &Wanted, now: &Elements) -> Elements {
     all
 }
 
+/// The host's sets that make `wanted` so, where other hosts are known as in `paths`.
+pub(crate) fn host_elements(wanted: &Wanted, paths: &Paths) -> Elements {
+    let ports = wanted.ports.keys();
+    let port = |(protocol, port): &(Protocol, u16)| [[*protocol as u8, 0, 0, 0], port_word(*port)].concat();
+    let hosts = paths.hosts.iter().map(|host| host.octets().to_vec());
+    Elements::from([
+        ("ports", ports.map(|p| (port(p), None)).collect()),
+        ("hosts", hosts.map(|host| (host, None)).collect()),
+    ])
+}
+
 /// A port as a word of a key: network order, then zeros.
 pub(crate) fn port_word(port: u16) -> [u8; 4] {
     let [high, low] = port.to_be_bytes();
@@ -137,7 +151,7 @@ pub(crate) type Change = (Vec<(Vec<u8>, Option<Vec<u8>>)>, Vec<(Vec<u8>, Option<
 pub(crate) fn diff(wanted: &Elements, found: &Elements) -> BTreeMap<&'static str, Change> {
     let empty = BTreeMap::new();
     let mut changes = BTreeMap::new();
-    for (name, _, _) in SETS {
+    for name in wanted.keys().chain(found.keys()) {
         let (want, have) = (
             wanted.get(name).unwrap_or(&empty),
             found.get(name).unwrap_or(&empty),

@@ -4,7 +4,7 @@ use std::net::Ipv4Addr;
 
 use crate::balance::SLOTS;
 use crate::overlay::mac_of;
-use crate::plan::SETS;
+use crate::plan::{HOST_SETS, SETS};
 use crate::sys::nft::{Batch, Expression, Hook, NETDEV, R1, W0, W1, W2, W4};
 
 /// Gateway of every container: link-local, the same everywhere.
@@ -240,6 +240,41 @@ pub(crate) fn back(overlay: &str) -> Batch {
     b
 }
 
+/// A virtual address that nothing stands behind answers at once, and as a closed port does: before it is looked where it
+/// leads, as it leads nowhere.
+fn answer_for_nobody(b: &mut Batch) {
+    b.chain(
+        "nobody",
+        &Hook {
+            kind: "filter",
+            number: 0,
+            // After addresses are rewritten (-100).
+            priority: -90,
+        },
+    );
+    b.rule(
+        "nobody",
+        &[
+            destination(W0),
+            find("vips", W0, None),
+            meta(PROTOCOL, W0),
+            is(W0, &[6]),
+            Expression::Reject { reset: true, code: 0 },
+        ],
+    );
+    b.rule(
+        "nobody",
+        &[
+            destination(W0),
+            find("vips", W0, None),
+            Expression::Reject {
+                reset: false,
+                code: NO_PORT,
+            },
+        ],
+    );
+}
+
 /// The dataplane's table: balancing, isolation, the way out.
 pub(crate) fn dataplane(uplink: &str, overlay: &str, own: Ipv4Addr) -> Batch {
     let mut b = Batch::new(TABLE);
@@ -250,6 +285,7 @@ pub(crate) fn dataplane(uplink: &str, overlay: &str, own: Ipv4Addr) -> Batch {
     remember_the_way(&mut b, overlay);
     b.chain("pre", &nat("nat", 0));
     b.chain("post", &nat("nat", 4));
+    answer_for_nobody(&mut b);
     b.chain(
         "fwd",
         &Hook {
@@ -323,28 +359,6 @@ pub(crate) fn dataplane(uplink: &str, overlay: &str, own: Ipv4Addr) -> Batch {
     b.rule(
         "fwd",
         &[meta(IN_NAME, R1), is(R1, &name(uplink)), Expression::Accept],
-    );
-    // A virtual address that nothing stands behind answers at once.
-    b.rule(
-        "fwd",
-        &[
-            destination(W0),
-            find("vips", W0, None),
-            meta(PROTOCOL, W0),
-            is(W0, &[6]),
-            Expression::Reject { reset: true, code: 0 },
-        ],
-    );
-    b.rule(
-        "fwd",
-        &[
-            destination(W0),
-            find("vips", W0, None),
-            Expression::Reject {
-                reset: false,
-                code: NO_PORT,
-            },
-        ],
     );
     b.rule(
         "fwd",
@@ -422,11 +436,58 @@ pub(crate) fn dataplane(uplink: &str, overlay: &str, own: Ipv4Addr) -> Batch {
     b
 }
 
-/// The host's table: published ports lead to the dataplane, and what leaves it gets the host's address.
-pub(crate) fn host(table: &str, uplink: &str, dataplane: Ipv4Addr) -> Batch {
+/// VXLAN: only hosts of the cluster are heard, and none of it is tracked, as what is in it is. `number` is that of the
+/// device (VNI): what others on this machine do with the same port is theirs.
+fn hear_hosts_only(b: &mut Batch, number: u32) {
+    let to_port = || {
+        [
+            meta(PROTOCOL, W0),
+            is(W0, &[17]),
+            port(W0),
+            is(W0, &PORT.to_be_bytes()),
+        ]
+    };
+    // Before connections are tracked (-200).
+    for (chain, hook) in [("first", 0), ("sent", 3)] {
+        let first = Hook {
+            kind: "filter",
+            number: hook,
+            priority: -300,
+        };
+        b.chain(chain, &first);
+    }
+    let [_, high, middle, low] = number.to_be_bytes();
+    let strangers = [
+        // The number follows UDP's header and four bytes.
+        Expression::Payload {
+            base: 2,
+            offset: 12,
+            len: 3,
+            to: W0,
+        },
+        is(W0, &[high, middle, low]),
+        source(W0),
+        Expression::Absent {
+            set: "hosts".into(),
+            from: W0,
+        },
+        Expression::Drop,
+    ];
+    b.rule("first", &[&to_port()[..], &strangers].concat());
+    for chain in ["first", "sent"] {
+        b.rule(chain, &[&to_port()[..], &[Expression::NotTracked]].concat());
+    }
+}
+
+/// The host's table: published ports lead to the dataplane, what leaves it gets the host's address, and what comes from
+/// other hosts' dataplanes is theirs.
+pub(crate) fn host(table: &str, uplink: &str, dataplane: Ipv4Addr, number: u32) -> Batch {
     let mut b = Batch::new(table);
     b.table();
-    b.set("ports", 8, None);
+    for (set, key) in HOST_SETS {
+        b.set(set, *key, None);
+    }
+    hear_hosts_only(&mut b, number);
     b.chain("pre", &nat("nat", 0));
     b.chain("out", &nat("nat", 3));
     b.chain("post", &nat("nat", 4));

@@ -14,7 +14,7 @@ use crate::sys::nft::{self, NETDEV};
 /// The device in the dataplane's namespace.
 pub(crate) const DEVICE: &str = "overlay";
 /// Its number (VNI): all networks share it; below those that networks have.
-const NUMBER: u32 = 4095;
+pub(crate) const NUMBER: u32 = 4095;
 /// Bytes of what VXLAN puts around a packet over IPv4: Ethernet, IP, UDP, VXLAN.
 const OVERHEAD: u32 = 50;
 /// Table of the route for answers, and the neighbour it leads to, whom nobody is.
@@ -25,7 +25,10 @@ const MTU: u32 = 1500;
 
 /// What is there.
 pub(crate) fn found(links: &mut Socket, tables: &mut Socket) -> Result<Paths, NetError> {
-    let mut paths = Paths::default();
+    let mut paths = Paths {
+        subnets: (link::unreachables(links).map_err(at("list routes"))?.into_iter()).collect(),
+        ..Paths::default()
+    };
     // Made last: without it the device is made anew.
     if !nft::table_exists_in(tables, NETDEV, ruleset::BACK).map_err(at("list tables"))? {
         return Ok(paths);
@@ -82,6 +85,10 @@ impl Tunnel<'_> {
                 link::route(self.links, (address, 32), index, Some(host))
                     .map_err(at(format!("route to {address} at {host}")))
             }
+            Step::AddSubnet((subnet, bits)) => link::unreachable(self.links, (subnet, bits))
+                .map_err(at(format!("keep {subnet}/{bits} to its networks"))),
+            Step::RemoveSubnet((subnet, bits)) => link::remove_unreachable(self.links, (subnet, bits))
+                .map_err(at(format!("let go of {subnet}/{bits}"))),
             Step::RemoveRoute(address) => {
                 let index = self.index()?;
                 link::remove_route(self.links, address, index)

@@ -10,7 +10,10 @@ use std::net::{Ipv4Addr, SocketAddr, TcpListener, TcpStream, UdpSocket};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use net::{Dataplane, DataplaneConfig, Endpoint, EndpointConfig, Overlay, Protocol, Wanted, Wire, inside};
+use net::{
+    Dataplane, DataplaneConfig, Endpoint, EndpointAddress, EndpointConfig, Overlay, Protocol, Wanted, Wire,
+    inside,
+};
 
 const PATIENCE: Duration = Duration::from_secs(2);
 const PORT: u16 = 8080;
@@ -116,9 +119,20 @@ impl Bed {
     }
 
     fn attach(&self, host: u8, id: &str, address: Ipv4Addr) -> PathBuf {
+        self.attach_in(host, id, &[address], false)
+    }
+
+    /// A container with an address in each of some networks, all of /24; the first without a way out, or not.
+    fn attach_in(&self, host: u8, id: &str, addresses: &[Ipv4Addr], first_is_internal: bool) -> PathBuf {
         let endpoint = EndpointConfig {
             id: id.into(),
-            addresses: vec![address],
+            addresses: (addresses.iter().enumerate())
+                .map(|(at, address)| EndpointAddress {
+                    address: *address,
+                    subnets: vec![(Ipv4Addr::from(u32::from(*address) & !0xff), 24)],
+                    internal: at == 0 && first_is_internal,
+                })
+                .collect(),
         };
         let plane = &self.planes[usize::from(host) - 1];
         self.runtime.block_on(plane.attach(endpoint)).unwrap()
@@ -174,6 +188,7 @@ fn wanted(host: u8, hosts: u8, all: &[(u8, u8, u32)]) -> Wanted {
                     (ip(*c), (known, Wire::address(*h)))
                 })
                 .collect(),
+            subnets: [(ip(0), 24)].into(),
         },
         ..Wanted::default()
     }
@@ -282,5 +297,107 @@ fn large_packets_find_their_size() {
     })
     .unwrap();
     assert_eq!(sink.join().unwrap(), BYTES as u64);
+    bed.end();
+}
+
+#[test]
+fn a_container_speaks_in_each_of_its_networks_as_their_member_and_to_nobody_in_vain() {
+    let Some(bed) = Bed::new(2) else { return };
+    let second = |last: u8| Ipv4Addr::new(10, 7, 1, last);
+    let both = bed.attach_in(1, "both", &[ip(2), second(2)], true);
+    serve(&bed.attach(2, "a", ip(3)), "a");
+    serve(&bed.attach(2, "b", second(3)), "b");
+    serve(&bed.wire.namespace(3), "outside");
+    let endpoint = |network, internal| Endpoint { network, internal };
+    let overlay = |host: u8, remote: [(Ipv4Addr, (u32, Ipv4Addr)); 2]| Overlay {
+        own: Some(Wire::address(host)),
+        hosts: (1..=2).map(Wire::address).collect(),
+        remote: remote.into(),
+        subnets: [(ip(0), 24), (second(0), 24)].into(),
+    };
+    let one = Wanted {
+        endpoints: [(ip(2), endpoint(1, true)), (second(2), endpoint(2, false))].into(),
+        vips: [(ip(100), (1, vec![]))].into(),
+        overlay: overlay(
+            1,
+            [ip(3), second(3)].map(|a| (a, (u32::from(a.octets()[2]) + 1, Wire::address(2)))),
+        ),
+        ..Wanted::default()
+    };
+    let two = Wanted {
+        endpoints: [(ip(3), endpoint(1, true)), (second(3), endpoint(2, false))].into(),
+        overlay: overlay(
+            2,
+            [ip(2), second(2)].map(|a| (a, (u32::from(a.octets()[2]) + 1, Wire::address(1)))),
+        ),
+        ..Wanted::default()
+    };
+    for (host, wanted) in [(1, &one), (2, &two)] {
+        bed.apply(host, wanted);
+        assert_eq!(bed.apply(host, wanted), 0, "again");
+    }
+    assert_eq!(ask(&both, ip(3), PORT).unwrap(), "a 10.7.0.2");
+    assert_eq!(ask(&both, second(3), PORT).unwrap(), "b 10.7.1.2");
+    // To the world it speaks by the network that has a way out.
+    assert_eq!(ask(&both, Wire::address(3), PORT).unwrap(), "outside 10.99.0.1");
+    for (address, kind) in [
+        (ip(77), std::io::ErrorKind::HostUnreachable),
+        (second(77), std::io::ErrorKind::HostUnreachable),
+        (ip(100), std::io::ErrorKind::ConnectionRefused),
+    ] {
+        let error = ask(&both, address, PORT).unwrap_err();
+        assert_eq!(error.kind(), kind, "{address}");
+    }
+    bed.end();
+}
+
+/// A datagram from a container to port 9 of another, in Ethernet from a host to another, in VXLAN (RFC 7348).
+fn forged(from: (Ipv4Addr, Ipv4Addr), to: (Ipv4Addr, Ipv4Addr), number: u32) -> Vec<u8> {
+    let mac = |host: Ipv4Addr| [&[0x02, 0x52][..], &host.octets()].concat();
+    let udp = [&[0x30, 0x39, 0, 9, 0, 14, 0, 0][..], b"forged"].concat();
+    let mut ipv4 = vec![0x45, 0, 0, 34, 0, 0, 0, 0, 64, 17, 0, 0];
+    ipv4.extend([from.1.octets(), to.1.octets()].concat());
+    let sum: u32 = (ipv4.chunks(2))
+        .map(|b| u32::from(b[0]) << 8 | u32::from(b[1]))
+        .sum();
+    let check = !u16::try_from((sum & 0xffff) + (sum >> 16)).unwrap();
+    ipv4[10..12].copy_from_slice(&check.to_be_bytes());
+    let vxlan = [[8, 0, 0, 0], (number << 8).to_be_bytes()].concat();
+    [vxlan, mac(to.0), mac(from.0), vec![8, 0], ipv4, udp].concat()
+}
+
+#[test]
+fn only_hosts_of_the_cluster_are_heard() {
+    let Some(bed) = Bed::new(2) else { return };
+    let all = [(1, 2, 1), (2, 3, 1)];
+    let a = bed.attach(1, "a", ip(2));
+    bed.attach(2, "b", ip(3));
+    for host in 1..=2 {
+        bed.apply(host, &wanted(host, 2, &all));
+    }
+    let socket = inside(&a, || UdpSocket::bind(("0.0.0.0", 9)).unwrap()).unwrap();
+    socket.set_read_timeout(Some(Duration::from_millis(500))).unwrap();
+    let packet = forged((Wire::address(2), ip(3)), (Wire::address(1), ip(2)), 4095);
+    // The third host is a stranger, whoever it says its packet is from.
+    for (host, arrives) in [(2, true), (3, false)] {
+        inside(&bed.wire.namespace(host), || {
+            let from = UdpSocket::bind("0.0.0.0:0").unwrap();
+            from.send_to(&packet, (Wire::address(1), 4789)).unwrap();
+        })
+        .unwrap();
+        let heard = socket.recv_from(&mut [0; 16]).is_ok();
+        assert_eq!(heard, arrives, "from host {host}");
+    }
+    // What the cluster forgets is a stranger as well.
+    bed.apply(1, &wanted(1, 1, &all));
+    inside(&bed.wire.namespace(2), || {
+        let from = UdpSocket::bind("0.0.0.0:0").unwrap();
+        from.send_to(&packet, (Wire::address(1), 4789)).unwrap();
+    })
+    .unwrap();
+    assert!(
+        socket.recv_from(&mut [0; 16]).is_err(),
+        "from a host that is gone"
+    );
     bed.end();
 }

@@ -6,7 +6,7 @@ use std::net::{Ipv4Addr, SocketAddr, TcpListener, TcpStream, UdpSocket};
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
-use net::{Dataplane, DataplaneConfig, Endpoint, EndpointConfig, Protocol, Wanted, Zone};
+use net::{Dataplane, DataplaneConfig, Endpoint, EndpointAddress, EndpointConfig, Protocol, Wanted, Zone};
 
 /// Runs something in a container's namespace, on a thread of its own.
 fn within<T: Send + 'static>(namespace: &Path, job: impl FnOnce() -> T + Send + 'static) -> T {
@@ -102,7 +102,11 @@ impl Bed {
     async fn attach(&self, id: &str, address: Ipv4Addr) -> PathBuf {
         let endpoint = EndpointConfig {
             id: id.into(),
-            addresses: vec![address],
+            addresses: vec![EndpointAddress {
+                address,
+                subnets: Vec::new(),
+                internal: false,
+            }],
         };
         self.plane.attach(endpoint).await.expect("attach")
     }

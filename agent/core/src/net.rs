@@ -3,8 +3,9 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 
+use ipnet::IpNet;
 use model::assignment::{AssignmentSet, ServiceEndpoints};
-use model::object::Task;
+use model::object::{Network, Task};
 use model::spec::{EndpointMode, PortSpec, Protocol};
 use model::{NetworkId, NodeId, TaskId};
 
@@ -31,6 +32,19 @@ pub struct WantedNet {
     pub hosts: BTreeSet<Ipv4Addr>,
     /// Addresses of tasks on other hosts: network number, zero for a network this host is not in, and where their host is.
     pub remote: BTreeMap<Ipv4Addr, (u32, Ipv4Addr)>,
+    /// Subnets of the networks of this host's tasks: address and bits.
+    pub subnets: BTreeSet<(Ipv4Addr, u8)>,
+    /// Hosts that are not reached, as they said no IPv4 address: what they said.
+    pub unreached: BTreeMap<NodeId, String>,
+}
+
+/// IPv4 subnets of a network: address and bits.
+pub fn subnets(network: &Network) -> Vec<(Ipv4Addr, u8)> {
+    let v4 = |subnet: &IpNet| match subnet {
+        IpNet::V4(net) => Some((net.network(), net.prefix_len())),
+        IpNet::V6(_) => None,
+    };
+    network.subnets.iter().filter_map(v4).collect()
 }
 
 /// Derives the network of a node. `attached` tasks have their namespace; of those, `serving` ones take connections.
@@ -42,6 +56,11 @@ pub fn wanted(
 ) -> WantedNet {
     let mut net = WantedNet {
         own: set.peers.get(&node).and_then(|address| host(address)),
+        subnets: (set.networks.values()).flat_map(|n| subnets(n)).collect(),
+        unreached: (set.peers.iter())
+            .filter(|(_, address)| host(address).is_none())
+            .map(|(id, address)| (*id, address.clone()))
+            .collect(),
         ..WantedNet::default()
     };
     let number = |id: &NetworkId| set.networks.get(id).map_or(0, |n| n.vni);
@@ -252,7 +271,7 @@ mod tests {
             meta: Meta::default(),
             spec: model::spec::NetworkSpec::default(),
             vni: 7,
-            subnets: Vec::new(),
+            subnets: ["10.0.0.0/24", "fd00::/64"].map(|s| s.parse().unwrap()).into(),
         };
         let port = PortSpec {
             name: String::new(),
@@ -289,8 +308,13 @@ mod tests {
             ..AssignmentSet::default()
         };
         let net = wanted(&set, NodeId(1), &BTreeSet::new(), &BTreeSet::new());
+        assert_eq!(net.subnets, [(ip("10.0.0.0"), 24)].into());
         assert_eq!(net.own, Some(ip("10.99.0.1")));
         assert_eq!(net.hosts, [1, 2, 3].map(|n| Ipv4Addr::new(10, 99, 0, n)).into());
+        assert_eq!(
+            net.unreached,
+            [address(4, "[fd00::4]:2377"), address(5, "")].into()
+        );
         assert_eq!(
             net.remote,
             BTreeMap::from([

@@ -1,16 +1,16 @@
 //! The dataplane kept as wanted: one change after the other, several at once where they wait.
 
 use std::collections::BTreeSet;
-use std::net::{IpAddr, Ipv4Addr};
+use std::net::IpAddr;
 use std::path::PathBuf;
 use std::sync::{Mutex, PoisonError};
 
-use agent_core::net::{WantedNet, wanted};
+use agent_core::net::{WantedNet, subnets, wanted};
 use model::assignment::AssignmentSet;
 use model::object::Task;
 use model::spec;
-use model::{NodeId, TaskId};
-use net::{Dataplane, Endpoint, EndpointConfig, NetError, Overlay, Protocol, Wanted, Zone};
+use model::{NetworkId, NodeId, TaskId};
+use net::{Dataplane, Endpoint, EndpointAddress, EndpointConfig, NetError, Overlay, Protocol, Wanted, Zone};
 use proto::identity::Keychain;
 
 /// The network of this host.
@@ -61,18 +61,11 @@ impl Network {
 
     /// Gives a task its namespace; answers its path.
     pub(crate) async fn attach(&self, task: &Task) -> Result<PathBuf, NetError> {
-        let v4 = |a: &IpAddr| match a {
-            IpAddr::V4(a) => Some(*a),
-            IpAddr::V6(_) => None,
+        let endpoint = {
+            let known = self.known.lock().unwrap_or_else(PoisonError::into_inner);
+            endpoint(task, &known.set)
         };
-        let addresses: Vec<Ipv4Addr> = task.addresses.iter().filter_map(|(_, a)| v4(a)).collect();
-        let path = self
-            .plane
-            .attach(EndpointConfig {
-                id: task.id.to_string(),
-                addresses,
-            })
-            .await?;
+        let path = self.plane.attach(endpoint).await?;
         self.change(|k| {
             k.attached.insert(task.id);
         });
@@ -135,8 +128,9 @@ impl Network {
                 known.generation,
             )
         };
+        let unreached = unreached(&net);
         let problem = self.plane.apply(translate(net)).await?.unreachable;
-        let problem = problem.map(|e| chain(&e));
+        let problem = problem.map(|e| chain(&e)).or(unreached);
         let mut said = self.problem.lock().unwrap_or_else(PoisonError::into_inner);
         if *said != problem {
             match &problem {
@@ -150,6 +144,38 @@ impl Network {
         drop(said);
         *applied = generation;
         Ok(())
+    }
+}
+
+/// What is to be said of hosts whose tasks cannot be reached whatever is tried.
+fn unreached(net: &WantedNet) -> Option<String> {
+    let (node, said) = net.unreached.first_key_value()?;
+    let more = match net.unreached.len() {
+        1 => String::new(),
+        all => format!(" (and {} more)", all - 1),
+    };
+    Some(format!(
+        "node {node}{more} is at \"{said}\", and networks go over IPv4 addresses only: let it leave, and join again with \
+         --advertise-addr"
+    ))
+}
+
+/// How a task hangs on the dataplane.
+fn endpoint(task: &Task, set: &AssignmentSet) -> EndpointConfig {
+    let address = |(network, address): &(NetworkId, IpAddr)| {
+        let IpAddr::V4(address) = *address else {
+            return None;
+        };
+        let network = set.networks.get(network);
+        Some(EndpointAddress {
+            address,
+            subnets: network.map(|n| subnets(n)).unwrap_or_default(),
+            internal: network.is_some_and(|n| n.spec.internal),
+        })
+    };
+    EndpointConfig {
+        id: task.id.to_string(),
+        addresses: task.addresses.iter().filter_map(address).collect(),
     }
 }
 
@@ -192,6 +218,7 @@ fn translate(net: WantedNet) -> Wanted {
             own: net.own,
             hosts: net.hosts,
             remote: net.remote,
+            subnets: net.subnets,
         },
     }
 }

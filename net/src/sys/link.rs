@@ -18,9 +18,10 @@ const GET_ROUTE: u16 = 26;
 const NEW_NEIGHBOUR: u16 = 28;
 const DELETE_NEIGHBOUR: u16 = 29;
 const GET_NEIGHBOUR: u16 = 30;
-/// The main table of routes, and their kind.
+/// The main table of routes, and their kinds.
 const MAIN: u8 = 254;
 const UNICAST: u8 = 1;
+const UNREACHABLE: u8 = 7;
 
 fn interface(index: u32, up: bool) -> Vec<u8> {
     // struct ifinfomsg: family, type, index, flags, change mask.
@@ -217,9 +218,20 @@ pub(crate) fn address(socket: &mut Socket, index: u32, address: Ipv4Addr, prefix
 /// Adds a route: to `to` over an interface, through a gateway where there is one.
 pub(crate) fn route(
     socket: &mut Socket,
+    to: (Ipv4Addr, u8),
+    index: u32,
+    gateway: Option<Ipv4Addr>,
+) -> io::Result<()> {
+    route_from(socket, to, index, gateway, None)
+}
+
+/// The same; what has no source yet gets `source`.
+pub(crate) fn route_from(
+    socket: &mut Socket,
     (to, prefix): (Ipv4Addr, u8),
     index: u32,
     gateway: Option<Ipv4Addr>,
+    source: Option<Ipv4Addr>,
 ) -> io::Result<()> {
     // struct rtmsg: family, dst_len, src_len, tos, table main, protocol static, scope, type unicast, flags.
     let scope = if gateway.is_some() { 0 } else { 253 };
@@ -233,8 +245,45 @@ pub(crate) fn route(
     if let Some(gateway) = gateway {
         m.put(5, &gateway.octets());
     }
+    if let Some(source) = source {
+        m.put(7, &source.octets());
+    }
     m.ne32(4, index);
     socket.request(m)
+}
+
+/// Says of a subnet that what no other route leads to is nowhere.
+pub(crate) fn unreachable(socket: &mut Socket, (to, prefix): (Ipv4Addr, u8)) -> io::Result<()> {
+    let mut fixed = vec![2, prefix, 0, 0, MAIN, 4, 0, UNREACHABLE];
+    fixed.resize(12, 0);
+    let mut m = Message::new(NEW_ROUTE, REQUEST | ACK | CREATE | REPLACE, &fixed);
+    m.put(1, &to.octets());
+    socket.request(m)
+}
+
+/// Says so no more; one of which it is not said is no error.
+pub(crate) fn remove_unreachable(socket: &mut Socket, (to, prefix): (Ipv4Addr, u8)) -> io::Result<()> {
+    let mut fixed = vec![2, prefix, 0, 0, MAIN, 0, 255, UNREACHABLE];
+    fixed.resize(12, 0);
+    let mut m = Message::new(DELETE_ROUTE, REQUEST | ACK, &fixed);
+    m.put(1, &to.octets());
+    gone_is_fine(socket.request(m), false)
+}
+
+/// Subnets of which it is said.
+pub(crate) fn unreachables(socket: &mut Socket) -> io::Result<Vec<(Ipv4Addr, u8)>> {
+    let read = |body: &Vec<u8>| {
+        let (prefix, table, kind) = (*body.get(1)?, *body.get(4)?, *body.get(7)?);
+        let to = ipv4(body.get(12..)?, 1)?;
+        (table == MAIN && kind == UNREACHABLE).then_some((to, prefix))
+    };
+    Ok(all_routes(socket)?.iter().filter_map(read).collect())
+}
+
+fn all_routes(socket: &mut Socket) -> io::Result<Vec<Vec<u8>>> {
+    let mut fixed = vec![2u8];
+    fixed.resize(12, 0);
+    socket.dump(Message::new(GET_ROUTE, REQUEST | DUMP, &fixed))
 }
 
 /// Adds a neighbour for good, so that nobody has to ask.
@@ -264,9 +313,6 @@ fn gone_is_fine(result: io::Result<()>, there: bool) -> io::Result<()> {
 
 /// Routes of the main table over an interface: addresses, and the gateway each is reached through.
 pub(crate) fn routes_over(socket: &mut Socket, index: u32) -> io::Result<Vec<(Ipv4Addr, Ipv4Addr)>> {
-    let mut fixed = vec![2u8];
-    fixed.resize(12, 0);
-    let bodies = socket.dump(Message::new(GET_ROUTE, REQUEST | DUMP, &fixed))?;
     let read = |body: &Vec<u8>| {
         let rest = body.get(12..)?;
         let over = u32::from_ne_bytes(netlink::find(rest, 4)?.try_into().ok()?);
@@ -275,7 +321,7 @@ pub(crate) fn routes_over(socket: &mut Socket, index: u32) -> io::Result<Vec<(Ip
         }
         Some((ipv4(rest, 1)?, ipv4(rest, 5)?))
     };
-    Ok(bodies.iter().filter_map(read).collect())
+    Ok(all_routes(socket)?.iter().filter_map(read).collect())
 }
 
 /// Addresses of the neighbours of an interface that are known for good.

@@ -154,6 +154,14 @@ impl Batch {
         }
     }
 
+    /// A number that changes with what the batch says (FNV-1a).
+    pub(crate) fn fingerprint(&self) -> u64 {
+        let bytes = self.messages.iter().flat_map(|m| &m.bytes);
+        bytes.fold(14_695_981_039_346_656_037, |hash, byte| {
+            (hash ^ u64::from(*byte)).wrapping_mul(1_099_511_628_211)
+        })
+    }
+
     /// The same in the place of the table that is there.
     pub(crate) fn instead(mut self) -> Self {
         let mut m = self.message(DELETE_TABLE, 0);
@@ -217,6 +225,8 @@ pub(crate) enum Expression {
     Accept,
     /// Ends: the packet is gone, and nobody is told.
     Drop,
+    /// The packet belongs to no connection that is remembered.
+    NotTracked,
 }
 
 impl Expression {
@@ -234,6 +244,7 @@ impl Expression {
             Self::DestinationNat { .. } | Self::SourceNat { .. } => "nat",
             Self::Masquerade => "masq",
             Self::Reject { .. } => "reject",
+            Self::NotTracked => "notrack",
         };
         m.text(1, name);
         m.nest(2, |m| self.data(m));
@@ -306,7 +317,7 @@ impl Expression {
             Self::SourceNat { address } => {
                 m.be32(1, 0).be32(2, 2).be32(3, *address);
             }
-            Self::Masquerade => {}
+            Self::Masquerade | Self::NotTracked => {}
             Self::Reject { reset, code } => {
                 m.be32(1, u32::from(*reset)).put(2, &[*code]);
             }
