@@ -24,6 +24,8 @@ mod members;
 mod network;
 #[path = "cluster/recovery.rs"]
 mod recovery;
+#[path = "cluster/rolling.rs"]
+mod rolling;
 #[path = "cluster/strain.rs"]
 mod strain;
 
@@ -191,6 +193,11 @@ const ALL: &[(&str, Start, Scenario)] = &[
         "tasks meet over hosts by name and by port",
         Start::Cluster(1, 2),
         network::tasks_meet_over_hosts,
+    ),
+    (
+        "no request is lost while tasks come and go",
+        Start::Cluster(1, 2),
+        rolling::no_request_is_lost,
     ),
     (
         "the machine is busy",

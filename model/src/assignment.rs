@@ -1,6 +1,6 @@
 //! What one node is told: its tasks, and only what they need.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
 use std::sync::Arc;
 
@@ -23,6 +23,9 @@ pub struct AssignmentSet {
     pub services: BTreeMap<ServiceId, Arc<ServiceEndpoints>>,
     /// Where the nodes of the cluster are, itself included, as `IP:port`.
     pub peers: Arc<BTreeMap<NodeId, String>>,
+    /// Tasks of this node that are to stop while other nodes may still send them connections: they wait before they are
+    /// asked to end, for a bounded time.
+    pub held: BTreeSet<TaskId>,
 }
 
 /// How a service is reached from a node: names, virtual addresses, ports and the tasks behind them.
@@ -85,6 +88,8 @@ pub struct AssignmentDiff {
     pub remove_services: Vec<ServiceId>,
     /// Nodes that are gone.
     pub remove_peers: Vec<NodeId>,
+    /// Tasks that wait no longer.
+    pub release: Vec<TaskId>,
 }
 
 impl AssignmentDiff {

@@ -188,6 +188,17 @@ impl Dataplane {
         self.run(move |worker| worker.apply(&wanted)).await
     }
 
+    /// Whether clients have TCP connections to any of these addresses.
+    ///
+    /// # Errors
+    /// [`NetError`] when the kernel does not say.
+    pub async fn is_connected(&self, addresses: Vec<Ipv4Addr>) -> Result<bool, NetError> {
+        self.run(move |worker| {
+            nft::is_connected(&mut worker.conntrack, &addresses).map_err(at("list connections"))
+        })
+        .await
+    }
+
     /// Removes everything: containers' namespaces, the dataplane's, the host's veth and table.
     ///
     /// # Errors

@@ -2,6 +2,7 @@
 
 mod addresses_are_unique;
 mod capacity_is_kept;
+mod clients_leave_first;
 mod containers_are_assigned;
 mod counters_survive;
 mod desired_grows;
@@ -114,7 +115,10 @@ const SETTLED: &[Property<State>] = &[
 ];
 
 /// At every moment.
-const MOMENT: &[Property<Cluster>] = &[("live_processes", "I21, I21b", live_processes::check)];
+const MOMENT: &[Property<Cluster>] = &[
+    ("clients_leave_first", "I33", clients_leave_first::check),
+    ("live_processes", "I21, I21b", live_processes::check),
+];
 
 /// Some time after the last fault.
 const QUIET: &[Property<Cluster>] = &[("containers_are_assigned", "I40", containers_are_assigned::check)];

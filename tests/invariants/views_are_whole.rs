@@ -6,7 +6,7 @@ use super::Seen;
 
 pub(super) fn check(seen: &Seen<'_>) -> Result<(), String> {
     for (node, (_, known)) in &seen.cluster.views {
-        let whole = assignments::for_node(seen.after, *node);
+        let whole = seen.cluster.whole(*node);
         if whole != *known {
             let diff = assignments::diff(known, &whole);
             return Err(format!("node {} does not know: {diff:?}", node.0));

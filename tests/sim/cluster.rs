@@ -3,6 +3,7 @@
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::time::Duration;
 
+use manager_core::drains::Drains;
 use manager_core::node_health::Unheard;
 use manager_core::{Action, Dirty, State, Txn, admit};
 use model::assignment::AssignmentSet;
@@ -46,6 +47,10 @@ pub struct Cluster {
     pub hosts: BTreeMap<NodeId, Host>,
     /// What each node with a session is to know, and the number of that.
     pub views: BTreeMap<NodeId, (u64, AssignmentSet)>,
+    /// Which tasks the leader lets wait.
+    pub drains: Drains,
+    /// What a node is to acknowledge once it knows its view.
+    pub asked: BTreeMap<NodeId, u64>,
     /// When the leader last heard of a node, by the time itself.
     pub heard: BTreeMap<NodeId, Timestamp>,
     /// Objects a user wrote and was told so, with the entry that did.
@@ -94,6 +99,8 @@ impl Cluster {
             managers: Managers::default(),
             hosts: BTreeMap::new(),
             views: BTreeMap::new(),
+            drains: Drains::default(),
+            asked: BTreeMap::new(),
             heard: BTreeMap::new(),
             acked: BTreeMap::new(),
             ids: BTreeSet::new(),

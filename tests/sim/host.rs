@@ -3,6 +3,7 @@
 use std::collections::BTreeMap;
 use std::time::Duration;
 
+use agent_core::drain::{self, Drain};
 use agent_core::health::Health;
 use agent_core::outbox::status_time;
 use agent_core::step::{LocalTask, RETRY, Seen, Step, next_step, state_of};
@@ -63,6 +64,8 @@ pub struct Local {
     /// What is being done, and when it will be.
     busy: Option<(Step, Timestamp)>,
     since: Timestamp,
+    /// When it was asked to stop as it was not wanted any more.
+    stopped: Option<Timestamp>,
 }
 
 impl Host {
@@ -169,17 +172,25 @@ impl Host {
                     retry_at: None,
                     // Hosts here leave restarts to the managers; those on their own are rows of `agent_core::alone`.
                     alone: Default::default(),
+                    drain: Drain {
+                        since: drain::served(task).then_some(now),
+                        grace: drain::LIMIT,
+                        ..Drain::default()
+                    },
                 },
                 slot: (task.service, task.slot),
                 cause: None,
                 busy: None,
                 since: now,
+                stopped: None,
             });
         }
         let mut forgotten = Vec::new();
         for (id, local) in &mut self.tasks {
             let task = view.tasks.get(id);
             local.task.away_since = away;
+            local.task.drain.held = view.held.contains(id);
+            local.task.drain.grace = task.map_or(Duration::ZERO, |t| drain::grace(t));
             if self.known.is_some() {
                 local.task.desired = task.map(|t| t.desired);
             } else if !local.task.cut_off(now) {
@@ -237,6 +248,11 @@ impl Local {
     /// What becomes of it when its host is cut off.
     pub fn on_disconnect(&self) -> OnDisconnect {
         self.task.on_disconnect
+    }
+
+    /// Since when it got no connections of its own host, where it was asked to stop just `now` as it was not wanted.
+    pub fn left_since(&self, now: Timestamp) -> Option<Timestamp> {
+        self.task.drain.since.filter(|_| self.stopped == Some(now))
     }
 
     /// Whether there is a reason for its end.
@@ -306,7 +322,12 @@ fn act(local: &mut Local, image: &str, now: Timestamp, rng: &mut Rng, faults: bo
             Step::Prepare => 4_000,
             Step::Start => 500,
             Step::Stop => stop(local, now, rng),
-            Step::AddEndpoint | Step::DropEndpoint | Step::Release | Step::Restart | Step::Forget => 50,
+            Step::AddEndpoint
+            | Step::DropEndpoint
+            | Step::LookAtConnections
+            | Step::Release
+            | Step::Restart
+            | Step::Forget => 50,
             Step::Wait(_) => 0,
         };
         local.busy = Some((step, now + Duration::from_millis(rng.below(most.max(1)))));
@@ -317,6 +338,10 @@ fn act(local: &mut Local, image: &str, now: Timestamp, rng: &mut Rng, faults: bo
 /// Begins to stop a container; answers how long that takes at most, in ms.
 fn stop(local: &mut Local, now: Timestamp, rng: &mut Rng) -> u64 {
     let task = &mut local.task;
+    let healthy = matches!(task.seen, Seen::Running(Health::Healthy));
+    if healthy && !task.wanted(now) && !task.cut_off(now) {
+        local.stopped = Some(now);
+    }
     let grace = task.stop_grace(Duration::from_millis(rng.below(STOP_MAX)), now);
     task.killed_by = Some(now + grace);
     task.stopped_by_us |= !task.wanted(now);
@@ -350,7 +375,11 @@ fn finish(local: &mut Local, step: &Step, image: &str, now: Timestamp, rng: &mut
             task.retry_at = Some(now + RETRY);
         }
         Step::AddEndpoint => task.in_net = true,
-        Step::DropEndpoint => task.in_net = false,
+        Step::DropEndpoint => {
+            task.in_net = false;
+            (task.drain.since, task.drain.looked) = (Some(now), None);
+        }
+        Step::LookAtConnections => task.drain.looked = Some((now, rng.percent(50))),
         Step::Stop => {
             task.seen = Seen::Ended {
                 code: Some(143),

@@ -1,9 +1,12 @@
 //! Proposals into the log: refused, doubled, stale, or lost with their leader, before or after they are in.
 
+use std::collections::BTreeSet;
 use std::time::Duration;
 
 use agent_core::assignments as agent;
 use manager_core::{Action, Changes, Entry, State, Txn, assignments};
+use model::NodeId;
+use model::assignment::AssignmentSet;
 use model::object::Object;
 use model::spec::UpdateOrder;
 use model::task_state::TaskState;
@@ -138,8 +141,16 @@ impl Cluster {
 
     /// Sends each affected node what changed for it.
     fn tell_nodes(&mut self, changes: &Changes) {
-        for node in assignments::nodes_affected(&self.state, changes) {
-            let new = assignments::for_node(&self.state, node);
+        let free = self.drains.take(changes);
+        let mut nodes = assignments::nodes_affected(&self.state, changes);
+        nodes.extend(free);
+        self.tell(nodes);
+    }
+
+    /// Sends each of these nodes what changed for it, and those who need not wait then.
+    pub(super) fn tell(&mut self, mut nodes: BTreeSet<NodeId>) {
+        while let Some(node) = nodes.pop_first() {
+            let new = self.whole(node);
             // The others are told everything when they register.
             let Some((number, view)) = self.views.get_mut(&node) else {
                 continue;
@@ -148,12 +159,27 @@ impl Cluster {
             if self.plant == Some(Plant::KeptSecrets) {
                 diff.remove_secrets.clear();
             }
-            if !diff.is_empty() {
-                agent::apply(view, diff);
+            let changed = !diff.is_empty();
+            agent::apply(view, diff);
+            let (message, free) = self.drains.send(node, view, changed);
+            nodes.extend(free);
+            if message.send {
                 self.told += 1;
                 *number = self.told;
             }
+            if message.acknowledge != 0 {
+                self.asked.insert(node, message.acknowledge);
+            }
         }
+    }
+
+    /// Everything a node is to know.
+    pub fn whole(&self, node: NodeId) -> AssignmentSet {
+        let mut set = assignments::for_node(&self.state, node);
+        if self.plant != Some(Plant::StopsAtOnce) {
+            self.drains.hold(&self.state, &mut set);
+        }
+        set
     }
 
     fn observe(&mut self, source: Source, changes: &Changes) {

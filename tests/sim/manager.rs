@@ -4,6 +4,7 @@
 
 use std::time::Duration;
 
+use manager_core::drains::Drains;
 use manager_core::log_time::LogClock;
 use manager_core::node_health::{STALE_LEADER_MAX, Watch};
 use manager_core::{Dirty, Entry, State};
@@ -222,6 +223,9 @@ impl Cluster {
         self.dirty = Dirty::everything();
         self.wake.clear();
         self.views.clear();
+        self.asked.clear();
+        self.drains = Drains::default();
+        self.drains.restart(&self.state);
         self.heard.clear();
         self.counters.clear();
         self.note(

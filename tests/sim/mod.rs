@@ -46,11 +46,13 @@ pub enum Plant {
     EarlyReplacement,
     /// A new leader gives tasks to nodes that it has not heard of yet.
     TrustsUnheard,
+    /// A task that is to stop waits for nobody.
+    StopsAtOnce,
 }
 
 impl Plant {
     /// Every one.
-    pub const ALL: [Self; 8] = [
+    pub const ALL: [Self; 9] = [
         Self::NoSessionCheck,
         Self::CountersInRam,
         Self::KillsOnStart,
@@ -59,6 +61,7 @@ impl Plant {
         Self::NoGrace,
         Self::EarlyReplacement,
         Self::TrustsUnheard,
+        Self::StopsAtOnce,
     ];
 
     /// The properties that are about it.
@@ -72,6 +75,7 @@ impl Plant {
             Self::KeptSecrets => &["I43", "I10"],
             Self::EarlyReplacement => &["I21b"],
             Self::TrustsUnheard => &["I26"],
+            Self::StopsAtOnce => &["I33"],
         }
     }
 }

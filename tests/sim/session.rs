@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use agent_core::contact::session_over;
 use manager_core::node_health::heartbeat_for;
-use manager_core::{Action, Txn, assignments};
+use manager_core::{Action, Txn};
 use model::object::{NodeState, NodeStatus, TaskStatus};
 use model::{NodeId, TaskId, Timestamp};
 
@@ -230,8 +230,10 @@ impl Cluster {
         }
         // The whole set first, differences from then on.
         self.told += 1;
-        self.views
-            .insert(node, (self.told, assignments::for_node(&self.state, node)));
+        self.asked.remove(&node);
+        self.drains.open(node);
+        self.views.insert(node, (self.told, self.whole(node)));
+        self.tell([node].into());
         self.note(
             "sessions",
             format!("node {} registers with manager {manager}", node.0),
@@ -269,6 +271,17 @@ impl Cluster {
         };
         if host.hears && host.known.as_ref().is_none_or(|(n, _)| n != number) {
             host.known = Some((*number, view.clone()));
+        }
+        let up_to_date = host.known.as_ref().is_some_and(|(n, _)| n == number);
+        if let Some(asked) = self
+            .asked
+            .get(&node)
+            .copied()
+            .filter(|_| up_to_date && host.heard)
+        {
+            self.asked.remove(&node);
+            let free = self.drains.acknowledged(node, asked);
+            self.tell(free);
         }
     }
 

@@ -87,6 +87,7 @@ mod tests {
             overdue_since: None,
             killed_by: None,
             retry_at: None,
+            drain: crate::drain::Drain::default(),
             alone: Alone {
                 policy: Some(RestartPolicy::default()),
                 ended_at: Some(Timestamp(1_000)),

@@ -32,6 +32,10 @@ pub fn apply(set: &mut AssignmentSet, diff: AssignmentDiff) {
     for id in &diff.remove_peers {
         Arc::make_mut(&mut set.peers).remove(id);
     }
+    set.held.extend(diff.update.held);
+    for id in &diff.release {
+        set.held.remove(id);
+    }
 }
 
 type Peers = Arc<BTreeMap<NodeId, String>>;
@@ -87,6 +91,8 @@ impl Frames {
         collected.remove_configs.extend(frame.remove_configs);
         collected.remove_services.extend(frame.remove_services);
         collected.remove_peers.extend(frame.remove_peers);
+        collected.update.held.extend(frame.update.held);
+        collected.release.extend(frame.release);
         if more {
             return None;
         }

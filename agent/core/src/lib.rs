@@ -9,6 +9,7 @@ pub mod beats;
 pub mod contact;
 
 // One task at a time.
+pub mod drain;
 pub mod fetch;
 pub mod health;
 pub mod step;

@@ -117,7 +117,8 @@ fn add_remote(net: &mut WantedNet, set: &AssignmentSet, node: NodeId, number: &d
     net.hosts = hosts.values().copied().collect();
     let tasks = set.services.values().flat_map(|s| {
         let all = s.backends.iter().chain(&s.others);
-        all.map(|task| (task, !s.ports.is_empty()))
+        // One without networks is gone, and clients of its ports may still have connections to its tasks.
+        all.map(|task| (task, !s.ports.is_empty() || s.networks.is_empty()))
     });
     for (task, published) in tasks {
         let Some(there) = task.node.filter(|n| *n != node).and_then(|n| hosts.get(&n)) else {
@@ -294,10 +295,13 @@ mod tests {
         ];
         let published = service(2, FAR, vec![port], vec![task(6, 2, FAR, "10.0.1.6")]);
         let far = service(3, FAR, Vec::new(), vec![task(7, 2, FAR, "10.0.1.7")]);
+        let mut gone = service(4, FAR, Vec::new(), Vec::new());
+        gone.networks.clear();
+        gone.others = vec![task(8, 2, FAR, "10.0.1.8"), task(10, 2, NEAR, "10.0.0.10")];
         let address = |n: u128, text: &str| (NodeId(n), text.to_owned());
         let set = AssignmentSet {
             networks: BTreeMap::from([(NEAR, Arc::new(network))]),
-            services: [near, published, far].map(|s| (s.id, Arc::new(s))).into(),
+            services: [near, published, far, gone].map(|s| (s.id, Arc::new(s))).into(),
             peers: Arc::new(BTreeMap::from([
                 address(1, "10.99.0.1:2377"),
                 address(2, "10.99.0.2:2377"),
@@ -321,6 +325,8 @@ mod tests {
                 (ip("10.0.0.2"), (7, ip("10.99.0.2"))),
                 (ip("10.0.0.3"), (7, ip("10.99.0.3"))),
                 (ip("10.0.1.6"), (0, ip("10.99.0.2"))),
+                (ip("10.0.1.8"), (0, ip("10.99.0.2"))),
+                (ip("10.0.0.10"), (7, ip("10.99.0.2"))),
             ]),
             "not its own, nor where nobody has said, nor in networks that are not its"
         );

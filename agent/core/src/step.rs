@@ -9,6 +9,7 @@ use model::spec::OnDisconnect;
 use model::task_state::{DesiredState, TaskState};
 
 use crate::alone::{Alone, restart_at};
+use crate::drain::{self, Drain};
 use crate::health::Health;
 
 /// How the container of a task stands on this host.
@@ -63,6 +64,8 @@ pub struct LocalTask {
     pub retry_at: Option<Timestamp>,
     /// How it is restarted while no manager is reached.
     pub alone: Alone,
+    /// How far its clients have left it.
+    pub drain: Drain,
 }
 
 impl LocalTask {
@@ -116,6 +119,8 @@ pub enum Step {
     AddEndpoint,
     /// Send it no more connections; those it has go on.
     DropEndpoint,
+    /// Look whether it has connections.
+    LookAtConnections,
     /// Ask it to stop, and kill it after its grace.
     Stop,
     /// Give back its network and files; its log stays.
@@ -175,7 +180,12 @@ fn step_now(task: &LocalTask, now: Timestamp) -> Step {
             (true, Health::Healthy, true) | (true, Health::Starting, _) => Step::Wait(None),
             // Out of the balancers first, whatever the reason, so that no connection meets a dying process.
             (true, Health::Unhealthy, true) | (false, _, true) => Step::DropEndpoint,
-            (true, Health::Unhealthy, false) | (false, _, false) => Step::Stop,
+            (true, Health::Unhealthy, false) => Step::Stop,
+            (false, _, false) => match task.drain.next(now) {
+                drain::Next::Wait(until) => Step::Wait(Some(until)),
+                drain::Next::Look => Step::LookAtConnections,
+                drain::Next::Over => Step::Stop,
+            },
         },
         Seen::Stopping => Step::Wait(None),
         Seen::Ended { .. } | Seen::Failed { .. } => {
@@ -260,6 +270,7 @@ mod tests {
             killed_by: None,
             retry_at: None,
             alone: Alone::default(),
+            drain: Drain::default(),
         }
     }
 

@@ -1,7 +1,7 @@
 //! The dataplane kept as wanted: one change after the other, several at once where they wait.
 
 use std::collections::BTreeSet;
-use std::net::IpAddr;
+use std::net::{IpAddr, Ipv4Addr};
 use std::path::PathBuf;
 use std::sync::{Mutex, PoisonError};
 
@@ -95,6 +95,12 @@ impl Network {
         self.apply().await
     }
 
+    /// Whether a task has connections that clients opened.
+    pub(crate) async fn is_connected(&self, task: &Task) -> Result<bool, NetError> {
+        let addresses = task.addresses.iter().filter_map(|(_, address)| v4(*address));
+        self.plane.is_connected(addresses.collect()).await
+    }
+
     /// Namespaces of tasks that nobody knows any more.
     pub(crate) fn attached(&self) -> Vec<String> {
         self.plane.attached()
@@ -163,9 +169,7 @@ fn unreached(net: &WantedNet) -> Option<String> {
 /// How a task hangs on the dataplane.
 fn endpoint(task: &Task, set: &AssignmentSet) -> EndpointConfig {
     let address = |(network, address): &(NetworkId, IpAddr)| {
-        let IpAddr::V4(address) = *address else {
-            return None;
-        };
+        let address = v4(*address)?;
         let network = set.networks.get(network);
         Some(EndpointAddress {
             address,
@@ -176,6 +180,13 @@ fn endpoint(task: &Task, set: &AssignmentSet) -> EndpointConfig {
     EndpointConfig {
         id: task.id.to_string(),
         addresses: task.addresses.iter().filter_map(address).collect(),
+    }
+}
+
+fn v4(address: IpAddr) -> Option<Ipv4Addr> {
+    match address {
+        IpAddr::V4(address) => Some(address),
+        IpAddr::V6(_) => None,
     }
 }
 

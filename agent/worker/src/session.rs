@@ -217,12 +217,15 @@ async fn serve(shared: &Arc<Shared>, tasks: &mut Tasks, search: &mut Search, tar
     );
     take(shared, &told, first);
     let reports = report::run(shared.clone(), client.clone(), session.clone());
-    let assignments = assignments(client, session, tasks);
+    let done = watch::Sender::new(0);
+    let acknowledgements = acknowledge(client.clone(), session.clone(), done.subscribe());
+    let assignments = assignments(client, session, tasks, &done);
     let renewals = identity::renew(shared, channel, told.subscribe());
     tokio::select! {
         status = heartbeat => status.into(),
         status = reports => status.into(),
         ended = assignments => ended,
+        () = acknowledgements => String::from("nothing is acknowledged any more").into(),
         () = renewals => String::from("this node has no identity any more").into(),
         _ = raft_id.changed() => Ended {
             again: true,
@@ -261,7 +264,12 @@ fn take(shared: &Shared, told: &watch::Sender<Told>, message: w::SessionMessage)
         .send_if_modified(|known| known.replace(role) != Some(role));
 }
 
-async fn assignments(mut client: DispatcherClient<Channel>, session: String, tasks: &mut Tasks) -> Ended {
+async fn assignments(
+    mut client: DispatcherClient<Channel>,
+    session: String,
+    tasks: &mut Tasks,
+    done: &watch::Sender<u64>,
+) -> Ended {
     let mut stream = match client.assignments(w::AssignmentsRequest { session }).await {
         Ok(reply) => reply.into_inner(),
         Err(status) => return status.into(),
@@ -274,14 +282,32 @@ async fn assignments(mut client: DispatcherClient<Channel>, session: String, tas
             Ok(None) => return String::from("the manager ended the assignments").into(),
             Err(status) => return status.into(),
         };
-        let (full, more) = (message.full, message.more);
+        let (full, more, number) = (message.full, message.more, message.acknowledge);
         let frame = match message.try_into() {
             Ok(frame) => frame,
             Err(error) => return format!("the manager sent what cannot be read: {error}").into(),
         };
         if let Some(next) = frames.take(&set, frame, full, more) {
             set = next;
-            tasks.assign(&set).await;
+            crash::point("agent.before_assign");
+            let brought = tasks.assign(&set).await;
+            if brought && number != 0 {
+                done.send_replace(number);
+            }
+        }
+    }
+}
+
+/// Says which messages the kernel does as, whenever a manager has asked. One that does not hear it goes on after a while.
+async fn acknowledge(mut client: DispatcherClient<Channel>, session: String, mut done: watch::Receiver<u64>) {
+    while done.changed().await.is_ok() {
+        let number = *done.borrow_and_update();
+        let request = w::AcknowledgeRequest {
+            session: session.clone(),
+            number,
+        };
+        if let Err(error) = client.acknowledge(request).await {
+            tracing::debug!(%error, number, "acknowledge assignments");
         }
     }
 }

@@ -4,8 +4,10 @@ mod bring;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
+use std::time::Duration;
 
 use agent_core::alone::{Alone, restart_at};
+use agent_core::drain::{self, Drain};
 use agent_core::health::Health;
 use agent_core::outbox::status_time;
 use agent_core::step::RETRY;
@@ -90,12 +92,13 @@ impl Tasks {
         tasks
     }
 
-    /// Takes a new set: new workers for new tasks, news for the others.
-    pub(crate) async fn assign(&mut self, set: &AssignmentSet) {
+    /// Takes a new set: new workers for new tasks, news for the others. Answers whether the network is as it says.
+    pub(crate) async fn assign(&mut self, set: &AssignmentSet) -> bool {
         let first = !std::mem::replace(&mut self.swept, true);
         self.guard.abort();
         let serving: Vec<TaskId> = if first { self.adopt(set).await } else { Vec::new() };
-        if let Err(error) = self.shared.network.assign(set.clone(), &serving).await {
+        let brought = self.shared.network.assign(set.clone(), &serving).await;
+        if let Err(error) = &brought {
             tracing::error!(%error, "bring the network up to date");
         }
         let set = Arc::new(set.clone());
@@ -119,6 +122,7 @@ impl Tasks {
                 set: set.clone(),
             });
         }
+        brought.is_ok()
     }
 
     fn has_worker(&self, id: TaskId) -> bool {
@@ -214,6 +218,7 @@ impl Worker {
             overdue_since: None,
             killed_by: None,
             retry_at: None,
+            drain: drain_of(&task, &first.set),
             alone: Alone {
                 policy: restarts_alone(&task, &first.set),
                 ..Alone::default()
@@ -274,6 +279,7 @@ impl Worker {
                 Step::Start => self.start().await,
                 Step::AddEndpoint => self.serve(true).await,
                 Step::DropEndpoint => self.serve(false).await,
+                Step::LookAtConnections => self.look_at_connections().await,
                 Step::Stop => self.stop(),
                 Step::Release => self.release().await,
                 Step::Restart => self.restart().await,
@@ -331,6 +337,8 @@ impl Worker {
     fn take_order(&mut self) {
         let order = self.order.borrow_and_update().clone();
         self.local.desired = order.task.as_ref().map(|t| t.desired);
+        self.local.drain.held = order.set.held.contains(&self.id);
+        self.local.drain.grace = (order.task.as_deref()).map_or(Duration::ZERO, drain::grace);
         if let Some(task) = order.task {
             self.local.alone.policy = restarts_alone(&task, &order.set);
             self.task = task;
@@ -513,6 +521,8 @@ impl Worker {
             Ok(()) => {
                 crash::point("agent.after_serve");
                 self.local.in_net = serves;
+                self.local.drain.since = (!serves).then(boottime);
+                self.local.drain.looked = None;
                 self.local.retry_at = None;
             }
             Err(error) => {
@@ -520,6 +530,15 @@ impl Worker {
                 self.local.retry_at = Some(boottime() + RETRY);
             }
         }
+    }
+
+    async fn look_at_connections(&mut self) {
+        let any = self.shared.network.is_connected(&self.task).await;
+        let any = any.unwrap_or_else(|error| {
+            tracing::warn!(%error, task = %self.id, "look at the connections of a task that is to stop");
+            false
+        });
+        self.local.drain.looked = Some((boottime(), any));
     }
 
     fn stop(&mut self) {
@@ -656,6 +675,15 @@ impl Worker {
             self.told = Some(status.clone());
             report::put(&self.shared, self.id, status);
         }
+    }
+}
+
+fn drain_of(task: &Task, set: &AssignmentSet) -> Drain {
+    Drain {
+        held: set.held.contains(&task.id),
+        since: drain::served(task).then(boottime),
+        grace: drain::grace(task),
+        ..Drain::default()
     }
 }
 

@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use model::assignment::{AssignmentDiff, AssignmentSet, Backend, ServiceEndpoints, ServiceNetwork};
 use model::object::{Object, Service, Task};
-use model::spec::PublishMode;
+use model::spec::{EndpointMode, PublishMode};
 use model::task_state::TaskState;
 use model::{NetworkId, NodeId, ServiceId, Timestamp};
 
@@ -55,27 +55,60 @@ impl Rounds {
 #[derive(Debug, Default)]
 pub struct Views {
     known: BTreeMap<ServiceId, (Timestamp, u64, Arc<ServiceEndpoints>)>,
-    /// Where the nodes are, as of an index.
-    peers: (u64, Arc<BTreeMap<NodeId, String>>),
+    /// As of an index.
+    common: (u64, Common),
 }
 
-/// Where the nodes are.
-fn peers(state: &State) -> BTreeMap<NodeId, String> {
-    let address = |n: &Arc<model::object::Node>| (n.id, n.description.address.clone());
-    state.nodes().map(address).collect()
+/// What all nodes are told alike.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub struct Common {
+    /// Where the nodes are.
+    pub peers: Arc<BTreeMap<NodeId, String>>,
+    /// Services that are gone, and where their tasks are, to which clients still have connections.
+    pub leaving: Arc<Vec<Arc<ServiceEndpoints>>>,
+}
+
+impl Common {
+    /// What it is in a state.
+    pub fn of(state: &State) -> Self {
+        let address = |n: &Arc<model::object::Node>| (n.id, n.description.address.clone());
+        let leaving = state.orphaned().into_iter().filter_map(|id| leaving(state, id));
+        Self {
+            peers: Arc::new(state.nodes().map(address).collect()),
+            leaving: Arc::new(leaving.map(Arc::new).collect()),
+        }
+    }
+}
+
+/// A service that is gone, while any of its tasks is somewhere.
+fn leaving(state: &State, id: ServiceId) -> Option<ServiceEndpoints> {
+    let placed: Vec<&Arc<Task>> = state.tasks_of_service(id).filter(|t| is_placed(t)).collect();
+    Some(ServiceEndpoints {
+        id,
+        name: placed.first()?.service_name.clone(),
+        mode: EndpointMode::DnsRr,
+        networks: Vec::new(),
+        ports: Vec::new(),
+        backends: Vec::new(),
+        others: placed.into_iter().map(|t| backend(t)).collect(),
+    })
 }
 
 impl Views {
-    /// Where the nodes are, as one object while that stays the same.
-    pub fn peers(&mut self, state: &State) -> Arc<BTreeMap<NodeId, String>> {
-        if self.peers.0 < state.index() {
-            let fresh = peers(state);
-            if *self.peers.1 != fresh {
-                self.peers.1 = Arc::new(fresh);
+    /// What all nodes are told alike, as the same objects while they stay the same.
+    pub fn common(&mut self, state: &State) -> Common {
+        let (index, known) = &mut self.common;
+        if *index < state.index() {
+            let fresh = Common::of(state);
+            if known.peers != fresh.peers {
+                known.peers = fresh.peers;
             }
-            self.peers.0 = state.index();
+            if known.leaving != fresh.leaving {
+                known.leaving = fresh.leaving;
+            }
+            *index = state.index();
         }
-        self.peers.1.clone()
+        known.clone()
     }
 
     /// How a service is reached, at most `age` old; `now` is a time before the state was read. A caller with an older
@@ -109,17 +142,16 @@ impl Views {
 
 /// Everything a node may see.
 pub fn for_node(state: &State, node: NodeId) -> AssignmentSet {
-    let peers = Arc::new(peers(state));
-    for_node_by(state, node, &peers, &mut |service| {
+    for_node_by(state, node, &Common::of(state), &mut |service| {
         Arc::new(endpoints(state, service))
     })
 }
 
-/// The same, with the services as `view` has them, and where the nodes are.
+/// The same, with the services as `view` has them, and what all are told.
 pub fn for_node_by(
     state: &State,
     node: NodeId,
-    peers: &Arc<BTreeMap<NodeId, String>>,
+    common: &Common,
     view: &mut dyn FnMut(&Service) -> Arc<ServiceEndpoints>,
 ) -> AssignmentSet {
     let mut set = AssignmentSet::default();
@@ -153,9 +185,12 @@ pub fn for_node_by(
     for service in state.services().filter(|s| reaches(s, &near)) {
         set.services.insert(service.id, view(service));
     }
+    for service in common.leaving.iter() {
+        set.services.insert(service.id, service.clone());
+    }
     // Who has nothing that others reach needs nobody.
     if !(set.services.is_empty() && set.networks.is_empty()) {
-        set.peers = peers.clone();
+        set.peers = common.peers.clone();
     }
     set
 }
@@ -257,6 +292,8 @@ pub fn diff(old: &AssignmentSet, new: &AssignmentSet) -> AssignmentDiff {
         let (more, gone) = changed(&old.peers, &new.peers);
         (diff.update.peers, diff.remove_peers) = (Arc::new(more), gone);
     }
+    diff.update.held = new.held.difference(&old.held).copied().collect();
+    diff.release = old.held.difference(&new.held).copied().collect();
     diff
 }
 

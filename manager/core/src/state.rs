@@ -229,6 +229,20 @@ impl State {
             .filter_map(|(_, _, task)| self.tasks.get(task))
     }
 
+    /// Services that are gone and still have tasks.
+    pub fn orphaned(&self) -> Vec<ServiceId> {
+        let (mut gone, mut from) = (Vec::new(), (ServiceId(0), SlotKey::Replica(0), TaskId(0)));
+        // From one service to the next, not from task to task.
+        while let Some((id, ..)) = self.by_service.range(from..).next().copied() {
+            if !self.services.contains_key(&id) {
+                gone.push(id);
+            }
+            let Some(next) = id.0.checked_add(1) else { break };
+            from = (ServiceId(next), SlotKey::Replica(0), TaskId(0));
+        }
+        gone
+    }
+
     /// Tasks of a node, finished ones included.
     pub fn tasks_of_node(&self, id: NodeId) -> impl Iterator<Item = &Arc<Task>> {
         self.by_node

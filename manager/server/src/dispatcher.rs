@@ -9,6 +9,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
+use manager_core::drains::Drains;
 use manager_core::node_health::{Unheard, Watch, heartbeat_for};
 use manager_core::{Action, State, admit, assignments};
 use model::assignment::AssignmentSet;
@@ -68,6 +69,7 @@ pub(crate) struct Dispatcher {
     telling: Semaphore,
     began: Instant,
     views: Mutex<assignments::Views>,
+    drains: Mutex<Drains>,
     news: Mutex<Arc<News>>,
     /// The term this dispatcher is ready to lead in: what an earlier leadership knew is forgotten.
     ready: watch::Sender<u64>,
@@ -133,6 +135,7 @@ impl Dispatcher {
             telling: Semaphore::new(TELLING_MAX),
             began: Instant::now(),
             views: Mutex::default(),
+            drains: Mutex::default(),
             news: Mutex::default(),
             ready: watch::Sender::new(0),
         });
@@ -406,6 +409,7 @@ impl Dispatcher {
         send: mpsc::Sender<Result<wire::AssignmentsMessage, Status>>,
     ) {
         let mut told: Option<AssignmentSet> = None;
+        self.drains().open(node);
         loop {
             let leaving = match self.nodes().sessions.get(&node) {
                 Some(current) if current.id == session => current.leaving,
@@ -423,9 +427,11 @@ impl Dispatcher {
             };
             let full = told.is_none() || leaving;
             let diff = assignments::diff(&told.take().unwrap_or_default(), &wanted);
+            let (message, free) = self.drains().send(node, &wanted, full || !diff.is_empty());
+            self.wake(&free);
             told = Some(wanted);
-            if full || !diff.is_empty() {
-                for frame in frames::split(&diff, full, state.index()) {
+            if message.send {
+                for frame in frames::split(&diff, full, state.index(), message.acknowledge) {
                     let mut taken = std::pin::pin!(send.send(Ok(frame)));
                     let in_time = tokio::time::timeout(TAKE_LIMIT, &mut taken).await;
                     let sent = match in_time {
@@ -457,10 +463,34 @@ impl Dispatcher {
     fn wanted(&self, state: &State, node: NodeId, now: Timestamp) -> AssignmentSet {
         let age = assignments::views_age(state.node_count());
         let mut views = self.views.lock().unwrap_or_else(PoisonError::into_inner);
-        let peers = views.peers(state);
-        assignments::for_node_by(state, node, &peers, &mut |service| {
+        let common = views.common(state);
+        let mut set = assignments::for_node_by(state, node, &common, &mut |service| {
             views.of(state, service, now, age)
-        })
+        });
+        self.drains().hold(state, &mut set);
+        set
+    }
+
+    /// A node does as a message said.
+    pub(crate) fn acknowledged(&self, node: NodeId, session: &str, number: u64) -> Result<(), Status> {
+        self.check(node, session)?;
+        let free = self.drains().acknowledged(node, number);
+        self.wake(&free);
+        Ok(())
+    }
+
+    fn drains(&self) -> MutexGuard<'_, Drains> {
+        self.drains.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Tells nodes what is new for them.
+    fn wake(&self, those: &BTreeSet<NodeId>) {
+        if those.is_empty() {
+            return;
+        }
+        let nodes = self.nodes();
+        let sessions = those.iter().filter_map(|node| nodes.sessions.get(node));
+        sessions.for_each(|s| s.wake.notify_one());
     }
 
     /// Takes what a node saw; returns once it is committed.
@@ -542,6 +572,8 @@ fn cut(text: &mut String) {
 /// Wakes the streams whose nodes an entry affects. What affects all is told together with what follows it shortly.
 async fn route(dispatcher: Arc<Dispatcher>, mut subscription: crate::raft::Subscription) {
     let mut rounds = assignments::Rounds::default();
+    // Nobody has registered yet.
+    dispatcher.drains().restart(&dispatcher.log.read());
     loop {
         let event = tokio::select! {
             event = subscription.next() => event,
@@ -554,9 +586,15 @@ async fn route(dispatcher: Arc<Dispatcher>, mut subscription: crate::raft::Subsc
         };
         match event {
             None => return,
-            Some(Event::Replaced) => rounds.change(dispatcher.uptime()),
+            Some(Event::Replaced) => {
+                let free = dispatcher.drains().restart(&dispatcher.log.read());
+                dispatcher.wake(&free);
+                rounds.change(dispatcher.uptime());
+            }
             Some(Event::Applied(changes)) => {
                 let affected = assignments::affected(&changes);
+                let free = dispatcher.drains().take(&changes);
+                dispatcher.wake(&free);
                 let nodes = dispatcher.nodes();
                 let concerned = affected.nodes.iter().filter_map(|n| nodes.sessions.get(n));
                 concerned.for_each(|s| s.wake.notify_one());

@@ -86,6 +86,17 @@ impl Dispatcher for DispatcherRpc {
         Ok(Response::new(stream))
     }
 
+    async fn acknowledge(
+        &self,
+        request: Request<wire::AcknowledgeRequest>,
+    ) -> Result<Response<wire::AcknowledgeReply>, Status> {
+        let node = node(&request)?;
+        let request = request.get_ref();
+        let dispatcher = &self.cluster()?.dispatcher;
+        dispatcher.acknowledged(node, &request.session, request.number)?;
+        Ok(Response::new(wire::AcknowledgeReply {}))
+    }
+
     async fn leave(
         &self,
         request: Request<wire::LeaveRequest>,

@@ -381,35 +381,57 @@ pub(crate) fn elements(socket: &mut Socket, table: &str, set: &str) -> io::Resul
     Ok(found)
 }
 
+/// A connection as the kernel tracks it.
+struct Flow {
+    /// Attributes of the packet that began it, as they name it.
+    original: Vec<u8>,
+    /// Who answers.
+    server: [u8; 4],
+    protocol: u8,
+    /// State of TCP (linux/netfilter/nf_conntrack_tcp.h).
+    tcp: Option<u8>,
+}
+
+/// Every connection that is tracked (conntrack, IPCTNL_MSG_CT_GET).
+fn flows(socket: &mut Socket) -> io::Result<Vec<Flow>> {
+    let request = Message::new(1 << 8 | 1, REQUEST | super::netlink::DUMP, &[2, 0, 0, 0]);
+    let find = super::netlink::find;
+    let read = |body: &Vec<u8>| {
+        let all = body.get(4..)?;
+        let reply = find(all, 2)?;
+        Some(Flow {
+            original: find(all, 1)?.to_vec(),
+            server: find(&find(&reply, 1)?, 1)?.try_into().ok()?,
+            protocol: *find(&find(&reply, 2)?, 1)?.first()?,
+            tcp: find(all, 4)
+                .and_then(|info| find(&info, 1))
+                .and_then(|tcp| find(&tcp, 1)?.first().copied()),
+        })
+    };
+    Ok(socket.dump(request)?.iter().filter_map(read).collect())
+}
+
+/// Whether any of these addresses has a connection over TCP that is being opened, is open, or half closed.
+pub(crate) fn is_connected(socket: &mut Socket, servers: &[std::net::Ipv4Addr]) -> io::Result<bool> {
+    const SYN_SENT: u8 = 1;
+    const CLOSE_WAIT: u8 = 5;
+    let open = |flow: &Flow| {
+        let state = flow
+            .tcp
+            .is_some_and(|state| (SYN_SENT..=CLOSE_WAIT).contains(&state));
+        state && servers.iter().any(|s| s.octets() == flow.server)
+    };
+    Ok(flows(socket)?.iter().any(open))
+}
+
 /// Forgets UDP flows to a backend, so that the next datagram chooses another (conntrack, IPCTNL_MSG_CT_DELETE).
 pub(crate) fn forget_udp(socket: &mut Socket, backend: std::net::Ipv4Addr) -> io::Result<()> {
-    let bodies = socket.dump(Message::new(
-        1 << 8 | 1,
-        REQUEST | super::netlink::DUMP,
-        &[2, 0, 0, 0],
-    ))?;
-    for body in bodies {
-        let all = super::netlink::attributes(body.get(4..).unwrap_or_default());
-        let Some((_, reply)) = all.iter().find(|(k, _)| *k == 2) else {
-            continue;
-        };
-        let tuple = super::netlink::attributes(reply);
-        let inner = |kind: u16| {
-            tuple
-                .iter()
-                .find(|(k, _)| *k == kind)
-                .map(|(_, v)| super::netlink::attributes(v))
-        };
-        let source = inner(1).and_then(|a| a.into_iter().find(|(k, _)| *k == 1).map(|(_, v)| v.to_vec()));
-        let protocol = inner(2).and_then(|a| a.into_iter().find(|(k, _)| *k == 1).map(|(_, v)| v.to_vec()));
-        if source.as_deref() != Some(&backend.octets()) || protocol.as_deref() != Some(&[17]) {
+    for flow in flows(socket)? {
+        if flow.server != backend.octets() || flow.protocol != 17 {
             continue;
         }
-        let Some((_, original)) = all.iter().find(|(k, _)| *k == 1) else {
-            continue;
-        };
         let mut m = Message::new(1 << 8 | 2, REQUEST | ACK, &[2, 0, 0, 0]);
-        m.put(1 | 0x8000, original);
+        m.put(1 | 0x8000, &flow.original);
         match socket.request(m) {
             Err(e) if e.raw_os_error() != Some(libc::ENOENT) => return Err(e),
             Ok(()) | Err(_) => {}

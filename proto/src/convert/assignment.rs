@@ -114,6 +114,9 @@ impl From<&m::AssignmentDiff> for w::AssignmentsMessage {
                 })
                 .collect(),
             removed_peers: d.remove_peers.iter().map(ToString::to_string).collect(),
+            held: d.update.held.iter().map(ToString::to_string).collect(),
+            released: d.release.iter().map(ToString::to_string).collect(),
+            acknowledge: 0,
         }
     }
 }
@@ -144,6 +147,12 @@ impl TryFrom<w::AssignmentsMessage> for m::AssignmentDiff {
         }
         for node in f.removed_peers {
             diff.remove_peers.push(parse(&node, "removed_peers")?);
+        }
+        for task in f.held {
+            diff.update.held.insert(parse(&task, "held")?);
+        }
+        for task in f.released {
+            diff.release.push(parse(&task, "released")?);
         }
         for key in f.removed {
             match Key::try_from(key)? {

@@ -8,8 +8,13 @@ use proto::dispatch::AssignmentsMessage;
 /// large as the largest frame for every node: with frames of 1 MiB those of 500 nodes had 420 MB.
 const FRAME_BYTES: usize = 128 * 1024;
 
-/// A difference as one or more frames; all but the last say that more follow.
-pub(super) fn split(diff: &AssignmentDiff, full: bool, index: u64) -> Vec<AssignmentsMessage> {
+/// A difference as one or more frames; all but the last say that more follow, and the last one what is to be acknowledged.
+pub(super) fn split(
+    diff: &AssignmentDiff,
+    full: bool,
+    index: u64,
+    acknowledge: u64,
+) -> Vec<AssignmentsMessage> {
     let whole = AssignmentsMessage::from(diff);
     let mut frames = Frames {
         done: Vec::new(),
@@ -48,8 +53,15 @@ pub(super) fn split(diff: &AssignmentDiff, full: bool, index: u64) -> Vec<Assign
     for node in whole.removed_peers {
         frames.room(&node).removed_peers.push(node);
     }
+    for task in whole.held {
+        frames.room(&task).held.push(task);
+    }
+    for task in whole.released {
+        frames.room(&task).released.push(task);
+    }
     let mut last = frames.open;
     last.more = false;
+    last.acknowledge = acknowledge;
     frames.done.push(last);
     frames.done
 }
@@ -92,12 +104,13 @@ mod tests {
 
     #[test]
     fn nothing_is_one_empty_frame_and_much_is_many_small_ones() {
-        let frames = split(&AssignmentDiff::default(), true, 7);
+        let frames = split(&AssignmentDiff::default(), true, 7, 5);
         assert_eq!(
             frames,
             [AssignmentsMessage {
                 index: 7,
                 full: true,
+                acknowledge: 5,
                 ..AssignmentsMessage::default()
             }]
         );
@@ -116,7 +129,9 @@ mod tests {
             diff.update.configs.insert(ConfigId(id), Arc::new(config));
         }
         diff.remove_tasks.push(TaskId(5));
-        let frames = split(&diff, false, 7);
+        let frames = split(&diff, false, 7, 8);
+        let asked: Vec<u64> = frames.iter().map(|f| f.acknowledge).filter(|n| *n != 0).collect();
+        assert_eq!(asked, [8], "once");
         assert_eq!(frames.iter().map(|f| f.configs.len()).sum::<usize>(), 9);
         assert_eq!(frames.iter().map(|f| f.removed.len()).sum::<usize>(), 1);
         let (last, before) = frames.split_last().unwrap();
