@@ -9,9 +9,10 @@ use std::sync::{Arc, mpsc};
 use tokio::sync::oneshot;
 
 use crate::dns;
+use crate::found::{self, Found, Transit};
 use crate::overlay::{self, Paths, Step};
-use crate::plan::{self, Elements, HOST_SETS, SETS, Wanted};
-use crate::ruleset::{self, GATEWAY, TABLE};
+use crate::plan::{self, Elements, Wanted};
+use crate::ruleset::{GATEWAY, TABLE};
 use crate::sys;
 use crate::sys::link;
 use crate::sys::netlink::Socket;
@@ -188,6 +189,15 @@ impl Dataplane {
         self.run(move |worker| worker.apply(&wanted)).await
     }
 
+    /// Reads what the kernel really has, and makes it as it was last wanted. Answers how many elements, routes and hosts
+    /// somebody else had changed.
+    ///
+    /// # Errors
+    /// [`NetError`]; what could be repaired is.
+    pub async fn repair(&self) -> Result<Applied, NetError> {
+        self.run(Worker::repair).await
+    }
+
     /// Whether clients have TCP connections to any of these addresses.
     ///
     /// # Errors
@@ -224,33 +234,8 @@ struct Worker {
     found: Elements,
     host_sets: Elements,
     paths: Paths,
-}
-
-/// Names and addresses that follow from a dataplane's name.
-struct Transit {
-    host_end: String,
-    inner_end: String,
-    table: String,
-    host: Ipv4Addr,
-    inner: Ipv4Addr,
-}
-
-impl Transit {
-    fn of(name: &str) -> Self {
-        // One of 64 x 63 link-local /30s, chosen by the name (FNV-1a); 169.254.1.0 is left to the containers' gateway.
-        let hash = name.bytes().fold(2_166_136_261u32, |h, b| {
-            (h ^ u32::from(b)).wrapping_mul(16_777_619)
-        });
-        let third = u8::try_from(64 + hash % 64).unwrap_or(64);
-        let fourth = u8::try_from((hash >> 8) % 63 * 4).unwrap_or(0);
-        Self {
-            host_end: format!("rs-{name}"),
-            inner_end: "uplink".into(),
-            table: format!("rswarm-{name}"),
-            host: Ipv4Addr::new(169, 254, third, fourth + 1),
-            inner: Ipv4Addr::new(169, 254, third, fourth + 2),
-        }
-    }
+    /// What it is to be, since it was said.
+    wanted: Option<Wanted>,
 }
 
 pub(crate) fn setting(path: &str, value: &str) -> Result<(), NetError> {
@@ -309,28 +294,14 @@ impl Worker {
         setting("ip_forward", "1")?;
         setting(&format!("conf/{}/route_localnet", transit.host_end), "1")?;
         setting(&format!("conf/{}/rp_filter", transit.host_end), "0")?;
-        let rules = ruleset::host(&transit.table, &transit.host_end, transit.inner, tunnel::NUMBER);
-        make_table(&mut host_tables, &transit.table, rules)?;
+        found::make_host_table(&mut host_tables, &transit)?;
         sys::enter(&inside).map_err(at("enter the dataplane's namespace"))?;
         let mut links = Socket::open(NETLINK_ROUTE).map_err(at("open netlink"))?;
         let mut tables = Socket::open(NETLINK_NETFILTER).map_err(at("open netlink"))?;
         let conntrack = Socket::open(NETLINK_NETFILTER).map_err(at("open netlink"))?;
         inner_links(&mut links, &transit)?;
-        let rules = ruleset::dataplane(&transit.inner_end, tunnel::DEVICE, transit.inner);
-        make_table(&mut tables, TABLE, rules)?;
-        let paths = tunnel::found(&mut links, &mut tables)?;
-        let mut found = Elements::new();
-        for (set, _, _) in SETS {
-            let elements =
-                nft::elements(&mut tables, TABLE, set).map_err(at(format!("read the set {set}")))?;
-            found.insert(set, elements.into_iter().collect());
-        }
-        let mut host_sets = Elements::new();
-        for (set, _) in HOST_SETS {
-            let elements = nft::elements(&mut host_tables, &transit.table, set);
-            let elements = elements.map_err(at(format!("read the host's set {set}")))?;
-            host_sets.insert(set, elements.into_iter().collect());
-        }
+        found::make_inner_table(&mut tables, &transit)?;
+        let found = found::look(&mut links, &mut tables, &mut host_tables, &transit)?;
         Ok(Self {
             config: config.clone(),
             host,
@@ -340,9 +311,10 @@ impl Worker {
             conntrack,
             host_links,
             host_tables,
-            found,
-            host_sets,
-            paths,
+            found: found.elements,
+            host_sets: found.host_sets,
+            paths: found.paths,
+            wanted: None,
         })
     }
 
@@ -420,7 +392,28 @@ impl Worker {
         }
     }
 
+    fn repair(&mut self) -> Result<Applied, NetError> {
+        let Some(wanted) = self.wanted.clone() else {
+            return Ok(Applied::default());
+        };
+        let transit = Transit::of(&self.config.name);
+        found::make_host_table(&mut self.host_tables, &transit)?;
+        found::make_inner_table(&mut self.tables, &transit)?;
+        let found = found::look(&mut self.links, &mut self.tables, &mut self.host_tables, &transit)?;
+        let known = Found {
+            elements: std::mem::replace(&mut self.found, found.elements.clone()),
+            host_sets: std::mem::replace(&mut self.host_sets, found.host_sets.clone()),
+            paths: std::mem::replace(&mut self.paths, found.paths.clone()),
+        };
+        let changed = known.apart(&found);
+        let done = self.apply(&wanted)?;
+        Ok(Applied { changed, ..done })
+    }
+
     fn apply(&mut self, wanted: &Wanted) -> Result<Applied, NetError> {
+        if self.wanted.as_ref() != Some(wanted) {
+            self.wanted = Some(wanted.clone());
+        }
         let paths = overlay::paths(&wanted.overlay);
         let (before, after) = overlay::steps(&paths, &self.paths);
         let mut done = Applied::default();
@@ -506,23 +499,9 @@ impl Worker {
             set.clear();
         }
         self.paths = Paths::default();
+        self.wanted = None;
         first.map_or(Ok(()), Err)
     }
-}
-
-/// Makes a table, also in the place of one with other rules, as an earlier version made. Connections go on by what is
-/// known of them; new ones are refused until what is wanted is applied.
-fn make_table(tables: &mut Socket, name: &str, mut batch: Batch) -> Result<(), NetError> {
-    let mark = format!("rules-{:016x}", batch.fingerprint());
-    batch.set(&mark, 4, None);
-    if nft::table_exists(tables, name).map_err(at("list tables"))? {
-        if nft::elements(tables, name, &mark).is_ok() {
-            return Ok(());
-        }
-        // In one transaction.
-        batch = batch.instead();
-    }
-    batch.commit(tables).map_err(at(format!("make the table {name}")))
 }
 
 fn inner_links(links: &mut Socket, transit: &Transit) -> Result<(), NetError> {

@@ -401,3 +401,33 @@ fn only_hosts_of_the_cluster_are_heard() {
     );
     bed.end();
 }
+
+#[test]
+fn what_somebody_else_has_changed_is_repaired_and_counted() {
+    let Some(bed) = Bed::new(2) else { return };
+    let all = [(1, 2, 1), (2, 3, 1)];
+    let (a, b) = (bed.attach(1, "a", ip(2)), bed.attach(2, "b", ip(3)));
+    serve(&a, "a");
+    serve(&b, "b");
+    for host in 1..=2 {
+        bed.apply(host, &wanted(host, 2, &all));
+    }
+    let repair = || bed.runtime.block_on(bed.planes[0].repair()).unwrap();
+    assert_eq!(repair().changed, 0, "nothing to do");
+    // Another one on the same tables wants nothing of all that.
+    let other = bed.open(1);
+    let gone = bed.runtime.block_on(other.apply(Wanted::default())).unwrap();
+    let client = bed.wire.namespace(3);
+    assert!(ask(&a, ip(3), PORT).is_err());
+    assert!(ask(&client, Wire::address(1), PUBLISHED).is_err());
+    let repaired = repair();
+    assert!(
+        repaired.unreachable.is_none() && repaired.changed >= gone.changed,
+        "{repaired:?} of {gone:?}"
+    );
+    assert_eq!(ask(&a, ip(3), PORT).unwrap(), "b 10.7.0.2");
+    assert!(ask(&b, ip(100), PORT).is_ok());
+    assert_eq!(ask(&client, Wire::address(1), PUBLISHED).unwrap(), "b 10.99.0.3");
+    assert_eq!(repair().changed, 0, "again");
+    bed.end();
+}

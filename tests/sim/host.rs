@@ -250,9 +250,11 @@ impl Local {
         self.task.on_disconnect
     }
 
-    /// Since when it got no connections of its own host, where it was asked to stop just `now` as it was not wanted.
+    /// Since when it got no connections of its own host, where it was asked to stop just `now` as it was not wanted, and had
+    /// time.
     pub fn left_since(&self, now: Timestamp) -> Option<Timestamp> {
-        self.task.drain.since.filter(|_| self.stopped == Some(now))
+        let in_time = self.stopped == Some(now) && !self.task.drain.grace.is_zero();
+        self.task.drain.since.filter(|_| in_time)
     }
 
     /// Whether there is a reason for its end.

@@ -11,6 +11,8 @@ use super::log::Source;
 
 /// Plans until nothing is left to do at one time; more are a plan that never settles.
 const PLANS_MAX: u32 = 40;
+/// Of so many plans in a hundred that count failures of a rollout the leader does not outlive it.
+const FALLS_COUNTING: u64 = 5;
 
 impl Cluster {
     /// The state a plan is made on: with the planted bug, failures of rollouts are counted in memory alone.
@@ -92,12 +94,13 @@ impl Cluster {
                     .or_insert(*at);
             }
             if self.faults && self.rng.percent(3) {
-                // Another proposal is first in the log.
-                self.work()?;
+                // Reports are first in the log; who decides something waits for his turn (`manager_server::writer`).
+                self.agents()?;
             }
             if self.managers.lead.is_none() {
                 return Ok(());
             }
+            let counts_failures = next.txn.actions.iter().any(has_failures);
             if !self.commit(Source::Plan, next.txn)? {
                 self.dirty = Dirty::everything();
                 if self.managers.lead.is_none() {
@@ -108,6 +111,12 @@ impl Cluster {
                     self.depose(how);
                     return Ok(());
                 }
+            }
+            // When it matters most: the next leader has to know what this one counted.
+            if self.faults && counts_failures && self.rng.percent(FALLS_COUNTING) {
+                let how = self.fall();
+                self.depose(how);
+                return Ok(());
             }
         }
         Err(format!("{PLANS_MAX} plans were not enough"))
@@ -161,4 +170,9 @@ impl Cluster {
         }
         crate::invariants::check_settled(&self.state).map_or(Ok(()), Err)
     }
+}
+
+/// Whether an action counts failures of a rollout.
+fn has_failures(action: &Action) -> bool {
+    matches!(action, Action::Put(Object::Service(s)) if s.update.as_ref().is_some_and(|u| !u.failed_slots.is_empty()))
 }

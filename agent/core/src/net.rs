@@ -57,10 +57,7 @@ pub fn wanted(
     let mut net = WantedNet {
         own: set.peers.get(&node).and_then(|address| host(address)),
         subnets: (set.networks.values()).flat_map(|n| subnets(n)).collect(),
-        unreached: (set.peers.iter())
-            .filter(|(_, address)| host(address).is_none())
-            .map(|(id, address)| (*id, address.clone()))
-            .collect(),
+        unreached: unreached(&set.peers),
         ..WantedNet::default()
     };
     let number = |id: &NetworkId| set.networks.get(id).map_or(0, |n| n.vni);
@@ -99,6 +96,12 @@ pub fn wanted(
     }
     add_remote(&mut net, set, node, &number);
     net
+}
+
+/// Hosts that cannot be reached at the address they said.
+pub fn unreached(peers: &BTreeMap<NodeId, String>) -> BTreeMap<NodeId, String> {
+    let those = peers.iter().filter(|(_, address)| host(address).is_none());
+    those.map(|(id, address)| (*id, address.clone())).collect()
 }
 
 /// The host's part of an address such as `10.0.0.1:2377`.

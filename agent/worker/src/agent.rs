@@ -161,6 +161,7 @@ impl Agent {
             () = crate::session::run(self.shared.clone(), stop) => {}
             () = crate::inventory::run(self.shared.clone()) => {}
             () = self.shared.kept.run() => {}
+            () = self.shared.network.keep() => {}
         }
     }
 

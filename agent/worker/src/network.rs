@@ -1,9 +1,10 @@
 //! The dataplane kept as wanted: one change after the other, several at once where they wait.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::net::{IpAddr, Ipv4Addr};
 use std::path::PathBuf;
 use std::sync::{Mutex, PoisonError};
+use std::time::Duration;
 
 use agent_core::net::{WantedNet, subnets, wanted};
 use model::assignment::AssignmentSet;
@@ -12,6 +13,12 @@ use model::spec;
 use model::{NetworkId, NodeId, TaskId};
 use net::{Dataplane, Endpoint, EndpointAddress, EndpointConfig, NetError, Overlay, Protocol, Wanted, Zone};
 use proto::identity::Keychain;
+use tokio::sync::Notify;
+
+/// How often it is looked whether the kernel still has what it was given.
+const REPAIR_EVERY: Duration = Duration::from_secs(60);
+/// When what failed is tried again.
+const RETRY: Duration = Duration::from_secs(5);
 
 /// The network of this host.
 pub(crate) struct Network {
@@ -21,6 +28,8 @@ pub(crate) struct Network {
     problem: Mutex<Option<String>>,
     known: Mutex<Known>,
     applying: tokio::sync::Mutex<u64>,
+    /// Told when a way to another host could not be made.
+    failed: Notify,
 }
 
 #[derive(Default)]
@@ -40,6 +49,7 @@ impl Network {
             problem: Mutex::default(),
             known: Mutex::new(Known::default()),
             applying: tokio::sync::Mutex::new(0),
+            failed: Notify::new(),
         }
     }
 
@@ -134,9 +144,50 @@ impl Network {
                 known.generation,
             )
         };
-        let unreached = unreached(&net);
+        let unreached = unreached(&net.unreached);
         let problem = self.plane.apply(translate(net)).await?.unreachable;
-        let problem = problem.map(|e| chain(&e)).or(unreached);
+        self.say(problem, unreached);
+        *applied = generation;
+        Ok(())
+    }
+
+    /// Looks from time to time whether the kernel still has what it was given, and tries again what failed.
+    pub(crate) async fn keep(&self) {
+        loop {
+            tokio::select! {
+                () = tokio::time::sleep(REPAIR_EVERY) => {}
+                () = self.failed.notified() => tokio::time::sleep(RETRY).await,
+            }
+            // Nothing else is applied meanwhile.
+            let _applied = self.applying.lock().await;
+            match self.plane.repair().await {
+                Ok(repaired) => {
+                    if repaired.changed > 0 {
+                        tracing::warn!(
+                            "{} elements, routes or hosts of the network were not as rswarm had left them: repaired. \
+                             Something else changes them: a firewall that is reloaded, or a person",
+                            repaired.changed
+                        );
+                    }
+                    let known = self.known.lock().unwrap_or_else(PoisonError::into_inner);
+                    let unreached = unreached(&agent_core::net::unreached(&known.set.peers));
+                    drop(known);
+                    self.say(repaired.unreachable, unreached);
+                }
+                Err(error) => {
+                    tracing::error!("repair the network: {}", chain(&error));
+                    self.failed.notify_one();
+                }
+            }
+        }
+    }
+
+    /// Logs what keeps this host from others, when that has changed.
+    fn say(&self, unreachable: Option<NetError>, unreached: Option<String>) {
+        if unreachable.is_some() {
+            self.failed.notify_one();
+        }
+        let problem = unreachable.map(|e| chain(&e)).or(unreached);
         let mut said = self.problem.lock().unwrap_or_else(PoisonError::into_inner);
         if *said != problem {
             match &problem {
@@ -147,16 +198,13 @@ impl Network {
             }
             *said = problem;
         }
-        drop(said);
-        *applied = generation;
-        Ok(())
     }
 }
 
 /// What is to be said of hosts whose tasks cannot be reached whatever is tried.
-fn unreached(net: &WantedNet) -> Option<String> {
-    let (node, said) = net.unreached.first_key_value()?;
-    let more = match net.unreached.len() {
+fn unreached(those: &BTreeMap<NodeId, String>) -> Option<String> {
+    let (node, said) = those.first_key_value()?;
+    let more = match those.len() {
         1 => String::new(),
         all => format!(" (and {} more)", all - 1),
     };

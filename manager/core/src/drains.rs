@@ -77,11 +77,7 @@ impl Drains {
                 (_, Some(Object::Task(task))) if ends(task) => self.begin(task),
                 (_, Some(Object::Task(task))) | (Some(Object::Task(task)), None) => self.forget(task.id),
                 (_, Some(Object::Node(node))) if node.status.state == NodeState::Ready => {
-                    if self.ready.insert(node.id) {
-                        for drain in self.tasks.values_mut().filter(|d| d.node != node.id) {
-                            drain.waiting.insert(node.id, None);
-                        }
-                    }
+                    self.came(node.id);
                 }
                 (_, Some(Object::Node(node))) | (Some(Object::Node(node)), None) => {
                     self.ready.remove(&node.id);
@@ -93,6 +89,15 @@ impl Drains {
             }
         }
         self.settle()
+    }
+
+    fn came(&mut self, node: NodeId) {
+        if !self.ready.insert(node) {
+            return;
+        }
+        for drain in self.tasks.values_mut().filter(|d| d.node != node) {
+            drain.waiting.insert(node, None);
+        }
     }
 
     fn begin(&mut self, task: &Task) {
