@@ -1,14 +1,17 @@
 //! The dataplane's namespace and the one thread that works on it.
 
+use std::collections::BTreeSet;
 use std::fs::{self, File};
 use std::io;
 use std::net::{Ipv4Addr, SocketAddr};
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, mpsc};
+use std::time::{Duration, Instant};
 
 use tokio::sync::oneshot;
 
 use crate::dns;
+use crate::flows::Flows;
 use crate::found::{self, Found, Transit};
 use crate::overlay::{self, Paths, Step};
 use crate::plan::{self, Elements, Wanted};
@@ -60,9 +63,13 @@ pub struct EndpointAddress {
 pub struct Applied {
     /// Elements, routes and hosts that changed.
     pub changed: usize,
+    /// How long the kernel took for the dataplane's maps.
+    pub kernel: Duration,
     /// The first way to another host that could not be made; what is on this host works all the same, and the next call
     /// tries again.
     pub unreachable: Option<NetError>,
+    /// Addresses that nothing leads to any more.
+    pub(crate) left: BTreeSet<Ipv4Addr>,
 }
 
 /// Why the dataplane is not as wanted.
@@ -97,6 +104,7 @@ type Job = Box<dyn FnOnce(&mut Worker) + Send>;
 pub struct Dataplane {
     jobs: mpsc::Sender<Job>,
     names: Arc<dns::Server>,
+    flows: Flows,
     config: Arc<DataplaneConfig>,
 }
 
@@ -119,21 +127,33 @@ impl Dataplane {
         std::thread::Builder::new()
             .name("dataplane".into())
             .spawn(move || {
-                let mut worker = match Worker::open(&of) {
-                    Ok(worker) => worker,
+                let opened = Worker::open(&of).and_then(|worker| {
+                    let inside = worker
+                        .inside
+                        .try_clone()
+                        .map_err(at("open the dataplane's namespace"))?;
+                    Ok((worker, Flows::start(inside)?))
+                });
+                let (mut worker, flows) = match opened {
+                    Ok(opened) => opened,
                     Err(e) => {
                         let _ = ready.send(Err(e));
                         return;
                     }
                 };
-                let _ = ready.send(Ok(()));
+                let _ = ready.send(Ok(flows));
                 while let Ok(job) = queue.recv() {
                     job(&mut worker);
                 }
             })
             .map_err(at("start the dataplane's thread"))?;
-        opened.await.map_err(|_| NetError::Gone)??;
-        Ok(Self { jobs, names, config })
+        let flows = opened.await.map_err(|_| NetError::Gone)??;
+        Ok(Self {
+            jobs,
+            names,
+            flows,
+            config,
+        })
     }
 
     async fn run<T: Send + 'static>(
@@ -184,9 +204,11 @@ impl Dataplane {
     ///
     /// # Errors
     /// [`NetError`]; then the tables are as before. A way to another host that cannot be made is no error.
-    pub async fn apply(&self, wanted: Wanted) -> Result<Applied, NetError> {
-        self.names.set_zone(wanted.zone.clone());
-        self.run(move |worker| worker.apply(&wanted)).await
+    pub async fn apply(&self, mut wanted: Wanted) -> Result<Applied, NetError> {
+        self.names.set_zone(std::mem::take(&mut wanted.zone));
+        let mut applied = self.run(move |worker| worker.apply(Arc::new(wanted))).await?;
+        self.flows.forget(std::mem::take(&mut applied.left)).await?;
+        Ok(applied)
     }
 
     /// Reads what the kernel really has, and makes it as it was last wanted. Answers how many elements, routes and hosts
@@ -195,7 +217,9 @@ impl Dataplane {
     /// # Errors
     /// [`NetError`]; what could be repaired is.
     pub async fn repair(&self) -> Result<Applied, NetError> {
-        self.run(Worker::repair).await
+        let mut applied = self.run(Worker::repair).await?;
+        self.flows.forget(std::mem::take(&mut applied.left)).await?;
+        Ok(applied)
     }
 
     /// Whether clients have TCP connections to any of these addresses.
@@ -203,10 +227,7 @@ impl Dataplane {
     /// # Errors
     /// [`NetError`] when the kernel does not say.
     pub async fn is_connected(&self, addresses: Vec<Ipv4Addr>) -> Result<bool, NetError> {
-        self.run(move |worker| {
-            nft::is_connected(&mut worker.conntrack, &addresses).map_err(at("list connections"))
-        })
-        .await
+        self.flows.is_connected(addresses).await
     }
 
     /// Removes everything: containers' namespaces, the dataplane's, the host's veth and table.
@@ -228,14 +249,15 @@ struct Worker {
     inside: File,
     links: Socket,
     tables: Socket,
-    conntrack: Socket,
     host_links: Socket,
     host_tables: Socket,
     found: Elements,
     host_sets: Elements,
     paths: Paths,
     /// What it is to be, since it was said.
-    wanted: Option<Wanted>,
+    wanted: Option<Arc<Wanted>>,
+    /// The sets are as that says.
+    sure: bool,
 }
 
 pub(crate) fn setting(path: &str, value: &str) -> Result<(), NetError> {
@@ -298,7 +320,6 @@ impl Worker {
         sys::enter(&inside).map_err(at("enter the dataplane's namespace"))?;
         let mut links = Socket::open(NETLINK_ROUTE).map_err(at("open netlink"))?;
         let mut tables = Socket::open(NETLINK_NETFILTER).map_err(at("open netlink"))?;
-        let conntrack = Socket::open(NETLINK_NETFILTER).map_err(at("open netlink"))?;
         inner_links(&mut links, &transit)?;
         found::make_inner_table(&mut tables, &transit)?;
         let found = found::look(&mut links, &mut tables, &mut host_tables, &transit)?;
@@ -308,13 +329,13 @@ impl Worker {
             inside,
             links,
             tables,
-            conntrack,
             host_links,
             host_tables,
             found: found.elements,
             host_sets: found.host_sets,
             paths: found.paths,
             wanted: None,
+            sure: false,
         })
     }
 
@@ -396,6 +417,7 @@ impl Worker {
         let Some(wanted) = self.wanted.clone() else {
             return Ok(Applied::default());
         };
+        self.sure = false;
         let transit = Transit::of(&self.config.name);
         found::make_host_table(&mut self.host_tables, &transit)?;
         found::make_inner_table(&mut self.tables, &transit)?;
@@ -406,49 +428,41 @@ impl Worker {
             paths: std::mem::replace(&mut self.paths, found.paths.clone()),
         };
         let changed = known.apart(&found);
-        let done = self.apply(&wanted)?;
+        let done = self.apply(wanted)?;
         Ok(Applied { changed, ..done })
     }
 
-    fn apply(&mut self, wanted: &Wanted) -> Result<Applied, NetError> {
-        if self.wanted.as_ref() != Some(wanted) {
-            self.wanted = Some(wanted.clone());
-        }
+    fn apply(&mut self, wanted: Arc<Wanted>) -> Result<Applied, NetError> {
+        let old = self.wanted.replace(wanted.clone());
+        // Until all is done the kernel may have anything in between.
+        let old = old.filter(|_| std::mem::take(&mut self.sure));
         let paths = overlay::paths(&wanted.overlay);
         let (before, after) = overlay::steps(&paths, &self.paths);
         let mut done = Applied::default();
         self.take(&before, &mut done);
-        let elements = plan::elements(wanted, &self.found);
-        let changes = plan::diff(&elements, &self.found);
-        let mut batch = Batch::new(TABLE);
-        let mut count = 0;
-        for (set, (gone, new)) in &changes {
-            count += gone.len() + new.len();
-            batch.remove(set, gone);
-            batch.add(set, new);
-        }
-        if count > 0 {
+        let changes = match old {
+            Some(old) => plan::between(&old, &wanted, &self.found),
+            None => plan::diff(&plan::elements(&wanted, &self.found), &self.found),
+        };
+        done.left = plan::left(&changes, &wanted);
+        let began = Instant::now();
+        for part in plan::parts(changes) {
+            let mut batch = Batch::new(TABLE);
+            for (set, (gone, new)) in &part {
+                done.changed += gone.len() + new.len();
+                batch.remove(set, gone);
+                batch.add(set, new);
+            }
             batch
                 .commit(&mut self.tables)
                 .map_err(at("change the dataplane's maps"))?;
+            plan::take(&mut self.found, &part);
         }
-        let backends = |e: &Elements| -> std::collections::BTreeSet<Vec<u8>> {
-            ["eps", "ports"]
-                .iter()
-                .filter_map(|s| e.get(s))
-                .flat_map(|m| m.values().flatten().map(|v| v[..4.min(v.len())].to_vec()))
-                .collect()
-        };
-        for gone in backends(&self.found).difference(&backends(&elements)) {
-            if let Ok(octets) = <[u8; 4]>::try_from(gone.as_slice()) {
-                nft::forget_udp(&mut self.conntrack, octets.into()).map_err(at("forget UDP flows"))?;
-            }
-        }
-        self.found = elements;
-        let host_sets = plan::host_elements(wanted, &paths);
+        done.kernel = began.elapsed();
+        let host_sets = plan::host_elements(&wanted, &paths);
         for (set, (gone, new)) in &plan::diff(&host_sets, &self.host_sets) {
             let mut batch = Batch::new(&Transit::of(&self.config.name).table);
-            count += gone.len() + new.len();
+            done.changed += gone.len() + new.len();
             batch.remove(set, gone);
             batch.add(set, new);
             batch
@@ -457,7 +471,7 @@ impl Worker {
         }
         self.host_sets = host_sets;
         self.take(&after, &mut done);
-        done.changed += count;
+        self.sure = true;
         Ok(done)
     }
 

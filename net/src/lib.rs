@@ -12,6 +12,7 @@ mod plan;
 
 // The namespace, its rules, and containers on it.
 mod dataplane;
+mod flows;
 mod found;
 mod ruleset;
 mod tunnel;

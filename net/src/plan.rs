@@ -1,5 +1,6 @@
 //! What is wanted → the elements of each set, and the difference to what the kernel has.
 
+use std::cmp::Ordering;
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::Ipv4Addr;
 
@@ -147,8 +148,126 @@ fn slots(
 /// What has to be removed from, then added to, one set. A value that changes is both.
 pub(crate) type Change = (Vec<(Vec<u8>, Option<Vec<u8>>)>, Vec<(Vec<u8>, Option<Vec<u8>>)>);
 
+/// Changes by set; sets that stay as they are have none.
+pub(crate) type Changes = BTreeMap<&'static str, Change>;
+
+/// What `new` needs beyond `old`, which is what the kernel has, as in `now`: worked out of what differs alone.
+pub(crate) fn between(old: &Wanted, new: &Wanted, now: &Elements) -> Changes {
+    let addresses: BTreeSet<Ipv4Addr> = differing(&old.endpoints, &new.endpoints)
+        .chain(differing(&old.overlay.remote, &new.overlay.remote))
+        .collect();
+    let vips: BTreeSet<Ipv4Addr> = differing(&old.vips, &new.vips).collect();
+    let ports: BTreeSet<(Protocol, u16)> = differing(&old.ports, &new.ports).collect();
+    let part = |of: &Wanted, other: &Wanted| Wanted {
+        endpoints: some(&of.endpoints, &addresses),
+        vips: some(&of.vips, &vips),
+        ports: some(&of.ports, &ports),
+        published: of.published.difference(&other.published).copied().collect(),
+        zone: Zone::default(),
+        overlay: Overlay {
+            remote: some(&of.overlay.remote, &addresses),
+            ..Overlay::default()
+        },
+    };
+    let (gone, come) = (part(old, new), part(new, old));
+    diff(&elements(&come, now), &elements(&gone, now))
+}
+
+/// Keys of two maps that are in one alone, or have another value in the other.
+fn differing<'a, K: Ord + Copy, V: PartialEq>(
+    one: &'a BTreeMap<K, V>,
+    other: &'a BTreeMap<K, V>,
+) -> impl Iterator<Item = K> + 'a {
+    let (mut ones, mut others) = (one.iter().peekable(), other.iter().peekable());
+    std::iter::from_fn(move || {
+        loop {
+            let order = match (ones.peek(), others.peek()) {
+                (None, None) => return None,
+                (Some(_), None) => Ordering::Less,
+                (None, Some(_)) => Ordering::Greater,
+                (Some((a, _)), Some((b, _))) => a.cmp(b),
+            };
+            match order {
+                Ordering::Less => return ones.next().map(|(key, _)| *key),
+                Ordering::Greater => return others.next().map(|(key, _)| *key),
+                Ordering::Equal => {
+                    let ((key, a), (_, b)) = ones.next().zip(others.next())?;
+                    if a != b {
+                        return Some(*key);
+                    }
+                }
+            }
+        }
+    })
+}
+
+fn some<K: Ord + Copy, V: Clone>(of: &BTreeMap<K, V>, keys: &BTreeSet<K>) -> BTreeMap<K, V> {
+    let found = keys.iter().filter_map(|key| Some((*key, of.get(key)?.clone())));
+    found.collect()
+}
+
+/// Remembers changes that were made.
+pub(crate) fn take(elements: &mut Elements, changes: &Changes) {
+    for (set, (gone, new)) in changes {
+        let set = elements.entry(set).or_default();
+        gone.iter().for_each(|(key, _)| drop(set.remove(key)));
+        set.extend(new.iter().cloned());
+    }
+}
+
+/// Elements in one transaction: what is more takes several, as the kernel takes a transaction in one piece.
+const PART_MAX: usize = 16_384;
+
+/// Changes in pieces that fit. A key with a new value is not without one in between.
+pub(crate) fn parts(changes: Changes) -> Vec<Changes> {
+    let (mut done, mut open, mut room) = (Vec::new(), Changes::new(), PART_MAX);
+    for (set, (gone, new)) in changes {
+        let mut keys: BTreeMap<Vec<u8>, (Option<_>, Option<_>)> = BTreeMap::new();
+        for (key, value) in gone {
+            keys.entry(key).or_default().0 = Some(value);
+        }
+        for (key, value) in new {
+            keys.entry(key).or_default().1 = Some(value);
+        }
+        for (key, (gone, new)) in keys {
+            let part: &mut Change = open.entry(set).or_default();
+            part.0.extend(gone.map(|value| (key.clone(), value)));
+            part.1.extend(new.map(|value| (key, value)));
+            room -= 1;
+            if room == 0 {
+                done.push(std::mem::take(&mut open));
+                room = PART_MAX;
+            }
+        }
+    }
+    if !open.is_empty() {
+        done.push(open);
+    }
+    done
+}
+
+/// Addresses behind virtual addresses and ports that changes take away and nothing else leads to.
+pub(crate) fn left(changes: &Changes, wanted: &Wanted) -> BTreeSet<Ipv4Addr> {
+    let balanced = ["eps", "ports"].into_iter().filter_map(|set| changes.get(set));
+    let values = balanced.flat_map(|(gone, _)| gone.iter().filter_map(|(_, value)| value.as_deref()));
+    let mut left: BTreeSet<Ipv4Addr> = values
+        .filter_map(|value| Some(Ipv4Addr::from(<[u8; 4]>::try_from(value.get(..4)?).ok()?)))
+        .collect();
+    if !left.is_empty() {
+        let behind_vips = wanted.vips.values().flat_map(|(_, behind)| behind.iter());
+        let behind_ports = wanted
+            .ports
+            .values()
+            .flat_map(|behind| behind.iter().map(|(a, _)| a));
+        for address in behind_vips.chain(behind_ports) {
+            left.remove(address);
+        }
+    }
+    left
+}
+
 /// The changes from `found` to `wanted`, by set; empty for equal ones.
-pub(crate) fn diff(wanted: &Elements, found: &Elements) -> BTreeMap<&'static str, Change> {
+pub(crate) fn diff(wanted: &Elements, found: &Elements) -> Changes {
     let empty = BTreeMap::new();
     let mut changes = BTreeMap::new();
     for name in wanted.keys().chain(found.keys()) {
@@ -199,6 +318,78 @@ mod tests {
             (2, 2, 1)
         );
         assert!(diff(&elements(&wanted(), &first), &first).is_empty());
+    }
+
+    #[test]
+    fn what_differs_is_worked_out_as_the_whole_is() {
+        let ip = |n: u8| Ipv4Addr::new(10, 0, 0, n);
+        let endpoint = |network| Endpoint {
+            network,
+            internal: false,
+        };
+        let edits: [(&str, fn(&mut Wanted, &dyn Fn(u8) -> Ipv4Addr)); 8] = [
+            ("nothing", |_, _| {}),
+            ("a backend goes", |w, ip| {
+                drop(w.vips.insert(ip(9), (1, vec![ip(2)])))
+            }),
+            ("a virtual address goes", |w, ip| drop(w.vips.remove(&ip(9)))),
+            ("a port comes", |w, ip| {
+                drop(w.ports.insert((Protocol::Udp, 53), vec![(ip(3), 5353)]))
+            }),
+            ("a port goes", |w, _| w.ports.clear()),
+            ("one is published", |w, ip| {
+                w.published = [(ip(2), Protocol::Tcp, 80)].into()
+            }),
+            ("a container moves away", |w, ip| {
+                w.endpoints.remove(&ip(2));
+                w.overlay.remote.insert(ip(2), (1, ip(200)));
+            }),
+            ("a container is here and told of as elsewhere", |w, ip| {
+                w.overlay.remote.insert(ip(3), (1, ip(200)));
+            }),
+        ];
+        let base = wanted();
+        for (first, edit) in &edits {
+            let mut old = base.clone();
+            edit(&mut old, &ip);
+            let now = elements(&old, &Elements::new());
+            for (second, edit) in &edits {
+                let mut new = old.clone();
+                edit(&mut new, &ip);
+                new.endpoints.insert(ip(77), endpoint(3));
+                for (old, new) in [(&old, &new), (&old, &base)] {
+                    let whole = diff(&elements(new, &now), &now);
+                    assert_eq!(between(old, new, &now), whole, "{first}, then {second}");
+                    let mut after = now.clone();
+                    take(&mut after, &whole);
+                    assert!(diff(&elements(new, &after), &after).is_empty());
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn what_is_too_much_for_one_transaction_takes_several_and_leaves_no_key_without_a_value() {
+        let ip = |n: u32| Ipv4Addr::from(u32::from(Ipv4Addr::new(10, 0, 0, 0)) + n);
+        let with = |backend: u32| Wanted {
+            vips: (0..100).map(|vip| (ip(vip), (1, vec![ip(backend)]))).collect(),
+            ..Wanted::default()
+        };
+        let first = elements(&with(1000), &Elements::new());
+        let second = elements(&with(1001), &first);
+        let all = diff(&second, &first);
+        let parts = parts(all);
+        assert_eq!(parts.len(), 2);
+        let mut now = first;
+        for part in &parts {
+            let (gone, new) = &part["eps"];
+            assert!(gone.iter().map(|(key, _)| key).eq(new.iter().map(|(key, _)| key)));
+            assert!(gone.len() <= PART_MAX);
+            take(&mut now, part);
+        }
+        assert_eq!(now, second);
+        assert_eq!(left(&parts[0], &with(1001)), [ip(1000)].into());
+        assert_eq!(left(&parts[0], &with(1000)), BTreeSet::new());
     }
 
     #[test]

@@ -1,6 +1,7 @@
 //! nf_tables messages (linux/netfilter/nf_tables.h): tables, chains, sets, rules, elements.
 
 use std::io;
+use std::net::Ipv4Addr;
 
 use super::netlink::{ACK, CREATE, Message, REQUEST, Socket};
 
@@ -382,7 +383,7 @@ pub(crate) fn elements(socket: &mut Socket, table: &str, set: &str) -> io::Resul
 }
 
 /// A connection as the kernel tracks it.
-struct Flow {
+pub(crate) struct Flow {
     /// Attributes of the packet that began it, as they name it.
     original: Vec<u8>,
     /// Who answers.
@@ -392,15 +393,34 @@ struct Flow {
     tcp: Option<u8>,
 }
 
+impl Flow {
+    /// Who answers.
+    pub(crate) fn server(&self) -> Ipv4Addr {
+        self.server.into()
+    }
+
+    pub(crate) fn is_udp(&self) -> bool {
+        self.protocol == 17
+    }
+
+    /// Whether it is a connection over TCP that is being opened, is open, or half closed.
+    pub(crate) fn is_open(&self) -> bool {
+        const SYN_SENT: u8 = 1;
+        const CLOSE_WAIT: u8 = 5;
+        self.tcp
+            .is_some_and(|state| (SYN_SENT..=CLOSE_WAIT).contains(&state))
+    }
+}
+
 /// Every connection that is tracked (conntrack, IPCTNL_MSG_CT_GET).
-fn flows(socket: &mut Socket) -> io::Result<Vec<Flow>> {
+pub(crate) fn flows(socket: &mut Socket) -> io::Result<Vec<Flow>> {
     let request = Message::new(1 << 8 | 1, REQUEST | super::netlink::DUMP, &[2, 0, 0, 0]);
     let find = super::netlink::find;
     let read = |body: &Vec<u8>| {
         let all = body.get(4..)?;
         let reply = find(all, 2)?;
         Some(Flow {
-            original: find(all, 1)?.to_vec(),
+            original: find(all, 1)?,
             server: find(&find(&reply, 1)?, 1)?.try_into().ok()?,
             protocol: *find(&find(&reply, 2)?, 1)?.first()?,
             tcp: find(all, 4)
@@ -411,31 +431,12 @@ fn flows(socket: &mut Socket) -> io::Result<Vec<Flow>> {
     Ok(socket.dump(request)?.iter().filter_map(read).collect())
 }
 
-/// Whether any of these addresses has a connection over TCP that is being opened, is open, or half closed.
-pub(crate) fn is_connected(socket: &mut Socket, servers: &[std::net::Ipv4Addr]) -> io::Result<bool> {
-    const SYN_SENT: u8 = 1;
-    const CLOSE_WAIT: u8 = 5;
-    let open = |flow: &Flow| {
-        let state = flow
-            .tcp
-            .is_some_and(|state| (SYN_SENT..=CLOSE_WAIT).contains(&state));
-        state && servers.iter().any(|s| s.octets() == flow.server)
-    };
-    Ok(flows(socket)?.iter().any(open))
-}
-
-/// Forgets UDP flows to a backend, so that the next datagram chooses another (conntrack, IPCTNL_MSG_CT_DELETE).
-pub(crate) fn forget_udp(socket: &mut Socket, backend: std::net::Ipv4Addr) -> io::Result<()> {
-    for flow in flows(socket)? {
-        if flow.server != backend.octets() || flow.protocol != 17 {
-            continue;
-        }
-        let mut m = Message::new(1 << 8 | 2, REQUEST | ACK, &[2, 0, 0, 0]);
-        m.put(1 | 0x8000, &flow.original);
-        match socket.request(m) {
-            Err(e) if e.raw_os_error() != Some(libc::ENOENT) => return Err(e),
-            Ok(()) | Err(_) => {}
-        }
+/// Forgets a connection (conntrack, IPCTNL_MSG_CT_DELETE); one that is gone is no error.
+pub(crate) fn forget(socket: &mut Socket, flow: &Flow) -> io::Result<()> {
+    let mut m = Message::new(1 << 8 | 2, REQUEST | ACK, &[2, 0, 0, 0]);
+    m.put(1 | 0x8000, &flow.original);
+    match socket.request(m) {
+        Err(e) if e.raw_os_error() != Some(libc::ENOENT) => Err(e),
+        Ok(()) | Err(_) => Ok(()),
     }
-    Ok(())
 }

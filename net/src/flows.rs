@@ -1,0 +1,99 @@
+//! Connections as the kernel tracks them (conntrack), by a thread of its own: to list them the kernel walks through a large
+//! table, 10 ms and more, which nothing else has to wait for. Whoever asks meanwhile shares the next walk.
+
+use std::collections::BTreeSet;
+use std::fs::File;
+use std::net::Ipv4Addr;
+use std::sync::mpsc;
+
+use tokio::sync::oneshot;
+
+use crate::dataplane::{NETLINK_NETFILTER, NetError, at};
+use crate::sys;
+use crate::sys::netlink::Socket;
+use crate::sys::nft;
+
+/// Requests that share one walk.
+const TOGETHER_MAX: usize = 1024;
+
+/// What is asked.
+enum Job {
+    /// Forget flows of UDP to these, so that the next datagram chooses another.
+    Forget(BTreeSet<Ipv4Addr>, oneshot::Sender<Result<(), NetError>>),
+    /// Whether clients have TCP connections to any of these.
+    Connected(Vec<Ipv4Addr>, oneshot::Sender<Result<bool, NetError>>),
+}
+
+/// The connections of one dataplane. Clones are the same ones.
+#[derive(Debug, Clone)]
+pub(crate) struct Flows {
+    jobs: mpsc::Sender<Job>,
+}
+
+impl Flows {
+    /// Begins, in the dataplane's namespace.
+    pub(crate) fn start(inside: File) -> Result<Self, NetError> {
+        let (jobs, queue) = mpsc::channel();
+        let run = move || {
+            let opened = sys::enter(&inside).and_then(|()| Socket::open(NETLINK_NETFILTER));
+            // The namespace goes with the dataplane, and this thread must not keep it.
+            drop(inside);
+            let Ok(mut socket) = opened else { return };
+            while let Ok(first) = queue.recv() {
+                let more = queue.try_iter().take(TOGETHER_MAX - 1);
+                let all: Vec<Job> = [first].into_iter().chain(more).collect();
+                answer(&mut socket, all);
+            }
+        };
+        let thread = std::thread::Builder::new().name("flows".into()).spawn(run);
+        thread.map_err(at("start the thread of connections"))?;
+        Ok(Self { jobs })
+    }
+
+    async fn ask<T>(
+        &self,
+        job: impl FnOnce(oneshot::Sender<Result<T, NetError>>) -> Job,
+    ) -> Result<T, NetError> {
+        let (done, result) = oneshot::channel();
+        self.jobs.send(job(done)).map_err(|_| NetError::Gone)?;
+        result.await.map_err(|_| NetError::Gone)?
+    }
+
+    pub(crate) async fn forget(&self, those: BTreeSet<Ipv4Addr>) -> Result<(), NetError> {
+        if those.is_empty() {
+            return Ok(());
+        }
+        self.ask(|done| Job::Forget(those, done)).await
+    }
+
+    pub(crate) async fn is_connected(&self, those: Vec<Ipv4Addr>) -> Result<bool, NetError> {
+        if those.is_empty() {
+            return Ok(false);
+        }
+        self.ask(|done| Job::Connected(those, done)).await
+    }
+}
+
+fn answer(socket: &mut Socket, jobs: Vec<Job>) {
+    let flows = nft::flows(socket);
+    let listed = || -> Result<&Vec<nft::Flow>, NetError> {
+        let again = |e: &std::io::Error| std::io::Error::new(e.kind(), e.to_string());
+        flows.as_ref().map_err(|e| at("list connections")(again(e)))
+    };
+    for job in jobs {
+        match job {
+            Job::Forget(those, done) => {
+                let result = listed().and_then(|flows| {
+                    let to = |flow: &&nft::Flow| flow.is_udp() && those.contains(&flow.server());
+                    let mut gone = flows.iter().filter(to).map(|flow| nft::forget(socket, flow));
+                    gone.try_for_each(|r| r).map_err(at("forget UDP flows"))
+                });
+                let _ = done.send(result);
+            }
+            Job::Connected(those, done) => {
+                let open = |flow: &nft::Flow| flow.is_open() && those.contains(&flow.server());
+                let _ = done.send(listed().map(|flows| flows.iter().any(open)));
+            }
+        }
+    }
+}
