@@ -44,6 +44,7 @@ fn port(p: &PortSpec) -> Value {
         "TargetPort": p.target,
         "PublishedPort": p.published,
         "PublishMode": if p.mode == PublishMode::Host { "host" } else { "ingress" },
+        "HostIP": p.host_ip,
     })
 }
 

@@ -346,7 +346,7 @@ impl Converter<'_> {
             mode: self.mode(&path, node),
             update: update(node, "update_config"),
             rollback: update(node, "rollback_config"),
-            endpoint: self.endpoint(&path, node),
+            endpoint: Self::endpoint(node),
         }
     }
 
@@ -375,16 +375,9 @@ impl Converter<'_> {
         }
     }
 
-    fn endpoint(&mut self, path: &str, node: &Node) -> EndpointSpec {
+    fn endpoint(node: &Node) -> EndpointSpec {
         let mut ports = Vec::new();
-        let items = at(node, &["ports"]).map_or(&[][..], Node::items);
-        for (i, port) in items.iter().enumerate() {
-            let host_ip = text(port, &["host_ip"]);
-            if !host_ip.is_empty() {
-                let message = format!("{host_ip} is ignored: the port is published on every address");
-                self.report
-                    .warn(port.at, &format!("{path}.ports[{i}].host_ip"), message);
-            }
+        for port in at(node, &["ports"]).map_or(&[][..], Node::items) {
             ports.push(PortSpec {
                 name: text(port, &["name"]),
                 protocol: match text(port, &["protocol"]).as_str() {
@@ -398,7 +391,7 @@ impl Converter<'_> {
                     "host" => PublishMode::Host,
                     _ => PublishMode::Ingress,
                 },
-                host_ip: String::new(),
+                host_ip: text(port, &["host_ip"]),
             });
         }
         EndpointSpec {

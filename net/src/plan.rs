@@ -35,6 +35,8 @@ pub struct Wanted {
     pub vips: BTreeMap<Ipv4Addr, (u32, Vec<Ipv4Addr>)>,
     /// Published ports: address and port of what is behind them.
     pub ports: BTreeMap<(Protocol, u16), Vec<(Ipv4Addr, u16)>>,
+    /// Those of them that are published on one address of the host only.
+    pub bound: BTreeMap<(Protocol, u16), Ipv4Addr>,
     /// What other hosts may send clients to: address and port of containers of this host, also of those that take no
     /// connections any more, as not everybody knows that at once.
     pub published: BTreeSet<(Ipv4Addr, Protocol, u16)>,
@@ -60,7 +62,7 @@ pub(crate) const SETS: &[(&str, u32, Option<u32>)] = &[
 ];
 
 /// Sets of the host's table: name, bytes of the key. None is a map.
-pub(crate) const HOST_SETS: &[(&str, u32)] = &[("ports", 8), ("hosts", 4)];
+pub(crate) const HOST_SETS: &[(&str, u32)] = &[("ports", 8), ("bound", 12), ("hosts", 4)];
 
 /// The sets that make `wanted` so. Slots that lead to a backend that is still wanted stay where `now` has them.
 pub(crate) fn elements(wanted: &Wanted, now: &Elements) -> Elements {
@@ -116,11 +118,18 @@ pub(crate) fn elements(wanted: &Wanted, now: &Elements) -> Elements {
 
 /// The host's sets that make `wanted` so, where other hosts are known as in `paths`.
 pub(crate) fn host_elements(wanted: &Wanted, paths: &Paths) -> Elements {
-    let ports = wanted.ports.keys();
+    let (bound, free): (Vec<_>, Vec<_>) = (wanted.ports.keys()).partition(|p| wanted.bound.contains_key(p));
+    let at = |p: &(Protocol, u16)| wanted.bound.get(p).map_or([0; 4], Ipv4Addr::octets);
     let port = |(protocol, port): &(Protocol, u16)| [[*protocol as u8, 0, 0, 0], port_word(*port)].concat();
     let hosts = paths.hosts.iter().map(|host| host.octets().to_vec());
     Elements::from([
-        ("ports", ports.map(|p| (port(p), None)).collect()),
+        ("ports", free.into_iter().map(|p| (port(p), None)).collect()),
+        (
+            "bound",
+            (bound.into_iter())
+                .map(|p| ([&at(p)[..], &port(p)].concat(), None))
+                .collect(),
+        ),
         ("hosts", hosts.map(|host| (host, None)).collect()),
     ])
 }
@@ -163,6 +172,7 @@ pub(crate) fn between(old: &Wanted, new: &Wanted, now: &Elements) -> Changes {
         vips: some(&of.vips, &vips),
         ports: some(&of.ports, &ports),
         published: of.published.difference(&other.published).copied().collect(),
+        bound: BTreeMap::new(),
         zone: Zone::default(),
         overlay: Overlay {
             remote: some(&of.overlay.remote, &addresses),

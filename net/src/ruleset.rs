@@ -491,25 +491,30 @@ pub(crate) fn host(table: &str, uplink: &str, dataplane: Ipv4Addr, number: u32) 
     b.chain("pre", &nat("nat", 0));
     b.chain("out", &nat("nat", 3));
     b.chain("post", &nat("nat", 4));
+    let to_dataplane = [
+        Expression::Immediate {
+            to: R1,
+            value: dataplane.octets().to_vec(),
+        },
+        Expression::DestinationNat {
+            address: R1,
+            port: None,
+        },
+    ];
     for chain in ["pre", "out"] {
-        b.rule(
-            chain,
-            &[
-                Expression::DestinationType { to: W0 },
-                is(W0, &2u32.to_ne_bytes()),
-                meta(PROTOCOL, W0),
-                port(W1),
-                find("ports", W0, None),
-                Expression::Immediate {
-                    to: R1,
-                    value: dataplane.octets().to_vec(),
-                },
-                Expression::DestinationNat {
-                    address: R1,
-                    port: None,
-                },
-            ],
-        );
+        let local = [
+            Expression::DestinationType { to: W0 },
+            is(W0, &2u32.to_ne_bytes()),
+        ];
+        let published = [meta(PROTOCOL, W0), port(W1), find("ports", W0, None)];
+        let bound = [
+            destination(W0),
+            meta(PROTOCOL, W1),
+            port(W2),
+            find("bound", W0, None),
+        ];
+        b.rule(chain, &[&local[..], &published, &to_dataplane].concat());
+        b.rule(chain, &[&local[..], &bound, &to_dataplane].concat());
     }
     // From 127/8 no answer would find its way back.
     b.rule(

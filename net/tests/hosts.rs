@@ -431,3 +431,31 @@ fn what_somebody_else_has_changed_is_repaired_and_counted() {
     assert_eq!(repair().changed, 0, "again");
     bed.end();
 }
+
+#[test]
+fn a_port_of_one_address_is_open_there_and_nowhere_else() {
+    let Some(bed) = Bed::new(1) else { return };
+    let a = bed.attach(1, "a", ip(2));
+    serve(&a, "a");
+    let (host, client) = (bed.wire.namespace(1), bed.wire.namespace(2));
+    let (local, outer) = (Ipv4Addr::LOCALHOST, Wire::address(1));
+    for (bound, reached) in [
+        (Some(local), [true, false, false]),
+        (Some(outer), [false, true, true]),
+        (None, [true, true, true]),
+        (Some(Wire::address(9)), [false, false, false]),
+    ] {
+        let mut wanted = wanted(1, 1, &[(1, 2, 1)]);
+        wanted.ports = [((Protocol::Tcp, PUBLISHED), vec![(ip(2), PORT)])].into();
+        wanted.bound = bound
+            .map(|address| ((Protocol::Tcp, PUBLISHED), address))
+            .into_iter()
+            .collect();
+        bed.apply(1, &wanted);
+        assert_eq!(bed.apply(1, &wanted), 0, "again");
+        let asked = [(&host, local), (&host, outer), (&client, outer)];
+        let got = asked.map(|(from, to)| ask(from, to, PUBLISHED).is_ok());
+        assert_eq!(got, reached, "{bound:?}");
+    }
+    bed.end();
+}

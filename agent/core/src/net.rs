@@ -18,6 +18,8 @@ pub struct WantedNet {
     pub vips: BTreeMap<Ipv4Addr, (u32, Vec<Ipv4Addr>)>,
     /// Published ports: addresses and ports behind.
     pub ports: BTreeMap<(Protocol, u16), Vec<(Ipv4Addr, u16)>>,
+    /// Those of them that are published on one address of the host only.
+    pub bound: BTreeMap<(Protocol, u16), Ipv4Addr>,
     /// Addresses and ports of this host's tasks to which any host may send clients.
     pub published: BTreeSet<(Ipv4Addr, Protocol, u16)>,
     /// Tasks by id: their network numbers, and whether all are without a way out.
@@ -154,8 +156,19 @@ fn v4(addresses: &[(NetworkId, IpAddr)]) -> impl Iterator<Item = (NetworkId, Ipv
 }
 
 fn publish(net: &mut WantedNet, port: &PortSpec, address: Option<Ipv4Addr>) {
+    open(net, port);
     let behind = net.ports.entry((port.protocol, port.published)).or_default();
     behind.extend(address.map(|a| (a, port.target)));
+}
+
+/// Publishes a port, whether or not anything is behind it.
+fn open(net: &mut WantedNet, port: &PortSpec) {
+    net.ports.entry((port.protocol, port.published)).or_default();
+    if let Ok(address) = port.host_ip.parse::<Ipv4Addr>()
+        && !address.is_unspecified()
+    {
+        net.bound.insert((port.protocol, port.published), address);
+    }
 }
 
 fn add_service(
@@ -213,7 +226,7 @@ fn add_service(
         }
     }
     for port in &service.ports {
-        net.ports.entry((port.protocol, port.published)).or_default();
+        open(net, port);
         for list in &addresses {
             publish(net, port, v4(list).next().map(|(_, a)| a));
         }

@@ -261,6 +261,9 @@ fn translate(net: WantedNet) -> Wanted {
             .into_iter()
             .filter_map(|((p, port), v)| Some(((protocol(p)?, port), v)))
             .collect(),
+        bound: (net.bound.into_iter())
+            .filter_map(|((p, port), address)| Some(((protocol(p)?, port), address)))
+            .collect(),
         published: (net.published.into_iter())
             .filter_map(|(address, p, port)| Some((address, protocol(p)?, port)))
             .collect(),

@@ -790,8 +790,14 @@ fn what_a_port_cannot_do_is_said() {
         ..port(80, PublishMode::Ingress)
     }];
     let made = admit::create_service(&sim.state, spec.clone(), sim.now, &mut sim.ids);
-    let warnings = made.expect("it is made").warnings.join(" ");
-    assert!(warnings.contains("127.0.0.1 is ignored"), "{warnings}");
+    assert_eq!(made.expect("it is made").warnings, Vec::<String>::new());
+    for address in ["fd00::1", "h1", "127.0.0.1:80"] {
+        spec.endpoint.ports[0].host_ip = address.into();
+        let refused = admit::create_service(&sim.state, spec.clone(), sim.now, &mut sim.ids);
+        let text = refused.expect_err("refused").to_string();
+        assert!(text.contains(address) && text.contains("IPv4"), "{text}");
+    }
+    spec.endpoint.ports[0].host_ip.clear();
     spec.endpoint.ports[0].protocol = model::spec::Protocol::Sctp;
     let refused = admit::create_service(&sim.state, spec, sim.now, &mut sim.ids);
     assert!(refused.expect_err("refused").to_string().contains("sctp"));

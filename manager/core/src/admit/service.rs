@@ -75,12 +75,6 @@ fn warn(state: &State, spec: &ServiceSpec, warnings: &mut Vec<String>) {
             spec.name
         ));
     }
-    for port in spec.endpoint.ports.iter().filter(|p| !p.host_ip.is_empty()) {
-        warnings.push(format!(
-            "service {}: port {}: the address {} is ignored: the port is published on every address of the nodes",
-            spec.name, port.target, port.host_ip
-        ));
-    }
     if let OnDisconnect::StopAfter(after) = spec.task.on_disconnect {
         let configured = state.cluster().map_or(Duration::ZERO, |c| c.heartbeat);
         let least = heartbeat_for(configured, state.node_count()) * LEADER_CHANGE;

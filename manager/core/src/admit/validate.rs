@@ -344,8 +344,11 @@ fn ports(spec: &ServiceSpec) -> Result<(), String> {
         if port.target == 0 {
             return Err("a port needs a target from 1 to 65535".into());
         }
-        if !port.host_ip.is_empty() && port.host_ip.parse::<std::net::IpAddr>().is_err() {
-            return Err(format!("\"{}\" is no address to bind a port to", port.host_ip));
+        if !port.host_ip.is_empty() && port.host_ip.parse::<std::net::Ipv4Addr>().is_err() {
+            return Err(format!(
+                "port {}: \"{}\" is no IPv4 address to publish it on: write one of the nodes', such as 127.0.0.1, or none",
+                port.target, port.host_ip
+            ));
         }
         if port.protocol == Protocol::Sctp {
             return Err(format!(
@@ -362,12 +365,9 @@ fn ports(spec: &ServiceSpec) -> Result<(), String> {
                 "port {OVERLAY_PORT}/udp carries the networks between hosts: publish another"
             ));
         }
-        let twice = ports[..i].iter().any(|p| {
-            port.published != 0
-                && p.published == port.published
-                && p.protocol == port.protocol
-                && p.host_ip == port.host_ip
-        });
+        let twice = ports[..i]
+            .iter()
+            .any(|p| port.published != 0 && p.published == port.published && p.protocol == port.protocol);
         if twice {
             return Err(format!(
                 "port {}/{} is published twice",

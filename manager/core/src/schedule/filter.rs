@@ -129,9 +129,8 @@ fn port_taken(state: &State, node: &Node, task: &Task) -> bool {
             && !t.status.state.is_terminal()
             && t.host_ports.iter().any(|have| {
                 task.host_ports.iter().any(|want| {
-                    let same_ip =
-                        have.host_ip == want.host_ip || have.host_ip.is_empty() || want.host_ip.is_empty();
-                    have.protocol == want.protocol && have.published == want.published && same_ip
+                    // Whatever address it is on: a port of a host leads to one place.
+                    have.protocol == want.protocol && have.published == want.published
                 })
             })
     })
