@@ -195,6 +195,11 @@ const ALL: &[(&str, Start, Scenario)] = &[
         network::tasks_meet_over_hosts,
     ),
     (
+        "a network is used up, and grows",
+        Start::Cluster(1, 1),
+        network::a_network_is_used_up,
+    ),
+    (
         "no request is lost while tasks come and go",
         Start::Cluster(1, 2),
         rolling::no_request_is_lost,

@@ -179,6 +179,14 @@ impl Dataplane {
         Ok(path)
     }
 
+    /// Gives a container that is attached the routes of networks that have grown.
+    ///
+    /// # Errors
+    /// [`NetError`] with the step that failed.
+    pub async fn reroute(&self, endpoint: EndpointConfig) -> Result<(), NetError> {
+        self.run(move |worker| worker.reroute(&endpoint)).await
+    }
+
     /// Takes a container's namespace away; one that is gone is no error.
     ///
     /// # Errors
@@ -386,6 +394,14 @@ impl Worker {
         let sockets = made.and_then(|()| dns::Sockets::open().map_err(at("listen on 127.0.0.11:53")));
         sys::enter(&self.inside).map_err(at("return to the dataplane's namespace"))?;
         sockets
+    }
+
+    fn reroute(&mut self, endpoint: &EndpointConfig) -> Result<(), NetError> {
+        let namespace = File::open(self.path_of(&endpoint.id)).map_err(at("open a container's namespace"))?;
+        sys::enter(&namespace).map_err(at("enter a container's namespace"))?;
+        let made = container_end(&endpoint.addresses, mac(&endpoint.id, 1));
+        sys::enter(&self.inside).map_err(at("return to the dataplane's namespace"))?;
+        made
     }
 
     fn detach(&mut self, id: &str) -> Result<(), NetError> {

@@ -337,7 +337,8 @@ mod tests {
             network,
             internal: false,
         };
-        let edits: [(&str, fn(&mut Wanted, &dyn Fn(u8) -> Ipv4Addr)); 8] = [
+        type Edit = fn(&mut Wanted, &dyn Fn(u8) -> Ipv4Addr);
+        let edits: [(&str, Edit); 8] = [
             ("nothing", |_, _| {}),
             ("a backend goes", |w, ip| {
                 drop(w.vips.insert(ip(9), (1, vec![ip(2)])))

@@ -340,6 +340,35 @@ fn a_container_speaks_in_each_of_its_networks_as_their_member_and_to_nobody_in_v
     assert_eq!(ask(&both, second(3), PORT).unwrap(), "b 10.7.1.2");
     // To the world it speaks by the network that has a way out.
     assert_eq!(ask(&both, Wire::address(3), PORT).unwrap(), "outside 10.99.0.1");
+    // Its second network grows: it speaks to what is new from its address there.
+    let third = Ipv4Addr::new(10, 7, 2, 3);
+    serve(&bed.attach(2, "c", third), "c");
+    let mut more = (one.clone(), two.clone());
+    more.0.overlay.remote.insert(third, (2, Wire::address(2)));
+    more.1.endpoints.insert(third, endpoint(2, false));
+    bed.apply(1, &more.0);
+    bed.apply(2, &more.1);
+    assert!(
+        ask(&both, third, PORT).is_ok(),
+        "from its address that has a way out"
+    );
+    let address = |address: Ipv4Addr, subnets: &[u8], internal: bool| EndpointAddress {
+        address,
+        subnets: subnets
+            .iter()
+            .map(|n| (Ipv4Addr::new(10, 7, *n, 0), 24))
+            .collect(),
+        internal,
+    };
+    let grown = EndpointConfig {
+        id: "both".into(),
+        addresses: vec![address(ip(2), &[0, 2], true), address(second(2), &[1], false)],
+    };
+    bed.runtime.block_on(bed.planes[0].reroute(grown)).unwrap();
+    assert!(
+        ask(&both, third, PORT).is_err(),
+        "from its address that is of another network"
+    );
     for (address, kind) in [
         (ip(77), std::io::ErrorKind::HostUnreachable),
         (second(77), std::io::ErrorKind::HostUnreachable),

@@ -2,6 +2,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
+use std::sync::Arc;
 
 use ipnet::IpNet;
 use model::assignment::{AssignmentSet, ServiceEndpoints};
@@ -98,6 +99,17 @@ pub fn wanted(
     }
     add_remote(&mut net, set, node, &number);
     net
+}
+
+/// Tasks with a namespace of which a network has other subnets than before.
+pub fn grown(old: &AssignmentSet, new: &AssignmentSet, attached: &BTreeSet<TaskId>) -> Vec<Arc<Task>> {
+    let grew = |id: &NetworkId| {
+        let (old, new) = (old.networks.get(id), new.networks.get(id));
+        old.zip(new).is_some_and(|(old, new)| old.subnets != new.subnets)
+    };
+    let here = new.tasks.values().filter(|t| attached.contains(&t.id));
+    let concerned = here.filter(|t| t.addresses.iter().any(|(network, _)| grew(network)));
+    concerned.cloned().collect()
 }
 
 /// Hosts that cannot be reached at the address they said.
@@ -235,7 +247,6 @@ fn add_service(
 
 #[cfg(test)]
 mod tests {
-    use std::sync::Arc;
 
     use model::ServiceId;
     use model::assignment::{Backend, ServiceNetwork};

@@ -61,12 +61,23 @@ impl Network {
 
     /// Takes a new assignment set; `serving` tasks were found running by an agent that just started.
     pub(crate) async fn assign(&self, set: AssignmentSet, serving: &[TaskId]) -> Result<(), NetError> {
+        let mut grown = Vec::new();
         self.change(|k| {
+            grown = agent_core::net::grown(&k.set, &set, &k.attached);
             k.set = set;
             k.serving.extend(serving);
             k.attached.extend(serving);
         });
-        self.apply().await
+        self.apply().await?;
+        // They speak from another address to what is new of their networks.
+        for task in grown {
+            let endpoint = {
+                let known = self.known.lock().unwrap_or_else(PoisonError::into_inner);
+                endpoint(&task, &known.set)
+            };
+            self.plane.reroute(endpoint).await?;
+        }
+        Ok(())
     }
 
     /// Gives a task its namespace; answers its path.

@@ -5,6 +5,7 @@ pub(crate) mod cp;
 pub(crate) mod exec;
 pub(crate) mod file;
 pub(crate) mod image;
+pub(crate) mod inspect;
 pub(crate) mod logs;
 pub(crate) mod network;
 pub(crate) mod node;

@@ -1,10 +1,13 @@
 //! `network`.
 
-use model::object::Object;
+use std::collections::{BTreeMap, BTreeSet};
+
+use ipnet::IpNet;
+use model::object::{Network, Node, Object};
 use model::spec::NetworkSpec;
-use proto::control::{CreateRequest, RemoveRequest, Spec, spec};
+use proto::control::{CreateRequest, RemoveRequest, Spec, UpdateRequest, spec};
 use proto::types::Kind;
-use serde_json::json;
+use serde_json::{Value, json};
 
 use crate::client::{Client, Fail};
 use crate::inspect;
@@ -41,6 +44,19 @@ pub(crate) enum Command {
         #[command(flatten)]
         how: InspectArgs,
     },
+    /// Give a network more subnets, or other labels.
+    Update {
+        /// Addresses are taken from it when those before it are used up; what runs reaches it at once.
+        #[arg(long)]
+        subnet_add: Vec<String>,
+        /// Add or change a label.
+        #[arg(long)]
+        label_add: Vec<String>,
+        /// Remove a label.
+        #[arg(long)]
+        label_rm: Vec<String>,
+        network: String,
+    },
     /// Remove networks.
     Rm {
         #[arg(required = true)]
@@ -58,6 +74,84 @@ pub(crate) fn pairs(list: &[String]) -> std::collections::BTreeMap<String, Strin
         .collect()
 }
 
+fn subnets(flag: &str, texts: &[String]) -> Result<Vec<IpNet>, Fail> {
+    let one = |s: &String| {
+        s.parse()
+            .map_err(|_| Fail::new(format!("{flag} {s}: write a network such as 10.1.0.0/16")))
+    };
+    texts.iter().map(one).collect()
+}
+
+/// A network with the services and tasks in it, and the nodes they are on, as `network inspect --verbose` of Docker.
+pub(crate) async fn whole(client: &Client, network: &Network) -> Result<Value, Fail> {
+    let objects = |list: Vec<Object>| list.into_iter();
+    let nodes: BTreeMap<_, _> = objects(client.list(Kind::Node, &[]).await?)
+        .filter_map(|o| {
+            if let Object::Node(n) = o {
+                Some((n.id, n))
+            } else {
+                None
+            }
+        })
+        .collect();
+    let services: BTreeMap<_, _> = objects(client.list(Kind::Service, &[]).await?)
+        .filter_map(|o| {
+            if let Object::Service(s) = o {
+                Some((s.id, s))
+            } else {
+                None
+            }
+        })
+        .collect();
+    let mut members = Vec::new();
+    for object in client.list(Kind::Task, &[]).await? {
+        if let Object::Task(task) = object
+            && !task.status.state.is_terminal()
+            && let Some((_, address)) = task.addresses.iter().find(|(n, _)| *n == network.id)
+        {
+            members.push((*address, task));
+        }
+    }
+    members.sort_by_key(|(address, task)| (task.service_name.clone(), task.slot, *address));
+    let peers: BTreeSet<_> = members.iter().filter_map(|(_, task)| task.node).collect();
+    let host = |node: &Node| {
+        let address = &node.description.address;
+        address
+            .rsplit_once(':')
+            .map_or(address.clone(), |(host, _)| host.to_owned())
+    };
+    let peers: Vec<Value> = (peers.iter().filter_map(|id| nodes.get(id)))
+        .map(|node| json!({"Name": node.description.hostname, "IP": host(node)}))
+        .collect();
+    let containers: serde_json::Map<String, Value> = (members.iter())
+        .map(|(address, task)| {
+            let node = task.node.and_then(|id| nodes.get(&id));
+            let shown = json!({
+                "Name": task.container_name(), "IPv4Address": address.to_string(),
+                "Node": node.map(|n| n.description.hostname.clone()),
+                "EndpointIP": node.map(|n| host(n)),
+                "State": task.status.state.as_str(),
+            });
+            (task.id.to_string(), shown)
+        })
+        .collect();
+    let balanced: serde_json::Map<String, Value> = (services.values())
+        .filter_map(|service| {
+            let (_, vip) = service.endpoint.vips.iter().find(|(n, _)| *n == network.id)?;
+            let tasks = members.iter().filter(|(_, t)| t.service == service.id);
+            let tasks: Vec<Value> = tasks
+                .map(|(address, t)| json!({"Name": t.name(), "EndpointID": t.id.to_string(), "IPv4Address": address.to_string()}))
+                .collect();
+            Some((service.spec.name.clone(), json!({"VIP": vip.to_string(), "Tasks": tasks})))
+        })
+        .collect();
+    let mut shown = inspect::network(network);
+    shown["Peers"] = peers.into();
+    shown["Containers"] = containers.into();
+    shown["Services"] = balanced.into();
+    Ok(shown)
+}
+
 pub(crate) async fn run(client: &Client, command: Command) -> Result<u8, Fail> {
     match command {
         Command::Create {
@@ -69,13 +163,7 @@ pub(crate) async fn run(client: &Client, command: Command) -> Result<u8, Fail> {
             opt,
             name,
         } => {
-            let subnets = subnet
-                .iter()
-                .map(|s| {
-                    s.parse()
-                        .map_err(|_| Fail::new(format!("--subnet {s}: write a network such as 10.1.0.0/16")))
-                })
-                .collect::<Result<_, _>>()?;
+            let subnets = subnets("--subnet", &subnet)?;
             let network = NetworkSpec {
                 name,
                 labels: pairs(&label),
@@ -123,10 +211,36 @@ pub(crate) async fn run(client: &Client, command: Command) -> Result<u8, Fail> {
             let mut values = Vec::new();
             for name in &networks {
                 if let Object::Network(n) = client.get(Kind::Network, name).await? {
-                    values.push(inspect::network(&n));
+                    values.push(whole(client, &n).await?);
                 }
             }
             render::inspect(&values, &how)?;
+        }
+        Command::Update {
+            subnet_add,
+            label_add,
+            label_rm,
+            network,
+        } => {
+            let Object::Network(known) = client.get(Kind::Network, &network).await? else {
+                return Err(Fail::new("the manager answered something else than a network"));
+            };
+            let mut spec = known.spec.clone();
+            spec.labels.extend(pairs(&label_add));
+            label_rm.iter().for_each(|label| drop(spec.labels.remove(label)));
+            if !subnet_add.is_empty() {
+                spec.subnets = [known.subnets.clone(), subnets("--subnet-add", &subnet_add)?].concat();
+            }
+            let request = UpdateRequest {
+                reference: known.id.to_string(),
+                version: known.meta.version,
+                spec: Some(Spec {
+                    spec: Some(spec::Spec::Network((&spec).into())),
+                }),
+                ..UpdateRequest::default()
+            };
+            client.control().await?.update(request).await?;
+            render::line(network);
         }
         Command::Rm { networks } => {
             client

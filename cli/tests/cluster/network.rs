@@ -128,3 +128,97 @@ fn a_host_is_lost(bed: &Bed) -> Outcome {
     }
     Ok(())
 }
+
+/// A network without a free address says so where one looks, and is well once it has more.
+pub(crate) fn a_network_is_used_up(bed: &Bed) -> Outcome {
+    bed.ok(1, "network create -d overlay --subnet 10.66.0.0/29 small")?;
+    bed.ok(
+        1,
+        "service create -q --detach --name web --network small --replicas 8 web:v1",
+    )?;
+    let look = |what: &str| -> Result<(), Failed> {
+        until(what, PATIENCE, || {
+            let said = bed.ok(1, "service ps --no-trunc web")?;
+            Ok(is(said.contains("no free address"), true))
+        })?;
+        Ok(())
+    };
+    look("service ps says why")?;
+    let before = bed.running(1, "web")?.len();
+    equal("some run", before < 8, true)?;
+    for (subnet, why) in [
+        ("10.66.0.0/24", "overlaps with its subnet"),
+        ("10.66.0.1/24", "write an IPv4 network"),
+        ("10.66.1.0/33", "write a network such as"),
+    ] {
+        bed.refused(1, &format!("network update --subnet-add {subnet} small"), why)?;
+    }
+    bed.ok(
+        1,
+        "network update --subnet-add 10.66.1.0/24 --label-add site=a small",
+    )?;
+    let began = Instant::now();
+    bed.runs(1, "web", 8)?;
+    within("all ran after", began.elapsed(), CORRECT)?;
+    // Those of before and those of after reach each other, over hosts.
+    let tasks: Vec<(u8, String)> = (1..=2)
+        .map(|host| Ok((host, bed.containers(host, "web")?.into_keys().collect::<Vec<_>>())))
+        .collect::<Result<Vec<_>, Failed>>()?
+        .into_iter()
+        .flat_map(|(host, names)| names.into_iter().map(move |n| (host, n)))
+        .collect();
+    equal("containers", tasks.len(), 8)?;
+    for (host, container) in &tasks {
+        let line = format!(
+            "exec {container} sh -c 'for i in 1 2 3 4 5 6 7 8; do busybox timeout 2 wget -q -O - http://web.$i:8080/ || echo failed; done'"
+        );
+        let said = bed.ok(*host, &line)?;
+        equal(
+            &format!("answers to {container}"),
+            said.matches("hello").count(),
+            8,
+        )?;
+    }
+    let shown: serde_json::Value = serde_json::from_str(&bed.ok(1, "network inspect small")?)?;
+    let small = &shown[0];
+    let count = |field: &str| small[field].as_object().map_or(0, serde_json::Map::len);
+    equal("containers shown", count("Containers"), 8)?;
+    equal("peers shown", small["Peers"].as_array().map_or(0, Vec::len), 2)?;
+    equal(
+        "subnets",
+        small["IPAM"]["Config"].as_array().map_or(0, Vec::len),
+        2,
+    )?;
+    equal("label", small["Labels"]["site"].as_str(), Some("a"))?;
+    let tasks = small["Services"]["web"]["Tasks"].as_array().map_or(0, Vec::len);
+    equal("tasks behind the virtual address", tasks, 8)?;
+    // The same by `inspect`, which finds a task as well.
+    let again = bed.ok(1, "inspect --type network small")?;
+    equal(
+        "inspect shows the same",
+        serde_json::from_str::<serde_json::Value>(&again)? == shown,
+        true,
+    )?;
+    let task = bed.running(1, "web")?.swap_remove(0);
+    let inspected = bed.ok(
+        1,
+        &format!(
+            "inspect --format '{{{{.Name}}}} {{{{.Status.State}}}}' {}",
+            task.id
+        ),
+    )?;
+    equal(
+        "a task",
+        inspected.trim(),
+        format!("{} running", task.name).as_str(),
+    )?;
+    bed.refused(
+        1,
+        "inspect nothing",
+        "no service, task, node, network, secret or config is called nothing",
+    )?;
+    // Room comes back when tasks go.
+    bed.ok(1, "service scale web=1")?;
+    bed.ok(1, "service rm web")?;
+    Ok(())
+}

@@ -26,7 +26,7 @@ pub use join::{
     JoinRequest, Revival, TokenRequest, begin_rotation, end_rotation, join, leave, make_token, registered,
     renewed, revive, rotate_token,
 };
-pub use network::{create_network, remove_networks};
+pub use network::{create_network, remove_networks, update_network};
 pub use node::{remove_nodes, update_node};
 pub use pin::{Pinning, ResolveImage};
 pub use service::{create_service, remove_services, rollback_service, scale_services, update_service};

@@ -76,7 +76,7 @@ fn addresses(state: &State, task: &Task) -> Result<Vec<(NetworkId, IpAddr)>, Str
     for network in networks_of(state, task)? {
         let address = address::free_address(state, &network, task.id.0).ok_or_else(|| {
             format!(
-                "network {} has no free address left: remove tasks, or recreate it with a larger subnet",
+                "network {} has no free address left: remove tasks, or add a subnet (rswarm network update --subnet-add)",
                 network.spec.name
             )
         })?;

@@ -710,6 +710,74 @@ fn running_out_of_addresses_is_said_and_heals() {
     );
 }
 
+#[test]
+fn a_network_grows_and_nothing_else_of_it_changes() {
+    let mut sim = Sim::new(2);
+    let subnet = |text: &str| -> ipnet::IpNet { text.parse().unwrap() };
+    let small = NetworkSpec {
+        name: "small".into(),
+        driver: "overlay".into(),
+        subnets: vec![subnet("10.99.0.0/29")],
+        ..NetworkSpec::default()
+    };
+    let made = admit::create_network(&sim.state, small.clone(), sim.now, &mut sim.ids);
+    sim.admit(made);
+    let mut spec = spec("a", 9);
+    spec.task.networks = vec![NetworkAttachment {
+        network: model::NetworkId::NIL,
+        name: "small".into(),
+        aliases: Vec::new(),
+    }];
+    sim.create(spec);
+    sim.run(10);
+    assert!(sim.running().len() < 9);
+    let with = |subnets: &[&str], internal: bool| NetworkSpec {
+        subnets: subnets.iter().map(|s| subnet(s)).collect(),
+        internal,
+        ..small.clone()
+    };
+    for (name, spec, refused) in [
+        ("a subnet fewer", with(&[], false), "nothing else"),
+        (
+            "another first",
+            with(&["10.98.0.0/24", "10.99.0.0/29"], false),
+            "nothing else",
+        ),
+        ("no way out", with(&["10.99.0.0/29"], true), "nothing else"),
+        (
+            "the same again",
+            with(&["10.99.0.0/29", "10.99.0.0/28"], false),
+            "its subnet 10.99.0.0/29",
+        ),
+        (
+            "of version six",
+            with(&["10.99.0.0/29", "fd00::/64"], false),
+            "IPv4",
+        ),
+        (
+            "no network",
+            with(&["10.99.0.0/29", "10.98.0.1/24"], false),
+            "10.98.0.0/24",
+        ),
+    ] {
+        let refusal = admit::update_network(&sim.state, "small", None, &spec, sim.now).expect_err(name);
+        assert!(refusal.to_string().contains(refused), "{name}: {refusal}");
+    }
+    let grown = with(&["10.99.0.0/29", "10.98.0.0/24"], false);
+    let outdated = admit::update_network(&sim.state, "small", Some(1), &grown, sim.now);
+    assert!(
+        outdated
+            .expect_err("outdated")
+            .to_string()
+            .contains("out of sequence")
+    );
+    let done = admit::update_network(&sim.state, "small", None, &grown, sim.now);
+    sim.admit(done);
+    sim.run(10);
+    assert_eq!(sim.running().len(), 9, "those that waited have an address");
+    assert_eq!(sim.state.check(), Ok(()));
+}
+
 fn port(published: u16, mode: PublishMode) -> PortSpec {
     PortSpec {
         name: String::new(),

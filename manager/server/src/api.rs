@@ -420,11 +420,6 @@ impl Control for Api {
             Spec::Service(_) | Spec::Network(_) | Spec::Secret(_) | Spec::Config(_) => BTreeSet::new(),
         };
         let (reference, version) = (request.reference, expected(request.version));
-        if matches!(spec, Spec::Network(_)) {
-            return Err(Status::invalid_argument(
-                "a network cannot be changed: remove it and make it again",
-            ));
-        }
         let pinning = self.pinning_of(&spec, request.no_resolve_image)?;
         let written = self
             .write(id, move |state, now, _| match &spec {
@@ -437,7 +432,7 @@ impl Control for Api {
                 Spec::Secret(spec) => admit::update_secret_labels(state, &reference, version, spec),
                 Spec::Config(spec) => admit::update_config_labels(state, &reference, version, spec),
                 Spec::Node(spec) => admit::update_node(state, &reference, version, spec.clone(), &reached),
-                Spec::Network(_) => Ok(Admitted::default()),
+                Spec::Network(spec) => admit::update_network(state, &reference, version, spec, now),
             })
             .await?;
         Ok(updated(written))

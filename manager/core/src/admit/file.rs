@@ -173,7 +173,7 @@ pub(super) fn labels_only(kind: &str, name: &str) -> Refusal {
     ))
 }
 
-fn gone(kind: &str, name: &str) -> Refusal {
+pub(super) fn gone(kind: &str, name: &str) -> Refusal {
     Refusal::new(RefusalKind::NotFound, format!("{kind} {name} not found"))
 }
 

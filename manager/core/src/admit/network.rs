@@ -8,10 +8,13 @@ use model::object::{Key, Meta, Network, Object};
 use model::spec::{NetworkSpec, check_name};
 use model::{NetworkId, Timestamp};
 
-use super::file::in_use;
-use super::{Admitted, Refusal, RefusalKind, user_of, validate};
+use super::file::{gone, in_use};
+use super::{Admitted, Refusal, RefusalKind, check_version, user_of, validate};
 use crate::allocate;
 use crate::state::{Kind, Scratch, State};
+
+/// Subnets of a network.
+const SUBNETS_MAX: usize = 64;
 
 /// Makes a network.
 ///
@@ -91,22 +94,90 @@ fn subnets(state: &State, spec: &NetworkSpec) -> Result<Vec<IpNet>, Refusal> {
         })?;
         return Ok(vec![subnet]);
     }
-    for subnet in &spec.subnets {
-        if subnet.trunc() != *subnet || matches!(subnet, IpNet::V6(_)) || subnet.prefix_len() > 29 {
-            return Err(Refusal::invalid(format!(
-                "network {}: {subnet} cannot be its subnet; write an IPv4 network of at least 8 addresses, such as {}",
-                spec.name,
-                subnet.trunc()
-            )));
-        }
-        if let Some(other) = allocate::overlaps(state, subnet) {
-            return Err(Refusal::new(
-                RefusalKind::AlreadyExists,
-                format!("network {}: {subnet} overlaps with network {other}", spec.name),
-            ));
-        }
+    for (at, subnet) in spec.subnets.iter().enumerate() {
+        check_subnet(state, &spec.name, subnet, &spec.subnets[..at])?;
     }
     Ok(spec.subnets.clone())
+}
+
+/// Refuses a subnet that cannot be used, or that overlaps with another network or the `others` of its own.
+fn check_subnet(state: &State, name: &str, subnet: &IpNet, others: &[IpNet]) -> Result<(), Refusal> {
+    if subnet.trunc() != *subnet || matches!(subnet, IpNet::V6(_)) || subnet.prefix_len() > 29 {
+        return Err(Refusal::invalid(format!(
+            "network {name}: {subnet} cannot be its subnet; write an IPv4 network of at least 8 addresses, such as {}",
+            subnet.trunc()
+        )));
+    }
+    let own = |other: &&IpNet| other.contains(&subnet.network()) || subnet.contains(&other.network());
+    if let Some(other) = others.iter().find(own) {
+        return Err(Refusal::invalid(format!(
+            "network {name}: {subnet} overlaps with its subnet {other}"
+        )));
+    }
+    if let Some(other) = allocate::overlaps(state, subnet) {
+        return Err(Refusal::new(
+            RefusalKind::AlreadyExists,
+            format!("network {name}: {subnet} overlaps with network {other}"),
+        ));
+    }
+    Ok(())
+}
+
+/// Gives a network other labels, and more subnets after those it has.
+///
+/// # Errors
+/// [`Refusal`] when it is missing, changed meanwhile, anything else differs, or a subnet cannot be used.
+pub fn update_network(
+    state: &State,
+    reference: &str,
+    expected: Option<u64>,
+    spec: &NetworkSpec,
+    now: Timestamp,
+) -> Result<Admitted, Refusal> {
+    let key = state.find(Kind::Network, reference)?;
+    let mut scratch = Scratch::new(state);
+    let Some(Object::Network(known)) = state.object(key) else {
+        return Err(gone("network", reference));
+    };
+    let name = &known.spec.name;
+    check_version(Kind::Network, name, expected, known.meta.version)?;
+    validate::labels("network", name, &spec.labels)?;
+    let alike = NetworkSpec {
+        labels: spec.labels.clone(),
+        subnets: spec.subnets.clone(),
+        ..known.spec.clone()
+    };
+    let kept = spec.subnets == known.spec.subnets;
+    let more = if kept {
+        Some(&[][..])
+    } else {
+        spec.subnets.strip_prefix(&*known.subnets)
+    };
+    let (true, Some(more)) = (alike == *spec, more) else {
+        return Err(Refusal::invalid(format!(
+            "network {name}: of a network labels can be changed and subnets added, nothing else: make another"
+        )));
+    };
+    let mut subnets = known.subnets.clone();
+    for subnet in more {
+        check_subnet(state, name, subnet, &subnets)?;
+        subnets.push(*subnet);
+    }
+    if subnets.len() > SUBNETS_MAX {
+        return Err(Refusal::invalid(format!(
+            "network {name}: more than {SUBNETS_MAX} subnets"
+        )));
+    }
+    scratch.put(Object::Network(Arc::new(Network {
+        spec: spec.clone(),
+        subnets,
+        meta: Meta {
+            updated_at: now,
+            ..known.meta
+        },
+        ..(*known).clone()
+    })));
+    Ok(Admitted::new(scratch, vec![key]))
 }
 
 /// Removes networks, all or none.

@@ -28,7 +28,7 @@ pub(crate) enum EndpointError {
         holder: String,
     },
     #[error(
-        "service {service}: network {network} has no free address for it: remove tasks, or recreate the network with a larger subnet"
+        "service {service}: network {network} has no free address for it: remove tasks, or add a subnet (rswarm network update --subnet-add)"
     )]
     NoAddress { service: String, network: String },
 }
