@@ -84,7 +84,8 @@ fn count(
         slot.known += u32::from(counts);
         return Ok(());
     }
-    *slot.extra.entry(node).or_default() += 1;
+    // One that is being stopped may be beside another that was begun there since, when both are lost.
+    *slot.extra.entry(node).or_default() += u32::from(!local.is_ending());
     if let Some(task) = task.filter(|t| t.status.state != TaskState::Orphaned) {
         return Err(format!(
             "{} is {:?} and has a process",

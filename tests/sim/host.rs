@@ -10,6 +10,7 @@ use agent_core::step::{LocalTask, RETRY, Seen, Step, next_step, state_of};
 use model::assignment::AssignmentSet;
 use model::object::{SlotKey, Task, TaskStatus};
 use model::spec::OnDisconnect;
+use model::task_state::DesiredState;
 use model::{ServiceId, TaskId, Timestamp};
 
 use super::manager::set;
@@ -255,6 +256,11 @@ impl Local {
     pub fn left_since(&self, now: Timestamp) -> Option<Timestamp> {
         let in_time = self.stopped == Some(now) && !self.task.drain.grace.is_zero();
         self.task.drain.since.filter(|_| in_time)
+    }
+
+    /// Whether its host knows that it is not wanted any more.
+    pub fn is_ending(&self) -> bool {
+        !self.task.desired.is_some_and(DesiredState::is_live)
     }
 
     /// Whether there is a reason for its end.
