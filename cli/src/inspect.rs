@@ -80,7 +80,7 @@ fn task_spec(t: &TaskSpec) -> Value {
             "Window": ns(t.restart.window),
         },
         "Placement": {"Constraints": t.placement.constraints, "MaxReplicas": t.placement.max_replicas_per_node},
-        "Networks": t.networks.iter().map(|n| json!({"Target": n.network.to_string(), "Aliases": n.aliases})).collect::<Vec<_>>(),
+        "Networks": t.networks.iter().map(|n| json!({"Target": n.network.to_string(), "Aliases": n.aliases, "Address": n.address.map(|a| a.to_string())})).collect::<Vec<_>>(),
         "ForceUpdate": t.force_update,
         "OnDisconnect": match t.on_disconnect {
             OnDisconnect::Keep => json!("keep"),

@@ -1,6 +1,7 @@
 //! From the merged long form to what the manager takes; every rule is `docker stack deploy`'s unless it says so.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::net::{IpAddr, Ipv4Addr};
 use std::time::Duration;
 
 use model::spec::{
@@ -403,6 +404,21 @@ impl Converter<'_> {
         }
     }
 
+    /// The address a service is to have in a network.
+    fn address(&mut self, node: &Node, path: &str) -> Option<IpAddr> {
+        let text = text(node, &["ipv4_address"]);
+        if text.is_empty() {
+            return None;
+        }
+        let address = text.parse::<Ipv4Addr>();
+        if address.is_err() {
+            let message = format!("\"{text}\" is no IPv4 address");
+            self.report
+                .problem(node.at, &format!("{path}.ipv4_address"), message);
+        }
+        address.ok().map(IpAddr::V4)
+    }
+
     fn attachments(&mut self, key: &str, node: &Node) -> Vec<NetworkAttachment> {
         let joined = node.get("networks");
         let mut all = Vec::new();
@@ -421,7 +437,11 @@ impl Converter<'_> {
             self.used.insert(entry.key.clone());
             let mut aliases = texts(&entry.node, &["aliases"]);
             aliases.insert(0, key.to_owned());
-            all.push(attachment(name, aliases));
+            let address = self.address(&entry.node, &format!("services.{key}.networks.{}", entry.key));
+            all.push(NetworkAttachment {
+                address,
+                ..attachment(name, aliases)
+            });
         }
         if joined.is_none() {
             self.used.insert(DEFAULT_NETWORK.to_owned());
@@ -660,6 +680,7 @@ fn attachment(name: String, aliases: Vec<String>) -> NetworkAttachment {
         network: NetworkId::NIL,
         name,
         aliases,
+        address: None,
     }
 }
 

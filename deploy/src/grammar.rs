@@ -290,7 +290,7 @@ pub fn parse_config(text: &str) -> Result<ConfigRef, String> {
     })
 }
 
-/// `NAME`, or `name=…,alias=…`.
+/// `NAME`, or `name=…,alias=…,ip=…`.
 ///
 /// # Errors
 /// One sentence that names what cannot be read.
@@ -299,6 +299,7 @@ pub fn parse_network(text: &str) -> Result<NetworkAttachment, String> {
         network: NetworkId::NIL,
         name: String::new(),
         aliases: Vec::new(),
+        address: None,
     };
     if !text.contains('=') {
         text.clone_into(&mut network.name);
@@ -308,6 +309,12 @@ pub fn parse_network(text: &str) -> Result<NetworkAttachment, String> {
         match key.as_str() {
             "name" => network.name = value,
             "alias" => network.aliases.push(value),
+            "ip" => {
+                let address = value
+                    .parse()
+                    .map_err(|_| format!("{text}: {value} is no address"))?;
+                network.address = Some(address);
+            }
             other => return Err(format!("{text}: there is no field {other}")),
         }
     }
@@ -458,6 +465,13 @@ mod tests {
         );
         assert_eq!(parse_config("c").unwrap().target.name, "/c");
         assert_eq!(parse_network("name=n,alias=x").unwrap().aliases, ["x"]);
+        let fixed = parse_network("name=n,ip=10.0.0.9").unwrap().address;
+        assert_eq!(fixed, Some("10.0.0.9".parse().unwrap()));
+        assert!(
+            parse_network("name=n,ip=10.0.0")
+                .unwrap_err()
+                .contains("10.0.0 is no address")
+        );
         assert_eq!(parse_ulimit("nofile=1:2").unwrap().hard, 2);
         assert!(parse_ulimit("nofile").is_err());
         let vars = |n: &str| (n == "B").then(|| "2".to_owned());

@@ -426,10 +426,7 @@ const FILE_REF: Shape = Shape::Object(&[
 
 const ATTACHMENT: Shape = Shape::Object(&[
     used("aliases", Shape::Texts),
-    ignored(
-        "ipv4_address",
-        "not yet honoured: the cluster hands out addresses",
-    ),
+    used("ipv4_address", Shape::Text),
     ignored(
         "ipv6_address",
         "not yet honoured: the cluster hands out addresses",

@@ -330,6 +330,7 @@ fn stack(image: &str) -> StackSpec {
             network: NetworkId::NIL,
             name: "shop_net".into(),
             aliases: Vec::new(),
+            address: None,
         }];
         s.task.container.secrets = vec![SecretRef {
             id: SecretId::NIL,

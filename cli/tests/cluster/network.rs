@@ -190,8 +190,8 @@ pub(crate) fn a_network_is_used_up(bed: &Bed) -> Outcome {
         2,
     )?;
     equal("label", small["Labels"]["site"].as_str(), Some("a"))?;
-    let tasks = small["Services"]["web"]["Tasks"].as_array().map_or(0, Vec::len);
-    equal("tasks behind the virtual address", tasks, 8)?;
+    let behind = small["Services"]["web"]["Tasks"].as_array().map_or(0, Vec::len);
+    equal("tasks behind the virtual address", behind, 8)?;
     // The same by `inspect`, which finds a task as well.
     let again = bed.ok(1, "inspect --type network small")?;
     equal(
@@ -217,6 +217,19 @@ pub(crate) fn a_network_is_used_up(bed: &Bed) -> Outcome {
         "inspect nothing",
         "no service, task, node, network, secret or config is called nothing",
     )?;
+    // A service has the address it asks for, and no other gets it.
+    bed.ok(
+        1,
+        "service create -q --name fixed --network name=small,ip=10.66.1.77 web:v1",
+    )?;
+    let line = format!(
+        "exec {} busybox timeout 2 wget -q -O - http://10.66.1.77:8080/",
+        tasks[0].1
+    );
+    equal("from its address", bed.ok(tasks[0].0, &line)?.trim(), "hello")?;
+    let again = "service create -q --name again --network name=small,ip=10.66.1.77 web:v1";
+    bed.refused(1, again, "held by service fixed")?;
+    bed.ok(1, "service rm fixed")?;
     // Room comes back when tasks go.
     bed.ok(1, "service scale web=1")?;
     bed.ok(1, "service rm web")?;

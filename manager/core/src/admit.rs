@@ -135,8 +135,10 @@ impl From<FindError> for Refusal {
 impl From<EndpointError> for Refusal {
     fn from(error: EndpointError) -> Self {
         let kind = match error {
-            EndpointError::Taken { .. } => RefusalKind::AlreadyExists,
+            EndpointError::Taken { .. } | EndpointError::AddressTaken { .. } => RefusalKind::AlreadyExists,
             EndpointError::NeedsVip { .. }
+            | EndpointError::Fixed { .. }
+            | EndpointError::AddressOutside { .. }
             | EndpointError::NoPort { .. }
             | EndpointError::NoAddress { .. } => RefusalKind::Invalid,
         };

@@ -98,29 +98,66 @@ fn host_ports(state: &State, task: &Task) -> Vec<PortSpec> {
         .collect()
 }
 
+/// Why a service has no virtual address in a network.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) enum VipError {
+    /// No address of the network is free.
+    Full { network: String },
+    /// Somebody else has the one that was asked for.
+    Taken {
+        network: String,
+        address: IpAddr,
+        holder: String,
+    },
+    /// The one that was asked for is none that can be given.
+    Outside { network: String, address: IpAddr },
+}
+
 /// The virtual addresses of a service: those it has are kept, missing ones are added, others dropped.
 ///
 /// # Errors
-/// The name of a network without a free address.
+/// [`VipError`] with the network that has none for it.
 pub(crate) fn vips(
     state: &State,
     spec: &ServiceSpec,
     have: &[(NetworkId, IpAddr)],
     seed: u128,
-) -> Result<Vec<(NetworkId, IpAddr)>, String> {
+) -> Result<Vec<(NetworkId, IpAddr)>, VipError> {
     if spec.endpoint.mode == EndpointMode::DnsRr {
         return Ok(Vec::new());
     }
     let mut vips = Vec::new();
     for attachment in &spec.task.networks {
-        if let Some(kept) = have.iter().find(|(n, _)| *n == attachment.network) {
+        let fits = |address: &IpAddr| attachment.address.is_none_or(|asked| asked == *address);
+        if let Some(kept) = have.iter().find(|(n, a)| *n == attachment.network && fits(a)) {
             vips.push(*kept);
             continue;
         }
-        let Some(network) = state.network(attachment.network) else {
+        let Some(known) = state.network(attachment.network) else {
             continue;
         };
-        let address = address::free_address(state, network, seed).ok_or_else(|| network.spec.name.clone())?;
+        let network = || known.spec.name.clone();
+        let address = match attachment.address {
+            None => address::free_address(state, known, seed)
+                .ok_or_else(|| VipError::Full { network: network() })?,
+            Some(address) if !address::can_be_given(known, address) => {
+                return Err(VipError::Outside {
+                    network: network(),
+                    address,
+                });
+            }
+            Some(address) => match state.address_holder(known.id, address) {
+                Some(holder) => {
+                    return Err(VipError::Taken {
+                        network: network(),
+                        address,
+                        holder,
+                    });
+                }
+                None => address,
+            },
+        };
+        let network = known;
         vips.push((network.id, address));
     }
     Ok(vips)

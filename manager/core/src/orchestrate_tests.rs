@@ -676,6 +676,7 @@ fn running_out_of_addresses_is_said_and_heals() {
         network: model::NetworkId::NIL,
         name: "small".into(),
         aliases: Vec::new(),
+        address: None,
     }];
     sim.create(spec);
     let stuck: Vec<_> = sim
@@ -711,6 +712,67 @@ fn running_out_of_addresses_is_said_and_heals() {
 }
 
 #[test]
+fn a_service_has_the_address_it_asks_for_through_all_its_updates() {
+    let mut sim = Sim::new(2);
+    let net = NetworkSpec {
+        name: "back".into(),
+        subnets: vec!["10.66.0.0/24".parse().unwrap()],
+        ..NetworkSpec::default()
+    };
+    let made = admit::create_network(&sim.state, net, sim.now, &mut sim.ids);
+    sim.admit(made);
+    let asking = |name: &str, address: &str| {
+        let mut spec = spec("a", 2);
+        spec.name = name.into();
+        spec.task.networks = vec![NetworkAttachment {
+            network: model::NetworkId::NIL,
+            name: "back".into(),
+            aliases: Vec::new(),
+            address: Some(address.parse().unwrap()),
+        }];
+        spec
+    };
+    sim.create(asking("web", "10.66.0.77"));
+    sim.run(10);
+    let vip = |sim: &Sim| -> Vec<String> {
+        let web = sim.state.services().find(|s| s.spec.name == "web").unwrap();
+        web.endpoint.vips.iter().map(|(_, a)| a.to_string()).collect()
+    };
+    assert_eq!(vip(&sim), ["10.66.0.77"]);
+    sim.update(|s| s.task.force_update += 1);
+    sim.run(60);
+    assert_eq!(vip(&sim), ["10.66.0.77"]);
+    let task = sim.running()[0].addresses[0].1.to_string();
+    for (address, why) in [
+        ("10.66.0.77", "held by service web"),
+        (task.as_str(), "held by task web."),
+        ("10.66.0.0", "no address 10.66.0.0 to give"),
+        ("10.66.0.1", "no address"),
+        ("10.66.0.255", "no address"),
+        ("10.66.1.5", "no address"),
+        ("fd00::5", "no address"),
+    ] {
+        let refused = admit::create_service(&sim.state, asking("other", address), sim.now, &mut sim.ids);
+        let text = refused.expect_err(address).to_string();
+        assert!(text.contains(why), "{address}: {text}");
+    }
+    let mut without = asking("other", "10.66.0.78");
+    without.endpoint.mode = model::spec::EndpointMode::DnsRr;
+    let refused = admit::create_service(&sim.state, without, sim.now, &mut sim.ids);
+    assert!(
+        refused
+            .expect_err("refused")
+            .to_string()
+            .contains("endpoint mode vip")
+    );
+    sim.update(|s| s.task.networks[0].address = Some("10.66.0.200".parse().unwrap()));
+    assert_eq!(vip(&sim), ["10.66.0.200"], "another one on request");
+    sim.run(60);
+    sim.create(asking("other", "10.66.0.77"));
+    assert_eq!(sim.state.check(), Ok(()));
+}
+
+#[test]
 fn a_network_grows_and_nothing_else_of_it_changes() {
     let mut sim = Sim::new(2);
     let subnet = |text: &str| -> ipnet::IpNet { text.parse().unwrap() };
@@ -727,6 +789,7 @@ fn a_network_grows_and_nothing_else_of_it_changes() {
         network: model::NetworkId::NIL,
         name: "small".into(),
         aliases: Vec::new(),
+        address: None,
     }];
     sim.create(spec);
     sim.run(10);
@@ -933,6 +996,7 @@ fn stack(images: &[(&str, &str)]) -> StackSpec {
                     network: model::NetworkId::NIL,
                     name: "shop_net".into(),
                     aliases: Vec::new(),
+                    address: None,
                 }];
                 s
             })
@@ -1051,6 +1115,7 @@ fn addresses_change_hands_within_one_entry() {
         network: model::NetworkId::NIL,
         name: "small".into(),
         aliases: Vec::new(),
+        address: None,
     }];
     sim.create(spec);
     assert_eq!(sim.nodes(), [1, 1, 2, 2], "the subnet is full");

@@ -265,6 +265,19 @@ impl State {
         self.addresses.contains_key(&(network, address))
     }
 
+    /// Who holds an address of a network, in words.
+    pub fn address_holder(&self, network: NetworkId, address: IpAddr) -> Option<String> {
+        let holder = *self.addresses.get(&(network, address))?;
+        let service = self.services.get(&ServiceId(holder));
+        let task = || {
+            self.tasks
+                .get(&TaskId(holder))
+                .map(|t| format!("task {}", t.name()))
+        };
+        let named = service.map(|s| format!("service {}", s.spec.name)).or_else(task);
+        Some(named.unwrap_or_else(|| "something that is going".into()))
+    }
+
     /// The service that publishes a port on every node.
     pub fn port_holder(&self, protocol: Protocol, port: u16) -> Option<&Arc<Service>> {
         self.ports

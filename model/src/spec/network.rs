@@ -1,6 +1,7 @@
 //! Networks, how tasks join them, and how services are reached.
 
 use std::collections::BTreeMap;
+use std::net::IpAddr;
 
 use ipnet::IpNet;
 
@@ -39,6 +40,8 @@ pub struct NetworkAttachment {
     pub name: String,
     /// More names of the service in this network.
     pub aliases: Vec<String>,
+    /// Virtual address that the service is to have in this network; none: one is chosen.
+    pub address: Option<IpAddr>,
 }
 
 /// How a service is reached.

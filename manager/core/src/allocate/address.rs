@@ -35,6 +35,18 @@ pub(crate) fn free_address(state: &State, network: &Network, seed: u128) -> Opti
     None
 }
 
+/// Whether an address is one that a network may give.
+pub(crate) fn can_be_given(network: &Network, address: IpAddr) -> bool {
+    let within = |subnet: &IpNet| match (subnet, address) {
+        (IpNet::V4(net), IpAddr::V4(address)) => {
+            let first = u32::from(net.network()) + 2;
+            (first..first + host_count(net)).contains(&u32::from(address))
+        }
+        (IpNet::V4(_) | IpNet::V6(_), IpAddr::V4(_) | IpAddr::V6(_)) => false,
+    };
+    network.subnets.iter().any(within)
+}
+
 /// Addresses of a subnet that can be given.
 fn host_count(net: &Ipv4Net) -> u32 {
     let bits = 32 - u32::from(net.prefix_len());

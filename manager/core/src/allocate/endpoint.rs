@@ -1,5 +1,6 @@
 //! Ports with their numbers, and virtual addresses, of a service.
 
+use std::net::IpAddr;
 use std::sync::Arc;
 
 use model::ServiceId;
@@ -7,7 +8,7 @@ use model::object::{Endpoint, Service};
 use model::spec::{EndpointMode, PortSpec, Protocol, PublishMode, ServiceMode, ServiceSpec};
 
 use super::port::free_port;
-use super::vips;
+use super::{VipError, vips};
 use crate::state::State;
 
 /// Why a service cannot be reached in the way its spec asks for.
@@ -31,6 +32,25 @@ pub(crate) enum EndpointError {
         "service {service}: network {network} has no free address for it: remove tasks, or add a subnet (rswarm network update --subnet-add)"
     )]
     NoAddress { service: String, network: String },
+    #[error(
+        "service {service}: an address of its own in network {network} is the one that its name leads to and its tasks share: use endpoint mode vip"
+    )]
+    Fixed { service: String, network: String },
+    #[error("service {service}: address {address} of network {network} is held by {holder}: choose another")]
+    AddressTaken {
+        service: String,
+        network: String,
+        address: IpAddr,
+        holder: String,
+    },
+    #[error(
+        "service {service}: network {network} has no address {address} to give: choose one of its subnets (rswarm network inspect {network}), not the first two or the last"
+    )]
+    AddressOutside {
+        service: String,
+        network: String,
+        address: IpAddr,
+    },
 }
 
 /// Another service that has a port wherever this one would: on all nodes, or, both being global, on each.
@@ -97,9 +117,33 @@ pub(crate) fn endpoint(
                 .ok_or_else(|| EndpointError::NoPort { service: service() })?,
         };
     }
-    let vips = vips(state, spec, &have.vips, id.0).map_err(|network| EndpointError::NoAddress {
-        service: service(),
-        network,
+    let fixed = spec.task.networks.iter().find(|n| n.address.is_some());
+    if let Some(attachment) = fixed.filter(|_| spec.endpoint.mode == EndpointMode::DnsRr) {
+        return Err(EndpointError::Fixed {
+            service: service(),
+            network: attachment.name.clone(),
+        });
+    }
+    let vips = vips(state, spec, &have.vips, id.0).map_err(|e| match e {
+        VipError::Full { network } => EndpointError::NoAddress {
+            service: service(),
+            network,
+        },
+        VipError::Taken {
+            network,
+            address,
+            holder,
+        } => EndpointError::AddressTaken {
+            service: service(),
+            network,
+            address,
+            holder,
+        },
+        VipError::Outside { network, address } => EndpointError::AddressOutside {
+            service: service(),
+            network,
+            address,
+        },
     })?;
     Ok(Endpoint { ports, vips })
 }
