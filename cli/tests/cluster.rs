@@ -200,6 +200,11 @@ const ALL: &[(&str, Start, Scenario)] = &[
         network::a_network_is_used_up,
     ),
     (
+        "tasks churn while packets are lost",
+        Start::Cluster(1, 2),
+        network::tasks_churn_under_loss,
+    ),
+    (
         "no request is lost while tasks come and go",
         Start::Cluster(1, 2),
         rolling::no_request_is_lost,

@@ -17,4 +17,6 @@ pub struct Zone {
     pub names: BTreeMap<(u32, String), Vec<Ipv4Addr>>,
     /// Names of addresses.
     pub reverse: BTreeMap<Ipv4Addr, String>,
+    /// Names of ports, such as `_http._tcp.web`, in lower case: names and ports they stand for (RFC 2782).
+    pub located: BTreeMap<(u32, String), Vec<(String, u16)>>,
 }

@@ -134,6 +134,7 @@ fn wanted(port: u16) -> Wanted {
                 ((1, "tasks.web".into()), vec![ip(2), ip(3)]),
             ]),
             reverse: BTreeMap::new(),
+            located: BTreeMap::new(),
         },
         ..Wanted::default()
     }

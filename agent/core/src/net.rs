@@ -29,6 +29,8 @@ pub struct WantedNet {
     pub names: BTreeMap<(u32, String), Vec<Ipv4Addr>>,
     /// Names of addresses.
     pub reverse: BTreeMap<Ipv4Addr, String>,
+    /// Names of ports, such as `_http._tcp.web`, by network number: the names and ports they stand for (RFC 2782).
+    pub located: BTreeMap<(u32, String), Vec<(String, u16)>>,
     /// Where this host is for the others; none while nobody has said so.
     pub own: Option<Ipv4Addr>,
     /// Where all hosts are.
@@ -197,24 +199,16 @@ fn add_service(
         .filter(|t| t.service == service.id && serving.contains(&t.id))
         .map(|t| &**t)
         .collect();
-    let addresses: Vec<&[(NetworkId, IpAddr)]> = own
-        .iter()
-        .map(|t| t.addresses.as_slice())
-        .chain(
-            service
-                .backends
-                .iter()
-                .filter(|b| !set.tasks.contains_key(&b.task))
-                .map(|b| b.addresses.as_slice()),
-        )
+    let others = (service.backends.iter()).filter(|b| !set.tasks.contains_key(&b.task));
+    let tasks: Vec<(String, &[(NetworkId, IpAddr)])> = (own.iter())
+        .map(|t| (t.name(), t.addresses.as_slice()))
+        .chain(others.map(|b| (b.name.clone(), b.addresses.as_slice())))
         .collect();
     for network in &service.networks {
         let here = number(&network.network);
-        let behind: Vec<Ipv4Addr> = addresses
-            .iter()
-            .flat_map(|list| v4(list))
-            .filter(|(n, _)| *n == network.network)
-            .map(|(_, a)| a)
+        let of_it = |list: &&[(NetworkId, IpAddr)]| v4(list).find(|(n, _)| *n == network.network);
+        let behind: Vec<Ipv4Addr> = (tasks.iter())
+            .filter_map(|(_, list)| of_it(list).map(|(_, a)| a))
             .collect();
         let vip = match (service.mode, network.vip) {
             (EndpointMode::Vip, Some(IpAddr::V4(vip))) => Some(vip),
@@ -225,8 +219,22 @@ fn add_service(
             net.reverse.insert(vip, service.name.clone());
         }
         let direct = vip.map_or_else(|| behind.clone(), |v| vec![v]);
-        for name in network.aliases.iter().chain(Some(&service.name)) {
-            let name = name.to_ascii_lowercase();
+        let called = network.aliases.iter().chain(Some(&service.name));
+        let called: BTreeSet<String> = called.map(|name| name.to_ascii_lowercase()).collect();
+        for name in called {
+            for port in service.ports.iter().filter(|p| !p.name.is_empty()) {
+                let asked = format!("_{}._{}", port.name.to_ascii_lowercase(), port.protocol.as_str());
+                let each = tasks.iter().filter(|(_, list)| of_it(list).is_some());
+                let each: Vec<(String, u16)> = each
+                    .map(|(task, _)| (task.to_ascii_lowercase(), port.target))
+                    .collect();
+                let direct = match vip {
+                    Some(_) => vec![(name.clone(), port.target)],
+                    None => each.clone(),
+                };
+                net.located.insert((here, format!("{asked}.{name}")), direct);
+                net.located.insert((here, format!("{asked}.tasks.{name}")), each);
+            }
             net.names
                 .entry((here, name.clone()))
                 .or_default()
@@ -239,7 +247,7 @@ fn add_service(
     }
     for port in &service.ports {
         open(net, port);
-        for list in &addresses {
+        for (_, list) in &tasks {
             publish(net, port, v4(list).next().map(|(_, a)| a));
         }
     }
@@ -364,7 +372,60 @@ mod tests {
             "a task has its name before it serves"
         );
         assert_eq!(name("s1"), Some(vec![ip("10.0.0.1"), ip("10.0.0.2")]));
+        let located: Vec<_> = net
+            .located
+            .iter()
+            .map(|((n, name), to)| (*n, name.as_str(), to.clone()))
+            .collect();
+        assert_eq!(located, [], "no port has a name");
         assert_eq!(name("web.6"), None);
         assert_eq!(net.reverse[&ip("10.0.0.2")], format!("web.2.{}", TaskId(2)));
+    }
+
+    #[test]
+    fn ports_with_a_name_are_found_by_it() {
+        let port = PortSpec {
+            name: "HTTP".into(),
+            protocol: Protocol::Tcp,
+            target: 80,
+            published: 8080,
+            mode: PublishMode::Ingress,
+            host_ip: String::new(),
+        };
+        let nameless = PortSpec {
+            name: String::new(),
+            published: 9090,
+            ..port.clone()
+        };
+        let tasks = vec![task(1, 2, NEAR, "10.0.0.1"), task(2, 2, FAR, "10.0.1.2")];
+        let mut web = service(1, NEAR, vec![port, nameless], tasks);
+        web.networks[0].aliases = vec!["Web".into(), "s1".into()];
+        let with = |mode, vip: Option<&str>| {
+            let mut web = web.clone();
+            web.mode = mode;
+            web.networks[0].vip = vip.map(|v| IpAddr::V4(ip(v)));
+            let set = AssignmentSet {
+                services: [(web.id, Arc::new(web))].into(),
+                ..AssignmentSet::default()
+            };
+            let net = wanted(&set, NodeId(1), &BTreeSet::new(), &BTreeSet::new());
+            assert_eq!(
+                net.names[&(0, "tasks.s1".to_owned())],
+                [ip("10.0.0.1")],
+                "once, although it is named twice"
+            );
+            net.located
+        };
+        let to = |name: &str| vec![(name.to_owned(), 80)];
+        let all = |direct: [&str; 2]| {
+            BTreeMap::from([
+                ((0, "_http._tcp.s1".to_owned()), to(direct[0])),
+                ((0, "_http._tcp.web".to_owned()), to(direct[1])),
+                ((0, "_http._tcp.tasks.s1".to_owned()), to("web.1")),
+                ((0, "_http._tcp.tasks.web".to_owned()), to("web.1")),
+            ])
+        };
+        assert_eq!(with(EndpointMode::Vip, Some("10.0.0.9")), all(["s1", "web"]));
+        assert_eq!(with(EndpointMode::DnsRr, None), all(["web.1", "web.1"]));
     }
 }

@@ -286,6 +286,7 @@ fn translate(net: WantedNet) -> Wanted {
                 .collect(),
             names: net.names,
             reverse: net.reverse,
+            located: net.located,
         },
         overlay: Overlay {
             own: net.own,

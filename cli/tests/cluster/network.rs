@@ -1,6 +1,6 @@
 //! One network over many hosts: tasks find each other by name, and clients reach them on every host.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::io::{Read, Write};
 use std::net::{Ipv4Addr, SocketAddr, TcpStream};
 use std::time::{Duration, Instant};
@@ -20,6 +20,8 @@ const CLIENT: &str = "[::ffff:10.99.0.200]";
 const CORRECT: Duration = Duration::from_secs(2);
 /// Until the task of a lost host runs elsewhere.
 const ELSEWHERE: Duration = Duration::from_secs(8);
+/// How often a host is lost without `RSWARM_CUTS`.
+const CUTS: u32 = 1;
 /// A request that has no answer by then has none.
 const ANSWER: Duration = Duration::from_secs(2);
 
@@ -98,7 +100,22 @@ pub(crate) fn tasks_meet_over_hosts(bed: &Bed) -> Outcome {
         }
         equal(&format!("tasks behind the port of h{host}"), tasks.len(), 3)?;
     }
-    a_host_is_lost(bed)
+    let rounds: u32 = std::env::var("RSWARM_CUTS")
+        .ok()
+        .and_then(|n| n.parse().ok())
+        .unwrap_or(CUTS);
+    for round in 1..=rounds {
+        a_host_is_lost(bed)?;
+        if round < rounds {
+            bed.ok(1, "service update -q --force --update-monitor 0s web")?;
+            until("each host has a task again", PATIENCE, || {
+                let tasks = bed.running(1, "web")?;
+                let nodes: BTreeSet<&str> = tasks.iter().map(|t| t.node.as_str()).collect();
+                Ok(is((nodes.len(), tasks.len()), (3, 3)))
+            })?;
+        }
+    }
+    Ok(())
 }
 
 fn a_host_is_lost(bed: &Bed) -> Outcome {
@@ -234,4 +251,90 @@ pub(crate) fn a_network_is_used_up(bed: &Bed) -> Outcome {
     bed.ok(1, "service scale web=1")?;
     bed.ok(1, "service rm web")?;
     Ok(())
+}
+
+/// Tasks come and go while a third of all packets is lost: in the end every host's kernel has the ways that the state says.
+pub(crate) fn tasks_churn_under_loss(bed: &Bed) -> Outcome {
+    let rounds: u32 = std::env::var("RSWARM_CHURN")
+        .ok()
+        .and_then(|n| n.parse().ok())
+        .unwrap_or(CHURN);
+    bed.ok(1, "network create -d overlay back")?;
+    let create = format!(
+        "service create -q --name web --network back --replicas {CHURNING} --update-parallelism 0 --update-monitor 0s \
+         --stop-grace-period 0s web:v1 sleep 1000000"
+    );
+    bed.ok(1, &create)?;
+    let first = bed.runs(1, "web", CHURNING)?;
+    let mut seen: BTreeSet<String> = first.into_iter().map(|t| t.id).collect();
+    let all: Vec<&hosts::Host> = bed.hosts.all().iter().collect();
+    bed.hosts.noise(&all, 30)?;
+    let began = Instant::now();
+    for round in 0..rounds {
+        bed.ok(
+            1,
+            &format!("service update -q --detach --env-add ROUND={round} web"),
+        )?;
+        let mut running = Vec::new();
+        until("all are new", Duration::from_secs(120), || {
+            running = bed.running(1, "web")?;
+            let new = running.iter().filter(|t| !seen.contains(&t.id)).count();
+            Ok(is((new, running.len()), (CHURNING, CHURNING)))
+        })?;
+        seen.extend(running.into_iter().map(|t| t.id));
+    }
+    println!(
+        "    {} tasks made in {:.0?} while 30 of 100 packets were lost",
+        rounds as usize * CHURNING,
+        began.elapsed()
+    );
+    bed.hosts.heal()?;
+    bed.settled(1, 2)?;
+    for host in 1..=3 {
+        until(
+            &format!("h{host} has the ways that the state says"),
+            CORRECT,
+            || Ok(is(ways(bed, host)?, said_ways(bed, host)?)),
+        )?;
+    }
+    Ok(())
+}
+
+/// Tasks of a round, and rounds without `RSWARM_CHURN`.
+const CHURNING: usize = 20;
+const CHURN: u32 = 3;
+
+/// Where a host's kernel sends what is for containers of other hosts.
+fn ways(bed: &Bed, host: u8) -> Result<BTreeMap<Ipv4Addr, Ipv4Addr>, Failed> {
+    let plane = bed.host(host).data().join("net/dataplane");
+    let text = hosts::inside(&plane, || std::fs::read_to_string("/proc/thread-self/net/route"))??;
+    let address = |hex: &str| {
+        u32::from_str_radix(hex, 16)
+            .ok()
+            .map(|n| Ipv4Addr::from(n.to_le_bytes()))
+    };
+    let way = |line: &str| {
+        let fields: Vec<&str> = line.split_whitespace().collect();
+        let [device, to, through, ..] = fields.as_slice() else {
+            return None;
+        };
+        (*device == "overlay").then(|| Some((address(to)?, address(through)?)))?
+    };
+    Ok(text.lines().filter_map(way).collect())
+}
+
+/// The same by the state.
+fn said_ways(bed: &Bed, host: u8) -> Result<BTreeMap<Ipv4Addr, Ipv4Addr>, Failed> {
+    let shown: serde_json::Value = serde_json::from_str(&bed.ok(1, "network inspect back")?)?;
+    let own = bed.host(host).name.clone();
+    let tasks = shown[0]["Containers"].as_object().cloned().unwrap_or_default();
+    let field = |task: &serde_json::Value, name: &str| task[name].as_str().unwrap_or_default().to_owned();
+    let elsewhere = tasks.values().filter(|t| field(t, "Node") != own);
+    let way = |task: &serde_json::Value| -> Result<_, Failed> {
+        Ok((
+            field(task, "IPv4Address").parse()?,
+            field(task, "EndpointIP").parse()?,
+        ))
+    };
+    elsewhere.map(way).collect()
 }

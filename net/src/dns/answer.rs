@@ -3,7 +3,7 @@
 use std::net::Ipv4Addr;
 
 use hickory_proto::op::{Message, MessageType, ResponseCode};
-use hickory_proto::rr::rdata::{A, PTR};
+use hickory_proto::rr::rdata::{A, PTR, SRV};
 use hickory_proto::rr::{Name, RData, Record, RecordType};
 
 use super::Zone;
@@ -49,6 +49,15 @@ pub(crate) fn decide(query: &Message, asker: &str, zone: &Zone, turn: usize) -> 
         }
         return Verdict::Answer(reply);
     }
+    let located: Vec<_> = (networks.iter())
+        .filter_map(|network| zone.located.get(&(*network, text.to_owned())))
+        .collect();
+    if !located.is_empty() {
+        if question.query_type() == RecordType::SRV {
+            locate(&mut reply, question.name(), located.into_iter().flatten());
+        }
+        return Verdict::Answer(reply);
+    }
     let mut found: Vec<Ipv4Addr> = Vec::new();
     let mut known = false;
     for network in networks {
@@ -76,8 +85,90 @@ pub(crate) fn decide(query: &Message, asker: &str, zone: &Zone, turn: usize) -> 
     Verdict::Forward
 }
 
+/// Says where ports are; all are as good as each other.
+fn locate<'a>(reply: &mut Message, asked: &Name, located: impl Iterator<Item = &'a (String, u16)>) {
+    let located: Vec<_> = located.collect();
+    let ttl = if located.len() > 1 { TTL_LIST } else { TTL };
+    for (target, port) in located {
+        if let Ok(target) = Name::from_ascii(format!("{target}.")) {
+            let place = RData::SRV(SRV::new(0, 0, *port, target));
+            reply.add_answer(Record::from_rdata(asked.clone(), ttl, place));
+        }
+    }
+}
+
 fn reverse(text: &str) -> Option<Ipv4Addr> {
     let mut parts: Vec<&str> = text.strip_suffix(".in-addr.arpa")?.split('.').collect();
     parts.reverse();
     parts.join(".").parse().ok()
+}
+
+#[cfg(test)]
+mod tests {
+    use std::collections::BTreeMap;
+
+    use hickory_proto::op::{OpCode, Query};
+
+    use super::*;
+
+    fn ask(zone: &Zone, asker: &str, name: &str, kind: RecordType) -> Option<(ResponseCode, Vec<String>)> {
+        let mut query = Message::new(7, MessageType::Query, OpCode::Query);
+        query.add_query(Query::query(Name::from_ascii(name).unwrap(), kind));
+        match decide(&query, asker, zone, 0) {
+            Verdict::Forward => None,
+            Verdict::Answer(reply) => Some((
+                reply.metadata.response_code,
+                reply.answers.iter().map(|r| r.data.to_string()).collect(),
+            )),
+        }
+    }
+
+    #[test]
+    fn who_asks_learns_what_is_in_its_networks() {
+        let ip = |last: u8| Ipv4Addr::new(10, 0, 0, last);
+        let one = |name: &str, port: u16| (name.to_owned(), port);
+        let zone = Zone {
+            askers: BTreeMap::from([("a".into(), (vec![1, 2], false)), ("b".into(), (vec![3], true))]),
+            names: BTreeMap::from([
+                ((1, "web".into()), vec![ip(9)]),
+                ((1, "tasks.web".into()), vec![ip(2), ip(3)]),
+                ((3, "db".into()), vec![]),
+            ]),
+            reverse: BTreeMap::from([(ip(9), "web".into())]),
+            located: BTreeMap::from([
+                ((1, "_http._tcp.web".into()), vec![one("web", 8080)]),
+                (
+                    (1, "_http._tcp.tasks.web".into()),
+                    vec![one("web.1", 8080), one("web.2", 8080)],
+                ),
+            ]),
+        };
+        use RecordType::{A, AAAA, PTR, SRV};
+        use ResponseCode::{NXDomain, NoError, ServFail};
+        type Want<'a> = Option<(ResponseCode, &'a [&'a str])>;
+        let all: [(&str, &str, RecordType, Want<'_>); 12] = [
+            ("a", "web.", A, Some((NoError, &["10.0.0.9"]))),
+            ("a", "WEB.", A, Some((NoError, &["10.0.0.9"]))),
+            ("a", "tasks.web.", A, Some((NoError, &["10.0.0.2", "10.0.0.3"]))),
+            ("a", "web.", AAAA, Some((NoError, &[]))),
+            ("a", "9.0.0.10.in-addr.arpa.", PTR, Some((NoError, &["web."]))),
+            ("a", "_http._tcp.web.", SRV, Some((NoError, &["0 0 8080 web."]))),
+            (
+                "a",
+                "_http._tcp.tasks.web.",
+                SRV,
+                Some((NoError, &["0 0 8080 web.1.", "0 0 8080 web.2."])),
+            ),
+            ("a", "_http._tcp.web.", A, Some((NoError, &[]))),
+            ("a", "db.", A, None),
+            ("b", "db.", A, Some((NoError, &[]))),
+            ("b", "_http._tcp.web.", SRV, Some((NXDomain, &[]))),
+            ("nobody", "web.", A, Some((ServFail, &[]))),
+        ];
+        for (asker, name, kind, want) in all {
+            let got = ask(&zone, asker, name, kind);
+            let want = want.map(|(code, answers)| (code, answers.iter().map(|a| (*a).to_owned()).collect()));
+            assert_eq!(got, want, "{asker} asks {kind} {name}");
+        }
+    }
 }
