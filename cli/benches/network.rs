@@ -431,7 +431,7 @@ fn now_ms() -> f64 {
 /// When the only task of a service ran, as its node said.
 fn running_since(bed: &Bed, service: &str) -> Result<f64, libtest_mimic::Failed> {
     let task = bed.runs(1, service, 1)?.swap_remove(0);
-    let text = bed.ok(1, &format!("inspect {}", task.id))?;
+    let text = bed.ok(1, &format!("inspect --type task {}", task.id))?;
     let found: serde_json::Value = serde_json::from_str(&text)?;
     let stamp = found[0]["Status"]["Timestamp"]
         .as_str()

@@ -74,8 +74,22 @@ impl Flows {
     }
 }
 
+/// Servers of one walk whose connections are picked by the kernel, each in a walk of its own; of more all are read.
+const PICKED_MAX: usize = 4;
+
 fn answer(socket: &mut Socket, jobs: Vec<Job>) {
-    let flows = nft::flows(socket);
+    let servers: BTreeSet<Ipv4Addr> = (jobs.iter())
+        .flat_map(|job| match job {
+            Job::Forget(those, _) => those.iter().copied().collect::<Vec<_>>(),
+            Job::Connected(those, _) => those.clone(),
+        })
+        .collect();
+    let flows: std::io::Result<Vec<nft::Flow>> = if servers.len() > PICKED_MAX {
+        nft::flows(socket, None)
+    } else {
+        let each: std::io::Result<Vec<_>> = servers.iter().map(|s| nft::flows(socket, Some(*s))).collect();
+        each.map(|all| all.into_iter().flatten().collect())
+    };
     let listed = || -> Result<&Vec<nft::Flow>, NetError> {
         let again = |e: &std::io::Error| std::io::Error::new(e.kind(), e.to_string());
         flows.as_ref().map_err(|e| at("list connections")(again(e)))

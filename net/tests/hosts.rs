@@ -488,3 +488,47 @@ fn a_port_of_one_address_is_open_there_and_nowhere_else() {
     }
     bed.end();
 }
+
+#[test]
+fn connections_are_seen_while_a_client_has_them() {
+    let Some(bed) = Bed::new(2) else { return };
+    let all = [(1, 2, 1), (2, 3, 1)];
+    let (a, b) = (bed.attach(1, "a", ip(2)), bed.attach(2, "b", ip(3)));
+    serve(&b, "b");
+    for host in 1..=2 {
+        bed.apply(host, &wanted(host, 2, &all));
+    }
+    let connected = |those: &[u8]| {
+        let addresses = those.iter().map(|n| ip(*n)).collect();
+        bed.runtime
+            .block_on(bed.planes[1].is_connected(addresses))
+            .unwrap()
+    };
+    assert!(!connected(&[3]));
+    let held = inside(&b, || TcpListener::bind(("0.0.0.0", 9)).unwrap()).unwrap();
+    // By a virtual address it is the one behind that has the connection.
+    let mut vip = wanted(1, 2, &all);
+    vip.vips = [(ip(100), (1, vec![ip(3)]))].into();
+    bed.apply(1, &vip);
+    let client = inside(&a, || TcpStream::connect((ip(100), 9)).unwrap()).unwrap();
+    let server = held.accept().unwrap();
+    for (those, is) in [
+        (&[3][..], true),
+        (&[2], false),
+        (&[2, 4, 5, 3], true),
+        (&[2, 4, 5, 6, 7, 8], false),
+        (&[2, 4, 5, 6, 7, 3], true),
+        (&[], false),
+    ] {
+        assert_eq!(connected(those), is, "{those:?}");
+    }
+    // Half closed is not closed; after both ends it is.
+    client.shutdown(std::net::Shutdown::Write).unwrap();
+    assert!(connected(&[3]));
+    drop((client, server));
+    assert!((0..50).any(|_| {
+        std::thread::sleep(Duration::from_millis(20));
+        !connected(&[3])
+    }));
+    bed.end();
+}

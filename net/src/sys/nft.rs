@@ -412,9 +412,26 @@ impl Flow {
     }
 }
 
-/// Every connection that is tracked (conntrack, IPCTNL_MSG_CT_GET).
-pub(crate) fn flows(socket: &mut Socket) -> io::Result<Vec<Flow>> {
-    let request = Message::new(1 << 8 | 1, REQUEST | super::netlink::DUMP, &[2, 0, 0, 0]);
+/// Every connection that is tracked (conntrack, IPCTNL_MSG_CT_GET), or those alone that `server` answers.
+pub(crate) fn flows(socket: &mut Socket, server: Option<Ipv4Addr>) -> io::Result<Vec<Flow>> {
+    let mut request = Message::new(1 << 8 | 1, REQUEST | super::netlink::DUMP, &[2, 0, 0, 0]);
+    if let Some(server) = server {
+        const REPLY: u16 = 2;
+        const ADDRESSES: u16 = 1;
+        const SOURCE: u16 = 1;
+        const FILTER: u16 = 25;
+        const OF_ORIGINAL: u16 = 1;
+        const OF_REPLY: u16 = 2;
+        request.nest(REPLY, |m| {
+            m.nest(ADDRESSES, |m| {
+                m.put(SOURCE, &server.octets());
+            });
+        });
+        // Of the reply the source is compared, of the original nothing (since Linux 5.8).
+        request.nest(FILTER, |m| {
+            m.ne32(OF_ORIGINAL, 0).ne32(OF_REPLY, 1);
+        });
+    }
     let find = super::netlink::find;
     let read = |body: &Vec<u8>| {
         let all = body.get(4..)?;
