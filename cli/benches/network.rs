@@ -164,8 +164,8 @@ fn wanted(host: u8, services: u32) -> Wanted {
                 .filter(|(_, h)| *h != host)
                 .map(|(address, h)| (*address, (1, Wire::address(*h))))
                 .collect(),
-            subnets: [(ip(0), 16)].into(),
         },
+        subnets: [(ip(0), 16)].into(),
         ..Wanted::default()
     }
 }

@@ -1,6 +1,5 @@
 //! The dataplane's namespace and the one thread that works on it.
 
-use std::collections::BTreeSet;
 use std::fs::{self, File};
 use std::io;
 use std::net::{Ipv4Addr, SocketAddr};
@@ -68,8 +67,18 @@ pub struct Applied {
     /// The first way to another host that could not be made; what is on this host works all the same, and the next call
     /// tries again.
     pub unreachable: Option<NetError>,
-    /// Addresses that nothing leads to any more.
-    pub(crate) left: BTreeSet<Ipv4Addr>,
+    /// Flows to addresses that nothing leads to any more are being forgotten.
+    forgotten: Option<oneshot::Receiver<Result<(), NetError>>>,
+}
+
+impl Applied {
+    /// Waits until nothing goes where it did before.
+    async fn settled(mut self) -> Result<Self, NetError> {
+        if let Some(forgotten) = self.forgotten.take() {
+            forgotten.await.map_err(|_| NetError::Gone)??;
+        }
+        Ok(self)
+    }
 }
 
 /// Why the dataplane is not as wanted.
@@ -127,21 +136,14 @@ impl Dataplane {
         std::thread::Builder::new()
             .name("dataplane".into())
             .spawn(move || {
-                let opened = Worker::open(&of).and_then(|worker| {
-                    let inside = worker
-                        .inside
-                        .try_clone()
-                        .map_err(at("open the dataplane's namespace"))?;
-                    Ok((worker, Flows::start(inside)?))
-                });
-                let (mut worker, flows) = match opened {
-                    Ok(opened) => opened,
+                let mut worker = match Worker::open(&of) {
+                    Ok(worker) => worker,
                     Err(e) => {
                         let _ = ready.send(Err(e));
                         return;
                     }
                 };
-                let _ = ready.send(Ok(flows));
+                let _ = ready.send(Ok(worker.flows.clone()));
                 while let Ok(job) = queue.recv() {
                     job(&mut worker);
                 }
@@ -211,12 +213,12 @@ impl Dataplane {
     /// Makes the kernel's tables, the ways to other hosts and the names as wanted.
     ///
     /// # Errors
-    /// [`NetError`]; then the tables are as before. A way to another host that cannot be made is no error.
+    /// [`NetError`]; then some of it may be done: [`Dataplane::repair`] does the rest. A way to another host that cannot be
+    /// made is no error.
     pub async fn apply(&self, mut wanted: Wanted) -> Result<Applied, NetError> {
         self.names.set_zone(std::mem::take(&mut wanted.zone));
-        let mut applied = self.run(move |worker| worker.apply(Arc::new(wanted))).await?;
-        self.flows.forget(std::mem::take(&mut applied.left)).await?;
-        Ok(applied)
+        let applied = self.run(move |worker| worker.apply(Arc::new(wanted))).await?;
+        applied.settled().await
     }
 
     /// Reads what the kernel really has, and makes it as it was last wanted. Answers how many elements, routes and hosts
@@ -225,9 +227,7 @@ impl Dataplane {
     /// # Errors
     /// [`NetError`]; what could be repaired is.
     pub async fn repair(&self) -> Result<Applied, NetError> {
-        let mut applied = self.run(Worker::repair).await?;
-        self.flows.forget(std::mem::take(&mut applied.left)).await?;
-        Ok(applied)
+        self.run(Worker::repair).await?.settled().await
     }
 
     /// Whether clients have TCP connections to any of these addresses.
@@ -257,6 +257,7 @@ struct Worker {
     inside: File,
     links: Socket,
     tables: Socket,
+    flows: Flows,
     host_links: Socket,
     host_tables: Socket,
     found: Elements,
@@ -331,10 +332,12 @@ impl Worker {
         inner_links(&mut links, &transit)?;
         found::make_inner_table(&mut tables, &transit)?;
         let found = found::look(&mut links, &mut tables, &mut host_tables, &transit)?;
+        let flows = inside.try_clone().map_err(at("open the dataplane's namespace"))?;
         Ok(Self {
             config: config.clone(),
             host,
             inside,
+            flows: Flows::start(flows)?,
             links,
             tables,
             host_links,
@@ -452,7 +455,7 @@ impl Worker {
         let old = self.wanted.replace(wanted.clone());
         // Until all is done the kernel may have anything in between.
         let old = old.filter(|_| std::mem::take(&mut self.sure));
-        let paths = overlay::paths(&wanted.overlay);
+        let paths = overlay::paths(&wanted.overlay, |address| wanted.endpoints.contains_key(address));
         let (before, after) = overlay::steps(&paths, &self.paths);
         let mut done = Applied::default();
         self.take(&before, &mut done);
@@ -460,7 +463,7 @@ impl Worker {
             Some(old) => plan::between(&old, &wanted, &self.found),
             None => plan::diff(&plan::elements(&wanted, &self.found), &self.found),
         };
-        done.left = plan::left(&changes, &wanted);
+        let left = plan::left(&changes, &wanted);
         let began = Instant::now();
         for part in plan::parts(changes) {
             let mut batch = Batch::new(TABLE);
@@ -475,17 +478,19 @@ impl Worker {
             plan::take(&mut self.found, &part);
         }
         done.kernel = began.elapsed();
+        // Also where nobody waits for it, and whatever fails after this.
+        done.forgotten = self.flows.forget(left);
         let host_sets = plan::host_elements(&wanted, &paths);
-        for (set, (gone, new)) in &plan::diff(&host_sets, &self.host_sets) {
+        for (set, change) in plan::diff(&host_sets, &self.host_sets) {
             let mut batch = Batch::new(&Transit::of(&self.config.name).table);
-            done.changed += gone.len() + new.len();
-            batch.remove(set, gone);
-            batch.add(set, new);
+            done.changed += change.0.len() + change.1.len();
+            batch.remove(set, &change.0);
+            batch.add(set, &change.1);
             batch
                 .commit(&mut self.host_tables)
                 .map_err(at(format!("change the host's set {set}")))?;
+            plan::take(&mut self.host_sets, &[(set, change)].into());
         }
-        self.host_sets = host_sets;
         self.take(&after, &mut done);
         self.sure = true;
         Ok(done)

@@ -50,27 +50,28 @@ impl Flows {
         Ok(Self { jobs })
     }
 
-    async fn ask<T>(
+    /// Begins to forget; answers what tells that it is done. Nothing: there is nothing to forget, or nobody to do it.
+    pub(crate) fn forget(
         &self,
-        job: impl FnOnce(oneshot::Sender<Result<T, NetError>>) -> Job,
-    ) -> Result<T, NetError> {
-        let (done, result) = oneshot::channel();
-        self.jobs.send(job(done)).map_err(|_| NetError::Gone)?;
-        result.await.map_err(|_| NetError::Gone)?
-    }
-
-    pub(crate) async fn forget(&self, those: BTreeSet<Ipv4Addr>) -> Result<(), NetError> {
+        those: BTreeSet<Ipv4Addr>,
+    ) -> Option<oneshot::Receiver<Result<(), NetError>>> {
         if those.is_empty() {
-            return Ok(());
+            return None;
         }
-        self.ask(|done| Job::Forget(those, done)).await
+        let (done, result) = oneshot::channel();
+        self.jobs.send(Job::Forget(those, done)).ok()?;
+        Some(result)
     }
 
     pub(crate) async fn is_connected(&self, those: Vec<Ipv4Addr>) -> Result<bool, NetError> {
         if those.is_empty() {
             return Ok(false);
         }
-        self.ask(|done| Job::Connected(those, done)).await
+        let (done, result) = oneshot::channel();
+        self.jobs
+            .send(Job::Connected(those, done))
+            .map_err(|_| NetError::Gone)?;
+        result.await.map_err(|_| NetError::Gone)?
     }
 }
 

@@ -18,9 +18,6 @@ pub struct Overlay {
     /// Addresses of containers elsewhere: number of their network, and address of their host. Zero: only reached by a
     /// published port.
     pub remote: BTreeMap<Ipv4Addr, (u32, Ipv4Addr)>,
-    /// Subnets of the networks here: address and bits. Nothing for them leaves the networks, and what is for an address
-    /// in them that nobody has is refused at once.
-    pub subnets: BTreeSet<(Ipv4Addr, u8)>,
 }
 
 /// The device of a host and what it has; of what is wanted, and of what is there.
@@ -32,8 +29,6 @@ pub(crate) struct Paths {
     pub(crate) hosts: BTreeSet<Ipv4Addr>,
     /// Containers' addresses: their hosts.
     pub(crate) routes: BTreeMap<Ipv4Addr, Ipv4Addr>,
-    /// Subnets in which what is not known is nowhere. They need no device.
-    pub(crate) subnets: BTreeSet<(Ipv4Addr, u8)>,
 }
 
 /// One change in the kernel. Each may be done again.
@@ -47,23 +42,20 @@ pub(crate) enum Step {
     /// A container's address and its host; it takes the place of another way.
     AddRoute(Ipv4Addr, Ipv4Addr),
     RemoveRoute(Ipv4Addr),
-    /// What no other route leads to in a subnet is nowhere.
-    AddSubnet((Ipv4Addr, u8)),
-    RemoveSubnet((Ipv4Addr, u8)),
 }
 
 /// What has to be there: a device where there is another host, which may ask at any time.
-pub(crate) fn paths(overlay: &Overlay) -> Paths {
+pub(crate) fn paths(overlay: &Overlay, is_here: impl Fn(&Ipv4Addr) -> bool) -> Paths {
     let other = |host: &Ipv4Addr| overlay.own.is_some_and(|own| own != *host);
     let hosts: BTreeSet<Ipv4Addr> = overlay.hosts.iter().copied().filter(other).collect();
     Paths {
         own: overlay.own.filter(|_| !hosts.is_empty()),
         routes: (overlay.remote.iter())
             .map(|(address, (_, host))| (*address, *host))
-            .filter(|(_, host)| hosts.contains(host))
+            // What is told of as elsewhere and is here has been given again since.
+            .filter(|(address, host)| hosts.contains(host) && !is_here(address))
             .collect(),
         hosts,
-        subnets: overlay.subnets.clone(),
     }
 }
 
@@ -79,8 +71,6 @@ pub(crate) fn steps(wanted: &Paths, found: &Paths) -> (Vec<Step>, Vec<Step>) {
         before.extend(wanted.own.map(Step::AddDevice));
         have = &none;
     }
-    let subnets = wanted.subnets.difference(&found.subnets);
-    before.extend(subnets.map(|s| Step::AddSubnet(*s)));
     before.extend(wanted.hosts.difference(&have.hosts).map(|h| Step::AddHost(*h)));
     let moved = |(address, host): &(&Ipv4Addr, &Ipv4Addr)| have.routes.get(*address) != Some(*host);
     before
@@ -88,8 +78,6 @@ pub(crate) fn steps(wanted: &Paths, found: &Paths) -> (Vec<Step>, Vec<Step>) {
     let gone = |address: &&Ipv4Addr| !wanted.routes.contains_key(*address);
     after.extend((have.routes.keys().filter(gone)).map(|address| Step::RemoveRoute(*address)));
     after.extend(have.hosts.difference(&wanted.hosts).map(|h| Step::RemoveHost(*h)));
-    let subnets = found.subnets.difference(&wanted.subnets);
-    after.extend(subnets.map(|s| Step::RemoveSubnet(*s)));
     (before, after)
 }
 
@@ -107,8 +95,6 @@ impl Paths {
             Step::RemoveHost(host) => drop(self.hosts.remove(&host)),
             Step::AddRoute(address, host) => drop(self.routes.insert(address, host)),
             Step::RemoveRoute(address) => drop(self.routes.remove(&address)),
-            Step::AddSubnet(subnet) => drop(self.subnets.insert(subnet)),
-            Step::RemoveSubnet(subnet) => drop(self.subnets.remove(&subnet)),
         }
     }
 }
@@ -136,13 +122,12 @@ mod tests {
             own,
             hosts: hosts.iter().copied().collect(),
             remote: remote.iter().map(|(n, host)| (task(*n), (7, *host))).collect(),
-            subnets: BTreeSet::new(),
         }
     }
 
     /// Takes all steps, in order; answers them.
     fn reach(now: &mut Paths, overlay: &Overlay) -> (Vec<Step>, Vec<Step>) {
-        let wanted = paths(overlay);
+        let wanted = paths(overlay, |address| *address == task(77));
         let all = steps(&wanted, now);
         for step in all.0.iter().chain(&all.1) {
             now.take(*step);
@@ -156,15 +141,14 @@ mod tests {
     fn what_is_new_comes_before_it_is_used_and_what_is_gone_goes_after() {
         let mut now = Paths::default();
         let all = [OWN, TWO, THREE];
-        let (here, there) = ((task(0), 24), (Ipv4Addr::new(10, 0, 1, 0), 24));
-        let within = |overlay: Overlay, subnets: &[(Ipv4Addr, u8)]| Overlay {
-            subnets: subnets.iter().copied().collect(),
-            ..overlay
-        };
-        let rows: [(Overlay, &[Step], &[Step]); 8] = [
+        let rows: [(Overlay, &[Step], &[Step]); 6] = [
             (overlay(Some(OWN), &[OWN], &[]), &[], &[]),
             (
-                overlay(Some(OWN), &[OWN, TWO], &[(2, TWO), (3, TWO), (9, THREE)]),
+                overlay(
+                    Some(OWN),
+                    &[OWN, TWO],
+                    &[(2, TWO), (3, TWO), (9, THREE), (77, TWO)],
+                ),
                 &[
                     Step::AddDevice(OWN),
                     Step::AddHost(TWO),
@@ -198,22 +182,7 @@ mod tests {
                 &[],
                 &[Step::RemoveRoute(task(4)), Step::RemoveHost(TWO)],
             ),
-            (
-                within(overlay(None, &[], &[]), &[here]),
-                &[Step::RemoveDevice, Step::AddSubnet(here)],
-                &[],
-            ),
-            // A device that is made anew takes no subnet with it.
-            (
-                within(overlay(Some(OWN), &[OWN, TWO], &[]), &[here, there]),
-                &[Step::AddDevice(OWN), Step::AddSubnet(there), Step::AddHost(TWO)],
-                &[],
-            ),
-            (
-                Overlay::default(),
-                &[Step::RemoveDevice],
-                &[Step::RemoveSubnet(here), Step::RemoveSubnet(there)],
-            ),
+            (Overlay::default(), &[Step::RemoveDevice], &[]),
         ];
         for (at, (overlay, before, after)) in rows.iter().enumerate() {
             let (got_before, got_after) = reach(&mut now, overlay);

@@ -44,6 +44,9 @@ pub struct Wanted {
     pub zone: Zone,
     /// What is on other hosts.
     pub overlay: Overlay,
+    /// Subnets of the networks here: address and bits. Nothing that a container sends to them goes out, and what is for an
+    /// address in them that nobody has is refused at once.
+    pub subnets: BTreeSet<(Ipv4Addr, u8)>,
 }
 
 /// Elements by set: key and, in a map, value.
@@ -59,7 +62,12 @@ pub(crate) const SETS: &[(&str, u32, Option<u32>)] = &[
     ("internal", 4, None),
     ("selves", 8, None),
     ("published", 12, None),
+    // Of ranges: where one begins, and, with an empty value, where it has ended.
+    (SUBNETS, 4, None),
 ];
+
+/// The set of ranges.
+pub(crate) const SUBNETS: &str = "subnets";
 
 /// Sets of the host's table: name, bytes of the key. None is a map.
 pub(crate) const HOST_SETS: &[(&str, u32)] = &[("ports", 8), ("bound", 12), ("hosts", 4)];
@@ -103,6 +111,12 @@ pub(crate) fn elements(wanted: &Wanted, now: &Elements) -> Elements {
         let key = [ip.octets(), [*protocol as u8, 0, 0, 0], port_word(*port)].concat();
         put("published", key, None);
     }
+    for (begin, end) in ranges(&wanted.subnets) {
+        put(SUBNETS, begin.octets().to_vec(), None);
+        if let Some(end) = end {
+            put(SUBNETS, end.octets().to_vec(), Some(Vec::new()));
+        }
+    }
     for ((protocol, port), backends) in &wanted.ports {
         let values: Vec<Vec<u8>> = backends
             .iter()
@@ -132,6 +146,24 @@ pub(crate) fn host_elements(wanted: &Wanted, paths: &Paths) -> Elements {
         ),
         ("hosts", hosts.map(|host| (host, None)).collect()),
     ])
+}
+
+/// Subnets as ranges that do not touch: the first address, and the first after them, unless there is none.
+fn ranges(subnets: &BTreeSet<(Ipv4Addr, u8)>) -> Vec<(Ipv4Addr, Option<Ipv4Addr>)> {
+    let mut ranges: Vec<(u64, u64)> = Vec::new();
+    for (address, bits) in subnets {
+        let begin = u64::from(u32::from(*address));
+        let end = begin + (1 << 32u32.saturating_sub(u32::from(*bits)));
+        match ranges.last_mut() {
+            Some((_, last)) if *last >= begin => *last = end.max(*last),
+            Some(_) | None => ranges.push((begin, end)),
+        }
+    }
+    let address = |n: u64| u32::try_from(n).ok().map(Ipv4Addr::from);
+    let both = ranges
+        .into_iter()
+        .filter_map(|(begin, end)| Some((address(begin)?, address(end))));
+    both.collect()
 }
 
 /// A port as a word of a key: network order, then zeros.
@@ -177,6 +209,12 @@ pub(crate) fn between(old: &Wanted, new: &Wanted, now: &Elements) -> Changes {
         overlay: Overlay {
             remote: some(&of.overlay.remote, &addresses),
             ..Overlay::default()
+        },
+        // Ranges may touch what has not changed.
+        subnets: if old.subnets == new.subnets {
+            BTreeSet::new()
+        } else {
+            of.subnets.clone()
         },
     };
     let (gone, come) = (part(old, new), part(new, old));
@@ -338,8 +376,12 @@ mod tests {
             internal: false,
         };
         type Edit = fn(&mut Wanted, &dyn Fn(u8) -> Ipv4Addr);
-        let edits: [(&str, Edit); 8] = [
+        let edits: [(&str, Edit); 10] = [
             ("nothing", |_, _| {}),
+            ("a network comes", |w, ip| w.subnets.extend([(ip(0), 24)])),
+            ("one that touches it comes", |w, _| {
+                w.subnets.insert((Ipv4Addr::new(10, 0, 1, 0), 24));
+            }),
             ("a backend goes", |w, ip| {
                 drop(w.vips.insert(ip(9), (1, vec![ip(2)])))
             }),
@@ -376,6 +418,36 @@ mod tests {
                     assert!(diff(&elements(new, &after), &after).is_empty());
                 }
             }
+        }
+    }
+
+    #[test]
+    fn subnets_are_ranges_that_do_not_touch() {
+        let subnet = |text: &str, bits| (text.parse().unwrap(), bits);
+        let address = |text: &str| text.parse::<Ipv4Addr>().unwrap();
+        for (subnets, want) in [
+            (vec![], vec![]),
+            (vec![subnet("10.0.0.0", 24)], vec![("10.0.0.0", Some("10.0.1.0"))]),
+            (
+                vec![
+                    subnet("10.0.0.0", 24),
+                    subnet("10.0.1.0", 24),
+                    subnet("10.0.3.0", 29),
+                ],
+                vec![("10.0.0.0", Some("10.0.2.0")), ("10.0.3.0", Some("10.0.3.8"))],
+            ),
+            (
+                vec![subnet("10.0.0.0", 16), subnet("10.0.9.0", 24)],
+                vec![("10.0.0.0", Some("10.1.0.0"))],
+            ),
+            (vec![subnet("255.255.255.0", 24)], vec![("255.255.255.0", None)]),
+            (vec![subnet("0.0.0.0", 0)], vec![("0.0.0.0", None)]),
+        ] {
+            let want: Vec<_> = want
+                .into_iter()
+                .map(|(a, b)| (address(a), b.map(address)))
+                .collect();
+            assert_eq!(ranges(&subnets.into_iter().collect()), want);
         }
     }
 

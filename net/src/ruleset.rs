@@ -4,7 +4,7 @@ use std::net::Ipv4Addr;
 
 use crate::balance::SLOTS;
 use crate::overlay::mac_of;
-use crate::plan::{HOST_SETS, SETS};
+use crate::plan::{HOST_SETS, SETS, SUBNETS};
 use crate::sys::nft::{Batch, Expression, Hook, NETDEV, R1, W0, W1, W2, W4};
 
 /// Gateway of every container: link-local, the same everywhere.
@@ -18,8 +18,9 @@ const OUT_NAME: u32 = 7;
 const PROTOCOL: u32 = 16;
 const EQUAL: u32 = 0;
 const UNEQUAL: u32 = 1;
-/// ICMP: administratively prohibited, port unreachable (RFC 1812).
+/// ICMP: administratively prohibited, host and port unreachable (RFC 792, RFC 1812).
 const PROHIBITED: u8 = 13;
+const NO_HOST: u8 = 1;
 const NO_PORT: u8 = 3;
 
 fn source(to: u32) -> Expression {
@@ -373,6 +374,20 @@ pub(crate) fn dataplane(uplink: &str, overlay: &str, own: Ipv4Addr) -> Batch {
             },
         ],
     );
+    // What is for a network stays in it, although the world may have the same addresses; answers have passed above.
+    b.rule(
+        "fwd",
+        &[
+            meta(OUT_NAME, R1),
+            is(R1, &name(uplink)),
+            destination(W0),
+            find(SUBNETS, W0, None),
+            Expression::Reject {
+                reset: false,
+                code: NO_HOST,
+            },
+        ],
+    );
     // No container speaks to a host as if it were one, and what came from another host does not go out here: answers have
     // passed above.
     b.rule(
@@ -436,9 +451,9 @@ pub(crate) fn dataplane(uplink: &str, overlay: &str, own: Ipv4Addr) -> Batch {
     b
 }
 
-/// VXLAN: only hosts of the cluster are heard, and none of it is tracked, as what is in it is. `number` is that of the
+/// What is let in. VXLAN: only hosts of the cluster are heard, and none of it is tracked, as what is in it is. `number` is that of the
 /// device (VNI): what others on this machine do with the same port is theirs.
-fn hear_hosts_only(b: &mut Batch, number: u32) {
+fn hear_hosts_only(b: &mut Batch, uplink: &str, dataplane: Ipv4Addr, number: u32) {
     let to_port = || {
         [
             meta(PROTOCOL, W0),
@@ -474,6 +489,17 @@ fn hear_hosts_only(b: &mut Batch, number: u32) {
         Expression::Drop,
     ];
     b.rule("first", &[&to_port()[..], &strangers].concat());
+    // Nobody speaks to the dataplane but through a published port, as whose address says where it is open.
+    b.rule(
+        "first",
+        &[
+            meta(IN_NAME, R1),
+            is_not(R1, &name(uplink)),
+            destination(W0),
+            is(W0, &dataplane.octets()),
+            Expression::Drop,
+        ],
+    );
     for chain in ["first", "sent"] {
         b.rule(chain, &[&to_port()[..], &[Expression::NotTracked]].concat());
     }
@@ -487,7 +513,7 @@ pub(crate) fn host(table: &str, uplink: &str, dataplane: Ipv4Addr, number: u32) 
     for (set, key) in HOST_SETS {
         b.set(set, *key, None);
     }
-    hear_hosts_only(&mut b, number);
+    hear_hosts_only(&mut b, uplink, dataplane, number);
     b.chain("pre", &nat("nat", 0));
     b.chain("out", &nat("nat", 3));
     b.chain("post", &nat("nat", 4));

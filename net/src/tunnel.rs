@@ -25,10 +25,7 @@ const MTU: u32 = 1500;
 
 /// What is there.
 pub(crate) fn found(links: &mut Socket, tables: &mut Socket) -> Result<Paths, NetError> {
-    let mut paths = Paths {
-        subnets: (link::unreachables(links).map_err(at("list routes"))?.into_iter()).collect(),
-        ..Paths::default()
-    };
+    let mut paths = Paths::default();
     // Made last: without it the device is made anew.
     if !nft::table_exists_in(tables, NETDEV, ruleset::BACK).map_err(at("list tables"))? {
         return Ok(paths);
@@ -85,10 +82,6 @@ impl Tunnel<'_> {
                 link::route(self.links, (address, 32), index, Some(host))
                     .map_err(at(format!("route to {address} at {host}")))
             }
-            Step::AddSubnet((subnet, bits)) => link::unreachable(self.links, (subnet, bits))
-                .map_err(at(format!("keep {subnet}/{bits} to its networks"))),
-            Step::RemoveSubnet((subnet, bits)) => link::remove_unreachable(self.links, (subnet, bits))
-                .map_err(at(format!("let go of {subnet}/{bits}"))),
             Step::RemoveRoute(address) => {
                 let index = self.index()?;
                 link::remove_route(self.links, address, index)

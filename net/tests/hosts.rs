@@ -188,8 +188,8 @@ fn wanted(host: u8, hosts: u8, all: &[(u8, u8, u32)]) -> Wanted {
                     (ip(*c), (known, Wire::address(*h)))
                 })
                 .collect(),
-            subnets: [(ip(0), 24)].into(),
         },
+        subnets: [(ip(0), 24)].into(),
         ..Wanted::default()
     }
 }
@@ -313,8 +313,8 @@ fn a_container_speaks_in_each_of_its_networks_as_their_member_and_to_nobody_in_v
         own: Some(Wire::address(host)),
         hosts: (1..=2).map(Wire::address).collect(),
         remote: remote.into(),
-        subnets: [(ip(0), 24), (second(0), 24)].into(),
     };
+    let subnets = [(ip(0), 24), (second(0), 24)];
     let one = Wanted {
         endpoints: [(ip(2), endpoint(1, true)), (second(2), endpoint(2, false))].into(),
         vips: [(ip(100), (1, vec![]))].into(),
@@ -322,6 +322,7 @@ fn a_container_speaks_in_each_of_its_networks_as_their_member_and_to_nobody_in_v
             1,
             [ip(3), second(3)].map(|a| (a, (u32::from(a.octets()[2]) + 1, Wire::address(2)))),
         ),
+        subnets: subnets.into(),
         ..Wanted::default()
     };
     let two = Wanted {
@@ -330,6 +331,7 @@ fn a_container_speaks_in_each_of_its_networks_as_their_member_and_to_nobody_in_v
             2,
             [ip(2), second(2)].map(|a| (a, (u32::from(a.octets()[2]) + 1, Wire::address(1)))),
         ),
+        subnets: subnets.into(),
         ..Wanted::default()
     };
     for (host, wanted) in [(1, &one), (2, &two)] {
@@ -461,6 +463,20 @@ fn what_somebody_else_has_changed_is_repaired_and_counted() {
     bed.end();
 }
 
+/// The dataplane's own address, towards its host: the one address of its namespace that is no gateway.
+fn inner_address(plane: &Path) -> Ipv4Addr {
+    let trie = inside(plane, || {
+        std::fs::read_to_string("/proc/thread-self/net/fib_trie")
+    })
+    .unwrap()
+    .unwrap();
+    let lines: Vec<&str> = trie.lines().map(str::trim).collect();
+    let local = lines.windows(2).filter(|pair| pair[1].contains("/32 host LOCAL"));
+    let mut addresses = local.filter_map(|pair| pair[0].strip_prefix("|-- ")?.parse::<Ipv4Addr>().ok());
+    let own = |a: &Ipv4Addr| a.is_link_local() && a.octets()[2] != 1;
+    addresses.find(own).unwrap()
+}
+
 #[test]
 fn a_port_of_one_address_is_open_there_and_nowhere_else() {
     let Some(bed) = Bed::new(1) else { return };
@@ -486,6 +502,24 @@ fn a_port_of_one_address_is_open_there_and_nowhere_else() {
         let got = asked.map(|(from, to)| ask(from, to, PUBLISHED).is_ok());
         assert_eq!(got, reached, "{bound:?}");
     }
+    // Nor by the address of the dataplane itself, for a machine that knows the way there.
+    let inner = inner_address(&bed.dir.path().join("h1/dataplane"));
+    let route = inside(&client, || {
+        let words = ["route", "add", &inner.to_string(), "via", &outer.to_string()];
+        std::process::Command::new("ip").args(words).status()
+    });
+    match route.unwrap() {
+        Ok(status) if status.success() => assert!(ask(&client, inner, PUBLISHED).is_err(), "by {inner}"),
+        other => println!("skipped: no route to {inner} can be added ({other:?})"),
+    }
+    let mut open = wanted(1, 1, &[(1, 2, 1)]);
+    open.ports = [((Protocol::Tcp, PUBLISHED), vec![(ip(2), PORT)])].into();
+    bed.apply(1, &open);
+    assert!(
+        ask(&client, inner, PUBLISHED).is_err(),
+        "although the port is open"
+    );
+    assert!(ask(&client, outer, PUBLISHED).is_ok());
     bed.end();
 }
 

@@ -292,7 +292,7 @@ fn translate(net: WantedNet) -> Wanted {
             own: net.own,
             hosts: net.hosts,
             remote: net.remote,
-            subnets: net.subnets,
         },
+        subnets: net.subnets,
     }
 }

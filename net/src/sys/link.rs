@@ -18,10 +18,9 @@ const GET_ROUTE: u16 = 26;
 const NEW_NEIGHBOUR: u16 = 28;
 const DELETE_NEIGHBOUR: u16 = 29;
 const GET_NEIGHBOUR: u16 = 30;
-/// The main table of routes, and their kinds.
+/// The main table of routes, and their kind.
 const MAIN: u8 = 254;
 const UNICAST: u8 = 1;
-const UNREACHABLE: u8 = 7;
 
 fn interface(index: u32, up: bool) -> Vec<u8> {
     // struct ifinfomsg: family, type, index, flags, change mask.
@@ -252,34 +251,6 @@ pub(crate) fn route_from(
     }
     m.ne32(4, index);
     socket.request(m)
-}
-
-/// Says of a subnet that what no other route leads to is nowhere.
-pub(crate) fn unreachable(socket: &mut Socket, (to, prefix): (Ipv4Addr, u8)) -> io::Result<()> {
-    let mut fixed = vec![2, prefix, 0, 0, MAIN, 4, 0, UNREACHABLE];
-    fixed.resize(12, 0);
-    let mut m = Message::new(NEW_ROUTE, REQUEST | ACK | CREATE | REPLACE, &fixed);
-    m.put(1, &to.octets());
-    socket.request(m)
-}
-
-/// Says so no more; one of which it is not said is no error.
-pub(crate) fn remove_unreachable(socket: &mut Socket, (to, prefix): (Ipv4Addr, u8)) -> io::Result<()> {
-    let mut fixed = vec![2, prefix, 0, 0, MAIN, 0, 255, UNREACHABLE];
-    fixed.resize(12, 0);
-    let mut m = Message::new(DELETE_ROUTE, REQUEST | ACK, &fixed);
-    m.put(1, &to.octets());
-    gone_is_fine(socket.request(m), false)
-}
-
-/// Subnets of which it is said.
-pub(crate) fn unreachables(socket: &mut Socket) -> io::Result<Vec<(Ipv4Addr, u8)>> {
-    let read = |body: &Vec<u8>| {
-        let (prefix, table, kind) = (*body.get(1)?, *body.get(4)?, *body.get(7)?);
-        let to = ipv4(body.get(12..)?, 1)?;
-        (table == MAIN && kind == UNREACHABLE).then_some((to, prefix))
-    };
-    Ok(all_routes(socket)?.iter().filter_map(read).collect())
 }
 
 fn all_routes(socket: &mut Socket) -> io::Result<Vec<Vec<u8>>> {

@@ -4,6 +4,7 @@ use std::io;
 use std::net::Ipv4Addr;
 
 use super::netlink::{ACK, CREATE, Message, REQUEST, Socket};
+use crate::plan::SUBNETS;
 
 const NEW_TABLE: u16 = 0;
 const DELETE_TABLE: u16 = 2;
@@ -103,7 +104,8 @@ impl Batch {
         let id = self.sets;
         let mut m = self.message(NEW_SET, CREATE);
         m.text(1, &self.table).text(2, name);
-        m.be32(3, if data.is_some() { 8 } else { 0 });
+        let interval = if name == SUBNETS { 4 } else { 0 };
+        m.be32(3, if data.is_some() { 8 } else { interval });
         // The type is for people who list the set; 0 means bytes.
         m.be32(4, 0).be32(5, key);
         if let Some(data) = data {
@@ -143,7 +145,10 @@ impl Batch {
                         m.nest(1, |m| {
                             m.put(1, key);
                         });
-                        if let Some(data) = data {
+                        if data.as_ref().is_some_and(Vec::is_empty) {
+                            // The end of an interval.
+                            m.be32(3, 1);
+                        } else if let Some(data) = data {
                             m.nest(2, |m| {
                                 m.put(1, data);
                             });
@@ -373,8 +378,14 @@ pub(crate) fn elements(socket: &mut Socket, table: &str, set: &str) -> io::Resul
             for (_, element) in super::netlink::attributes(list) {
                 let fields = super::netlink::attributes(element);
                 let get = |kind: u16| fields.iter().find(|(k, _)| *k == kind).and_then(|(_, v)| part(v));
+                let flags = fields.iter().find(|(k, _)| *k == 3).map(|(_, v)| *v);
+                let value = if flags == Some(&[0, 0, 0, 1]) {
+                    Some(Vec::new())
+                } else {
+                    get(2)
+                };
                 if let Some(key) = get(1) {
-                    found.push((key, get(2)));
+                    found.push((key, value));
                 }
             }
         }
