@@ -38,7 +38,7 @@ pub struct DataplaneConfig {
 }
 
 /// A container to attach.
-#[derive(Debug, Clone)]
+#[derive(Debug, Clone, PartialEq, Eq)]
 pub struct EndpointConfig {
     /// Its id.
     pub id: String,

@@ -62,16 +62,32 @@ impl Found {
     }
 }
 
-/// Makes a table, also in the place of one with other rules, as an earlier version made. Connections go on by what is
-/// known of them; new ones are refused until what is wanted is applied.
-fn make_table(tables: &mut Socket, name: &str, mut batch: Batch) -> Result<(), NetError> {
+/// Makes a table, also in the place of one with other rules, as an earlier version made: with the elements that were in its
+/// sets, as far as they fit, so that everything goes on.
+fn make_table(
+    tables: &mut Socket,
+    name: &str,
+    sets: &[&'static str],
+    rules: &dyn Fn() -> Batch,
+) -> Result<(), NetError> {
+    let mut batch = rules();
     let mark = format!("rules-{:016x}", batch.fingerprint());
     batch.set(&mark, 4, None);
     if nft::table_exists(tables, name).map_err(at("list tables"))? {
         if nft::elements(tables, name, &mark).is_ok() {
             return Ok(());
         }
-        // In one transaction.
+        let mut kept = rules();
+        kept.set(&mark, 4, None);
+        for set in sets {
+            if let Ok(elements) = nft::elements(tables, name, set) {
+                kept.add(set, &elements);
+            }
+        }
+        // Each in one transaction; one that is too large, or whose elements have another form, comes without them.
+        if kept.instead().commit(tables).is_ok() {
+            return Ok(());
+        }
         batch = batch.instead();
     }
     batch.commit(tables).map_err(at(format!("make the table {name}")))
@@ -79,14 +95,16 @@ fn make_table(tables: &mut Socket, name: &str, mut batch: Batch) -> Result<(), N
 
 /// Makes the host's table.
 pub(crate) fn make_host_table(tables: &mut Socket, transit: &Transit) -> Result<(), NetError> {
-    let rules = ruleset::host(&transit.table, &transit.host_end, transit.inner, tunnel::NUMBER);
-    make_table(tables, &transit.table, rules)
+    let sets: Vec<&str> = HOST_SETS.iter().map(|(set, _)| *set).collect();
+    let rules = || ruleset::host(&transit.table, &transit.host_end, transit.inner, tunnel::NUMBER);
+    make_table(tables, &transit.table, &sets, &rules)
 }
 
 /// Makes the dataplane's table.
 pub(crate) fn make_inner_table(tables: &mut Socket, transit: &Transit) -> Result<(), NetError> {
-    let rules = ruleset::dataplane(&transit.inner_end, tunnel::DEVICE, transit.inner);
-    make_table(tables, TABLE, rules)
+    let sets: Vec<&str> = SETS.iter().map(|(set, ..)| *set).collect();
+    let rules = || ruleset::dataplane(&transit.inner_end, tunnel::DEVICE, transit.inner);
+    make_table(tables, TABLE, &sets, &rules)
 }
 
 /// Reads what the kernel has.

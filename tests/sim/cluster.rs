@@ -51,6 +51,7 @@ pub struct Cluster {
     pub drains: Drains,
     /// What a node is to acknowledge once it knows its view.
     pub asked: BTreeMap<NodeId, u64>,
+    pub(super) streams: BTreeMap<NodeId, u64>,
     /// When the leader last heard of a node, by the time itself.
     pub heard: BTreeMap<NodeId, Timestamp>,
     /// Objects a user wrote and was told so, with the entry that did.
@@ -101,6 +102,7 @@ impl Cluster {
             views: BTreeMap::new(),
             drains: Drains::default(),
             asked: BTreeMap::new(),
+            streams: BTreeMap::new(),
             heard: BTreeMap::new(),
             acked: BTreeMap::new(),
             ids: BTreeSet::new(),

@@ -161,7 +161,11 @@ impl Cluster {
             }
             let changed = !diff.is_empty();
             agent::apply(view, diff);
-            let (message, free) = self.drains.send(node, view, changed);
+            let (message, free) = self.drains.send(
+                (node, self.streams.get(&node).copied().unwrap_or_default()),
+                view,
+                changed,
+            );
             nodes.extend(free);
             if message.send {
                 self.told += 1;

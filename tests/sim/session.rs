@@ -231,7 +231,8 @@ impl Cluster {
         // The whole set first, differences from then on.
         self.told += 1;
         self.asked.remove(&node);
-        self.drains.open(node);
+        let stream = self.drains.open(node);
+        self.streams.insert(node, stream);
         self.views.insert(node, (self.told, self.whole(node)));
         self.tell([node].into());
         self.note(

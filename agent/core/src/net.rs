@@ -2,7 +2,6 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
-use std::sync::Arc;
 
 use ipnet::IpNet;
 use model::assignment::{AssignmentSet, ServiceEndpoints};
@@ -104,14 +103,14 @@ pub fn wanted(
 }
 
 /// Tasks with a namespace of which a network has other subnets than before.
-pub fn grown(old: &AssignmentSet, new: &AssignmentSet, attached: &BTreeSet<TaskId>) -> Vec<Arc<Task>> {
+pub fn grown(old: &AssignmentSet, new: &AssignmentSet, attached: &BTreeSet<TaskId>) -> Vec<TaskId> {
     let grew = |id: &NetworkId| {
         let (old, new) = (old.networks.get(id), new.networks.get(id));
         old.zip(new).is_some_and(|(old, new)| old.subnets != new.subnets)
     };
     let here = new.tasks.values().filter(|t| attached.contains(&t.id));
     let concerned = here.filter(|t| t.addresses.iter().any(|(network, _)| grew(network)));
-    concerned.cloned().collect()
+    concerned.map(|t| t.id).collect()
 }
 
 /// Hosts that cannot be reached at the address they said.
@@ -136,17 +135,21 @@ fn add_remote(net: &mut WantedNet, set: &AssignmentSet, node: NodeId, number: &d
     net.hosts = hosts.values().copied().collect();
     let tasks = set.services.values().flat_map(|s| {
         let all = s.backends.iter().chain(&s.others);
-        // One without networks is gone, and clients of its ports may still have connections to its tasks.
-        all.map(|task| (task, !s.ports.is_empty() || s.networks.is_empty()))
+        // One without networks or ports is gone, and clients of its ports may still have connections to its tasks.
+        let gone = s.networks.is_empty() && s.ports.is_empty();
+        all.map(move |task| (task, !s.ports.is_empty(), gone))
     });
-    for (task, published) in tasks {
+    for (task, published, gone) in tasks {
         let Some(there) = task.node.filter(|n| *n != node).and_then(|n| hosts.get(&n)) else {
             continue;
         };
         for (network, address) in v4(&task.addresses) {
             let near = set.networks.contains_key(&network);
             let here = number(&network);
-            if near || published {
+            if gone {
+                // Its address may have been given again since.
+                net.remote.entry(address).or_insert((here, *there));
+            } else if near || published {
                 net.remote.insert(address, (here, *there));
             }
             if !near {
@@ -232,8 +235,13 @@ fn add_service(
                     Some(_) => vec![(name.clone(), port.target)],
                     None => each.clone(),
                 };
-                net.located.insert((here, format!("{asked}.{name}")), direct);
-                net.located.insert((here, format!("{asked}.tasks.{name}")), each);
+                // Several services may share an alias.
+                for (name, places) in [
+                    (format!("{asked}.{name}"), direct),
+                    (format!("{asked}.tasks.{name}"), each),
+                ] {
+                    net.located.entry((here, name)).or_default().extend(places);
+                }
             }
             net.names
                 .entry((here, name.clone()))
@@ -255,6 +263,7 @@ fn add_service(
 
 #[cfg(test)]
 mod tests {
+    use std::sync::Arc;
 
     use model::ServiceId;
     use model::assignment::{Backend, ServiceNetwork};

@@ -37,6 +37,8 @@ struct Known {
     set: AssignmentSet,
     attached: BTreeSet<TaskId>,
     serving: BTreeSet<TaskId>,
+    /// Tasks whose networks have grown, until they have their routes.
+    reroute: BTreeSet<TaskId>,
     /// Grows with every change; what is applied is remembered by it.
     generation: u64,
 }
@@ -61,23 +63,51 @@ impl Network {
 
     /// Takes a new assignment set; `serving` tasks were found running by an agent that just started.
     pub(crate) async fn assign(&self, set: AssignmentSet, serving: &[TaskId]) -> Result<(), NetError> {
-        let mut grown = Vec::new();
         self.change(|k| {
-            grown = agent_core::net::grown(&k.set, &set, &k.attached);
+            let grown = agent_core::net::grown(&k.set, &set, &k.attached);
+            k.reroute.extend(grown);
             k.set = set;
             k.serving.extend(serving);
             k.attached.extend(serving);
         });
         self.apply().await?;
-        // They speak from another address to what is new of their networks.
-        for task in grown {
-            let endpoint = {
-                let known = self.known.lock().unwrap_or_else(PoisonError::into_inner);
-                endpoint(&task, &known.set)
-            };
-            self.plane.reroute(endpoint).await?;
+        self.reroute().await
+    }
+
+    /// Gives tasks whose networks have grown their routes; those of which it fails are tried again.
+    async fn reroute(&self) -> Result<(), NetError> {
+        let waiting: Vec<EndpointConfig> = {
+            let mut known = self.known.lock().unwrap_or_else(PoisonError::into_inner);
+            let Known {
+                set,
+                attached,
+                reroute,
+                ..
+            } = &mut *known;
+            reroute.retain(|id| attached.contains(id) && set.tasks.contains_key(id));
+            let tasks = reroute.iter().filter_map(|id| set.tasks.get(id));
+            tasks.map(|task| endpoint(task, set)).collect()
+        };
+        let mut failed = None;
+        for endpoint in waiting {
+            let id = endpoint.id.clone();
+            match self.plane.reroute(endpoint.clone()).await {
+                Ok(()) => {
+                    let mut known = self.known.lock().unwrap_or_else(PoisonError::into_inner);
+                    let Known { set, reroute, .. } = &mut *known;
+                    // It may have grown again since.
+                    let task = id.parse().ok().and_then(|id: TaskId| set.tasks.get(&id).cloned());
+                    if let Some(task) = task.filter(|t| self::endpoint(t, set) == endpoint) {
+                        reroute.remove(&task.id);
+                    }
+                }
+                Err(error) => {
+                    self.failed.notify_one();
+                    failed.get_or_insert(error);
+                }
+            }
         }
-        Ok(())
+        failed.map_or(Ok(()), Err)
     }
 
     /// Gives a task its namespace; answers its path.
@@ -86,11 +116,16 @@ impl Network {
             let known = self.known.lock().unwrap_or_else(PoisonError::into_inner);
             endpoint(task, &known.set)
         };
-        let path = self.plane.attach(endpoint).await?;
+        let path = self.plane.attach(endpoint.clone()).await?;
         self.change(|k| {
             k.attached.insert(task.id);
+            // Its networks may have grown meanwhile.
+            if self::endpoint(task, &k.set) != endpoint {
+                k.reroute.insert(task.id);
+            }
         });
         self.apply().await?;
+        self.reroute().await?;
         Ok(path)
     }
 
@@ -156,8 +191,16 @@ impl Network {
             )
         };
         let unreached = unreached(&net.unreached);
-        let problem = self.plane.apply(translate(net)).await?.unreachable;
-        self.say(problem, unreached);
+        let done = match self.plane.apply(translate(net)).await {
+            Ok(done) => done,
+            // What is there may not be what was left there.
+            Err(error) => {
+                tracing::warn!("{}: looking at what the kernel has", chain(&error));
+                let repaired = self.plane.repair().await;
+                repaired.inspect_err(|_| self.failed.notify_one())?
+            }
+        };
+        self.say(done.unreachable, unreached);
         *applied = generation;
         Ok(())
     }
@@ -180,10 +223,14 @@ impl Network {
                             repaired.changed
                         );
                     }
-                    let known = self.known.lock().unwrap_or_else(PoisonError::into_inner);
-                    let unreached = unreached(&agent_core::net::unreached(&known.set.peers));
-                    drop(known);
+                    let unreached = {
+                        let known = self.known.lock().unwrap_or_else(PoisonError::into_inner);
+                        unreached(&agent_core::net::unreached(&known.set.peers))
+                    };
                     self.say(repaired.unreachable, unreached);
+                    if let Err(error) = self.reroute().await {
+                        tracing::error!("give a container the routes of its networks: {}", chain(&error));
+                    }
                 }
                 Err(error) => {
                     tracing::error!("repair the network: {}", chain(&error));

@@ -13,7 +13,7 @@ use model::spec::{EndpointMode, PortSpec, PublishMode, ServiceSpec};
 use model::task_state::TaskState;
 use model::{NetworkId, TaskId, Timestamp};
 
-pub(crate) use address::{free_subnet, free_vni, overlaps};
+pub(crate) use address::{free_subnet, free_vni, held_within, overlaps};
 pub(crate) use endpoint::{EndpointError, endpoint};
 
 use crate::state::{Scratch, State};

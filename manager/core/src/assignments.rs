@@ -55,8 +55,11 @@ impl Rounds {
 #[derive(Debug, Default)]
 pub struct Views {
     known: BTreeMap<ServiceId, (Timestamp, u64, Arc<ServiceEndpoints>)>,
-    /// As of an index.
-    common: (u64, Common),
+    common: Common,
+    /// The entry as of which it is known where nodes are.
+    peers_of: u64,
+    /// The same of services that are gone, and when that was looked at.
+    leaving_of: (Timestamp, u64),
 }
 
 /// What all nodes are told alike.
@@ -71,13 +74,17 @@ pub struct Common {
 impl Common {
     /// What it is in a state.
     pub fn of(state: &State) -> Self {
-        let address = |n: &Arc<model::object::Node>| (n.id, n.description.address.clone());
         let leaving = state.orphaned().into_iter().filter_map(|id| leaving(state, id));
         Self {
-            peers: Arc::new(state.nodes().map(address).collect()),
+            peers: Arc::new(peers(state)),
             leaving: Arc::new(leaving.map(Arc::new).collect()),
         }
     }
+}
+
+fn peers(state: &State) -> BTreeMap<NodeId, String> {
+    let address = |n: &Arc<model::object::Node>| (n.id, n.description.address.clone());
+    state.nodes().map(address).collect()
 }
 
 /// A service that is gone, while any of its tasks is somewhere.
@@ -95,18 +102,32 @@ fn leaving(state: &State, id: ServiceId) -> Option<ServiceEndpoints> {
 }
 
 impl Views {
-    /// What all nodes are told alike, as the same objects while they stay the same.
-    pub fn common(&mut self, state: &State) -> Common {
-        let (index, known) = &mut self.common;
-        if *index < state.index() {
-            let fresh = Common::of(state);
-            if known.peers != fresh.peers {
-                known.peers = fresh.peers;
+    /// The next caller gets a service as it is.
+    pub fn renew(&mut self, service: ServiceId) {
+        self.known.remove(&service);
+    }
+
+    /// What all nodes are told alike, as the same objects while they stay the same; services that are gone at most `age` old.
+    pub fn common(&mut self, state: &State, now: Timestamp, age: Duration) -> Common {
+        let known = &mut self.common;
+        if self.peers_of < state.index() {
+            self.peers_of = state.index();
+            let fresh = peers(state);
+            if *known.peers != fresh {
+                known.peers = Arc::new(fresh);
             }
-            if known.leaving != fresh.leaving {
-                known.leaving = fresh.leaving;
+        }
+        if self.leaving_of.1 < state.index() {
+            let gone = state.orphaned();
+            // One that has just gone is told of at once: its tasks have clients.
+            let told = |id: &ServiceId| known.leaving.iter().any(|s| s.id == *id);
+            if now.since(self.leaving_of.0) >= age || !gone.iter().all(told) {
+                self.leaving_of = (now, state.index());
+                let fresh: Vec<_> = gone.into_iter().filter_map(|id| leaving(state, id)).collect();
+                if !fresh.iter().eq(known.leaving.iter().map(|s| &**s)) {
+                    known.leaving = Arc::new(fresh.into_iter().map(Arc::new).collect());
+                }
             }
-            *index = state.index();
         }
         known.clone()
     }
@@ -185,7 +206,7 @@ pub fn for_node_by(
     for service in state.services().filter(|s| reaches(s, &near)) {
         set.services.insert(service.id, view(service));
     }
-    for service in common.leaving.iter() {
+    for service in common.leaving.iter().filter(|s| leaves(s, &near)) {
         set.services.insert(service.id, service.clone());
     }
     // Who has nothing that others reach needs nobody.
@@ -208,6 +229,16 @@ fn reaches(service: &Service, near: &BTreeSet<NetworkId>) -> bool {
             .ports
             .iter()
             .any(|p| p.mode == PublishMode::Ingress)
+}
+
+/// Tasks of a service that is gone of which all nodes are told, as any may have clients of its ports. Of more those alone
+/// that have a network in common with it.
+const LEAVING_MAX: usize = 100;
+
+/// Whether a node with tasks in `near` is told of a service that is gone.
+fn leaves(service: &ServiceEndpoints, near: &BTreeSet<NetworkId>) -> bool {
+    let shares = |task: &Backend| task.addresses.iter().any(|(network, _)| near.contains(network));
+    service.others.len() <= LEAVING_MAX || service.others.iter().any(shares)
 }
 
 /// How a service is reached.
@@ -351,6 +382,31 @@ mod tests {
     use super::*;
     use crate::txn::{Action, Entry, Txn};
 
+    /// One that runs.
+    fn a_task() -> Task {
+        Task {
+            id: TaskId(7),
+            meta: Meta::default(),
+            service: ServiceId(1),
+            service_name: "web".into(),
+            slot: SlotKey::Replica(1),
+            spec: Arc::default(),
+            spec_version: 1,
+            node: None,
+            desired: DesiredState::Running,
+            run_at: Timestamp(0),
+            status: TaskStatus {
+                state: TaskState::Running,
+                ..TaskStatus::new(Timestamp(0))
+            },
+            running_at: None,
+            ended_at: None,
+            fence: 0,
+            addresses: Vec::new(),
+            host_ports: Vec::new(),
+        }
+    }
+
     #[test]
     fn rounds_end_with_what_changed_last_and_are_an_age_apart() {
         const AGE: u64 = 100;
@@ -389,6 +445,37 @@ mod tests {
     }
 
     #[test]
+    fn a_service_that_is_gone_is_told_of_at_once_and_forgotten_in_time() {
+        let mut state = State::default();
+        let put = |state: &mut State, node: u128, status| {
+            let gone = Task {
+                node: Some(NodeId(node)),
+                status: TaskStatus {
+                    state: status,
+                    ..TaskStatus::new(Timestamp(0))
+                },
+                ..a_task()
+            };
+            let txn = Txn {
+                expect: Vec::new(),
+                actions: vec![Action::Put(Object::Task(Arc::new(gone)))],
+            };
+            let index = state.index() + 1;
+            let now = Timestamp(1);
+            state.apply(&Entry { index, now, txn }).expect("an entry");
+        };
+        let (mut views, age) = (Views::default(), Duration::from_millis(100));
+        let mut at = |state: &State, ms| views.common(state, Timestamp(ms), age).leaving;
+        assert!(at(&state, 1_000).is_empty());
+        put(&mut state, 3, TaskState::Running);
+        let first = at(&state, 1_001);
+        assert_eq!(first[0].others.len(), 1, "at once");
+        put(&mut state, 3, TaskState::Complete);
+        assert!(Arc::ptr_eq(&at(&state, 1_050), &first), "young enough");
+        assert!(at(&state, 1_101).is_empty(), "although nothing has changed since");
+    }
+
+    #[test]
     fn a_view_of_a_service_is_shared_until_it_changes_and_has_an_age() {
         let plain = Service {
             id: ServiceId(1),
@@ -399,27 +486,7 @@ mod tests {
             update: None,
             endpoint: Endpoint::default(),
         };
-        let task = Task {
-            id: TaskId(7),
-            meta: Meta::default(),
-            service: ServiceId(1),
-            service_name: "web".into(),
-            slot: SlotKey::Replica(1),
-            spec: Arc::default(),
-            spec_version: 1,
-            node: None,
-            desired: DesiredState::Running,
-            run_at: Timestamp(0),
-            status: TaskStatus {
-                state: TaskState::Running,
-                ..TaskStatus::new(Timestamp(0))
-            },
-            running_at: None,
-            ended_at: None,
-            fence: 0,
-            addresses: Vec::new(),
-            host_ports: Vec::new(),
-        };
+        let task = a_task();
         let mut state = State::default();
         let add = |state: &mut State, object: Object| {
             let txn = Txn {

@@ -5,14 +5,18 @@
 //! task waits for a bounded time only.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Arc;
 
-use model::assignment::AssignmentSet;
+use model::assignment::{AssignmentSet, ServiceEndpoints};
 use model::object::{NodeState, Object, Task};
 use model::task_state::TaskState;
 use model::{NodeId, ServiceId, TaskId};
 
 use crate::state::State;
 use crate::txn::Changes;
+
+/// Tasks that wait at the same time; more, as of a large service that is removed, are stopped at once.
+const WAITING_MAX: usize = 1_000;
 
 /// Which tasks still wait, and for whom.
 #[derive(Debug, Default)]
@@ -25,8 +29,10 @@ pub struct Drains {
     /// Tasks that need not wait any more, until they have ended.
     free: BTreeSet<TaskId>,
     nodes: BTreeMap<NodeId, Heard>,
-    /// The last number given to a message.
+    /// The last number given to a message or a stream of them.
     number: u64,
+    /// Tasks behind the views that were looked at last.
+    behind: BTreeMap<ServiceId, (Arc<ServiceEndpoints>, BTreeSet<TaskId>)>,
 }
 
 #[derive(Debug)]
@@ -40,6 +46,9 @@ struct Drain {
 /// What a node was sent and has acknowledged, by numbers of messages.
 #[derive(Debug, Default)]
 struct Heard {
+    /// The stream it is sent by.
+    stream: u64,
+    /// The last message; nothing was sent by the stream before.
     sent: u64,
     acknowledged: u64,
 }
@@ -69,11 +78,21 @@ impl Drains {
         woken
     }
 
+    /// Services with tasks that wait: of these the newest view is to be told.
+    pub fn services(&self) -> BTreeSet<ServiceId> {
+        self.tasks.values().map(|drain| drain.service).collect()
+    }
+
     /// Takes what an entry changed. Answers the nodes of tasks that need not wait any more.
     pub fn take(&mut self, changes: &Changes) -> BTreeSet<NodeId> {
         self.index = self.index.max(changes.index);
         for change in &changes.items {
             match (&change.before, &change.after) {
+                // Nobody was ever told of it.
+                (Some(Object::Task(before)), Some(Object::Task(task))) if ends(task) && !served(before) => {
+                    self.free
+                        .extend((!self.tasks.contains_key(&task.id)).then_some(task.id));
+                }
                 (_, Some(Object::Task(task))) if ends(task) => self.begin(task),
                 (_, Some(Object::Task(task))) | (Some(Object::Task(task)), None) => self.forget(task.id),
                 (_, Some(Object::Node(node))) if node.status.state == NodeState::Ready => {
@@ -105,6 +124,10 @@ impl Drains {
         if self.free.contains(&task.id) || self.tasks.contains_key(&task.id) {
             return;
         }
+        if self.tasks.len() >= WAITING_MAX {
+            self.free.insert(task.id);
+            return;
+        }
         let others = self.ready.iter().filter(|other| **other != node);
         let drain = Drain {
             service: task.service,
@@ -129,23 +152,40 @@ impl Drains {
             self.tasks.remove(task);
             self.free.insert(*task);
         }
+        if self.tasks.is_empty() {
+            self.behind.clear();
+        }
         done.into_iter().map(|(_, node)| node).collect()
     }
 
-    /// A node is told everything anew: what it was sent before it may never have got.
-    pub fn open(&mut self, node: NodeId) {
-        self.nodes.remove(&node);
+    /// A node is told everything anew: what it was sent before it may never have got. Answers the number of the stream.
+    pub fn open(&mut self, node: NodeId) -> u64 {
+        self.number += 1;
+        let heard = Heard {
+            stream: self.number,
+            ..Heard::default()
+        };
+        self.nodes.insert(node, heard);
         let told = self.tasks.values_mut().filter_map(|d| d.waiting.get_mut(&node));
         told.for_each(|number| *number = None);
+        self.number
     }
 
-    /// A node is to have this set; `changed`: it was not sent as much yet. To be called before it is sent, in the order of
-    /// sending. Answers what to send, and the nodes of tasks that need not wait any more.
-    pub fn send(&mut self, node: NodeId, set: &AssignmentSet, changed: bool) -> (Message, BTreeSet<NodeId>) {
-        let heard = self.nodes.entry(node).or_default();
+    /// A node is to have this set by a stream; `changed`: it was not sent as much yet, as at first. To be called before it is
+    /// sent, in the order of sending. Answers what to send, and the nodes of tasks that need not wait any more.
+    pub fn send(
+        &mut self,
+        (node, stream): (NodeId, u64),
+        set: &AssignmentSet,
+        changed: bool,
+    ) -> (Message, BTreeSet<NodeId>) {
         let mut message = Message {
             send: changed,
             acknowledge: 0,
+        };
+        // What is sent by a stream that another has followed counts for nothing.
+        let Some(heard) = self.nodes.get_mut(&node).filter(|heard| heard.stream == stream) else {
+            return (message, BTreeSet::new());
         };
         if changed {
             self.number += 1;
@@ -155,8 +195,9 @@ impl Drains {
             let Some(told @ None) = drain.waiting.get_mut(&node) else {
                 continue;
             };
-            let view = set.services.get(&drain.service);
-            if view.is_some_and(|view| view.backends.iter().any(|b| b.task == *task)) {
+            if let Some(view) = set.services.get(&drain.service)
+                && behind(&mut self.behind, view).contains(task)
+            {
                 continue;
             }
             // It may have been sent with an earlier one, of which it is not known whether it arrived.
@@ -208,6 +249,24 @@ impl Drains {
     }
 }
 
+/// Tasks behind a view, which are the same for all nodes that have it.
+fn behind<'a>(
+    known: &'a mut BTreeMap<ServiceId, (Arc<ServiceEndpoints>, BTreeSet<TaskId>)>,
+    view: &Arc<ServiceEndpoints>,
+) -> &'a BTreeSet<TaskId> {
+    let all = || (view.clone(), view.backends.iter().map(|b| b.task).collect());
+    let entry = known.entry(view.id).or_insert_with(all);
+    if !Arc::ptr_eq(&entry.0, view) {
+        *entry = all();
+    }
+    &entry.1
+}
+
+/// Whether a task is sent connections.
+fn served(task: &Task) -> bool {
+    task.desired.is_live() && task.status.state == TaskState::Running
+}
+
 /// Whether a task is to stop, and was sent connections until then.
 fn ends(task: &Task) -> bool {
     !task.desired.is_live() && task.status.state == TaskState::Running
@@ -215,10 +274,8 @@ fn ends(task: &Task) -> bool {
 
 #[cfg(test)]
 mod tests {
-    use std::sync::Arc;
-
     use model::Timestamp;
-    use model::assignment::{Backend, ServiceEndpoints};
+    use model::assignment::Backend;
     use model::object::{Meta, SlotKey, TaskStatus};
     use model::spec::EndpointMode;
     use model::task_state::DesiredState;
@@ -282,6 +339,8 @@ mod tests {
     struct Case {
         drains: Drains,
         index: u64,
+        streams: BTreeMap<NodeId, u64>,
+        task: Option<Arc<Task>>,
     }
 
     impl Case {
@@ -291,27 +350,35 @@ mod tests {
                 ready: [OWN, TWO, THREE].into(),
                 ..Drains::default()
             };
+            let mut streams = BTreeMap::new();
             for node in [OWN, TWO, THREE] {
-                drains.open(node);
-                drains.send(node, &set(Some(true)), true);
+                streams.insert(node, drains.open(node));
+                drains.send((node, streams[&node]), &set(Some(true)), true);
             }
-            Self { drains, index: 0 }
+            Self {
+                drains,
+                index: 0,
+                streams,
+                task: Some(Arc::new(task(DesiredState::Running, TaskState::Running))),
+            }
         }
 
         fn put(&mut self, desired: DesiredState, state: TaskState) -> BTreeSet<NodeId> {
             self.index += 1;
+            let before = self.task.replace(Arc::new(task(desired, state)));
             self.drains.take(&Changes {
                 index: self.index,
                 items: vec![Change {
                     key: model::object::Key::Task(TaskId(7)),
-                    before: None,
+                    before: before.map(Object::Task),
                     after: Some(Object::Task(Arc::new(task(desired, state)))),
                 }],
             })
         }
 
         fn send(&mut self, node: NodeId, behind: Option<bool>, changed: bool) -> Message {
-            let (message, woken) = self.drains.send(node, &set(behind), changed);
+            let stream = self.streams.get(&node).copied().unwrap_or_default();
+            let (message, woken) = self.drains.send((node, stream), &set(behind), changed);
             assert!(woken.is_empty() || !self.holds(), "{woken:?}");
             message
         }
@@ -366,6 +433,7 @@ mod tests {
         );
         // The next one costs nothing where nothing was sent since.
         case.put(DesiredState::Remove, TaskState::Shutdown);
+        case.put(DesiredState::Running, TaskState::Running);
         case.put(DesiredState::Remove, TaskState::Running);
         let nothing = Message {
             send: false,
@@ -386,8 +454,15 @@ mod tests {
         case.drains.acknowledged(TWO, two);
         // It lost its session with what it was told on its way.
         let three = case.send(THREE, Some(false), true).acknowledge;
-        case.drains.open(THREE);
+        let old = case.streams[&THREE];
+        case.streams.insert(THREE, case.drains.open(THREE));
         assert!(case.drains.acknowledged(THREE, three).is_empty() && case.holds());
+        // What is still sent by the stream before counts for nothing.
+        for changed in [false, true] {
+            let (message, woken) = case.drains.send((THREE, old), &set(None), changed);
+            assert_eq!((message.acknowledge, woken.len()), (0, 0));
+        }
+        assert!(case.holds());
         let node = |id: NodeId, status| {
             let node = model::object::Node {
                 status,
@@ -409,10 +484,33 @@ mod tests {
         };
         use model::object::NodeStatus;
         let four = NodeId(4);
+        case.streams.insert(four, case.drains.open(four));
         assert!(take(&mut case, node(four, NodeStatus::ready())).is_empty());
         assert!(take(&mut case, node(THREE, NodeStatus::default())).is_empty() && case.holds());
         let asked = case.send(four, None, true).acknowledge;
         assert_eq!(case.drains.acknowledged(four, asked), [OWN].into());
+    }
+
+    #[test]
+    fn what_nobody_was_sent_to_waits_for_nobody_and_too_many_do_not_wait() {
+        let mut case = Case::new();
+        // It reports that it runs after it was to stop.
+        case.put(DesiredState::Shutdown, TaskState::Starting);
+        case.put(DesiredState::Shutdown, TaskState::Running);
+        assert!(!case.holds());
+        assert!(!case.drains.holds(
+            &State::from_objects(9, []),
+            &task(DesiredState::Shutdown, TaskState::Running)
+        ));
+        let many = |n: u128| Task {
+            id: TaskId(1_000 + n),
+            ..task(DesiredState::Shutdown, TaskState::Running)
+        };
+        for n in 0..1_001 {
+            case.drains.begin(&many(n));
+        }
+        assert_eq!(case.drains.tasks.len(), WAITING_MAX);
+        assert_eq!(case.drains.services(), [SERVICE].into());
     }
 
     #[test]

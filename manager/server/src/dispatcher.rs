@@ -409,7 +409,7 @@ impl Dispatcher {
         send: mpsc::Sender<Result<wire::AssignmentsMessage, Status>>,
     ) {
         let mut told: Option<AssignmentSet> = None;
-        self.drains().open(node);
+        let stream = self.drains().open(node);
         loop {
             let leaving = match self.nodes().sessions.get(&node) {
                 Some(current) if current.id == session => current.leaving,
@@ -427,7 +427,9 @@ impl Dispatcher {
             };
             let full = told.is_none() || leaving;
             let diff = assignments::diff(&told.take().unwrap_or_default(), &wanted);
-            let (message, free) = self.drains().send(node, &wanted, full || !diff.is_empty());
+            let (message, free) = self
+                .drains()
+                .send((node, stream), &wanted, full || !diff.is_empty());
             self.wake(&free);
             told = Some(wanted);
             if message.send {
@@ -463,7 +465,7 @@ impl Dispatcher {
     fn wanted(&self, state: &State, node: NodeId, now: Timestamp) -> AssignmentSet {
         let age = assignments::views_age(state.node_count());
         let mut views = self.views.lock().unwrap_or_else(PoisonError::into_inner);
-        let common = views.common(state);
+        let common = views.common(state, now, age);
         let mut set = assignments::for_node_by(state, node, &common, &mut |service| {
             views.of(state, service, now, age)
         });
@@ -477,6 +479,11 @@ impl Dispatcher {
         let free = self.drains().acknowledged(node, number);
         self.wake(&free);
         Ok(())
+    }
+
+    fn renew(&self, services: &BTreeSet<model::ServiceId>) {
+        let mut views = self.views.lock().unwrap_or_else(PoisonError::into_inner);
+        services.iter().for_each(|service| views.renew(*service));
     }
 
     fn drains(&self) -> MutexGuard<'_, Drains> {
@@ -593,8 +600,20 @@ async fn route(dispatcher: Arc<Dispatcher>, mut subscription: crate::raft::Subsc
             }
             Some(Event::Applied(changes)) => {
                 let affected = assignments::affected(&changes);
-                let free = dispatcher.drains().take(&changes);
+                let (free, waited_for) = {
+                    let mut drains = dispatcher.drains();
+                    (
+                        drains.take(&changes),
+                        if affected.everyone {
+                            drains.services()
+                        } else {
+                            BTreeSet::new()
+                        },
+                    )
+                };
                 dispatcher.wake(&free);
+                // Time is short: not only when their views are old enough.
+                dispatcher.renew(&waited_for);
                 let nodes = dispatcher.nodes();
                 let concerned = affected.nodes.iter().filter_map(|n| nodes.sessions.get(n));
                 concerned.for_each(|s| s.wake.notify_one());

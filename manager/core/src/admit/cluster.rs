@@ -228,9 +228,6 @@ pub fn init_cluster(
         level: request.description.level,
     };
     let mut scratch = Scratch::new(state);
-    let subnet = allocate::free_subnet(&scratch, &cluster)
-        .ok_or_else(|| Refusal::invalid("the address pools hold no IPv4 subnet"))?;
-    scratch.put(Object::Cluster(Arc::new(cluster)));
     scratch.put(Object::Node(Arc::new(Node {
         id: node,
         meta,
@@ -243,6 +240,9 @@ pub fn init_cluster(
         status: Default::default(),
         identity: request.identity.clone(),
     })));
+    let subnet = allocate::free_subnet(&scratch, &cluster)
+        .ok_or_else(|| Refusal::invalid("the address pools hold no IPv4 subnet"))?;
+    scratch.put(Object::Cluster(Arc::new(cluster)));
     let ingress = NetworkSpec {
         name: "ingress".into(),
         driver: "overlay".into(),

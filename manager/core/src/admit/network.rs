@@ -94,10 +94,17 @@ fn subnets(state: &State, spec: &NetworkSpec) -> Result<Vec<IpNet>, Refusal> {
         })?;
         return Ok(vec![subnet]);
     }
+    if spec.subnets.len() > SUBNETS_MAX {
+        return Err(too_many(&spec.name));
+    }
     for (at, subnet) in spec.subnets.iter().enumerate() {
         check_subnet(state, &spec.name, subnet, &spec.subnets[..at])?;
     }
     Ok(spec.subnets.clone())
+}
+
+fn too_many(name: &str) -> Refusal {
+    Refusal::invalid(format!("network {name}: more than {SUBNETS_MAX} subnets"))
 }
 
 /// Refuses a subnet that cannot be used, or that overlaps with another network or the `others` of its own.
@@ -118,6 +125,14 @@ fn check_subnet(state: &State, name: &str, subnet: &IpNet, others: &[IpNet]) -> 
         return Err(Refusal::new(
             RefusalKind::AlreadyExists,
             format!("network {name}: {subnet} overlaps with network {other}"),
+        ));
+    }
+    if let Some(holder) = allocate::held_within(state, subnet) {
+        return Err(Refusal::new(
+            RefusalKind::InUse,
+            format!(
+                "network {name}: {subnet} has an address that {holder}: wait a moment, or choose another subnet"
+            ),
         ));
     }
     Ok(())
@@ -159,14 +174,12 @@ pub fn update_network(
         )));
     };
     let mut subnets = known.subnets.clone();
+    if subnets.len() + more.len() > SUBNETS_MAX {
+        return Err(too_many(name));
+    }
     for subnet in more {
         check_subnet(state, name, subnet, &subnets)?;
         subnets.push(*subnet);
-    }
-    if subnets.len() > SUBNETS_MAX {
-        return Err(Refusal::invalid(format!(
-            "network {name}: more than {SUBNETS_MAX} subnets"
-        )));
     }
     scratch.put(Object::Network(Arc::new(Network {
         spec: spec.clone(),

@@ -179,12 +179,13 @@ fn deploy_network(
         return Ok(());
     };
     let fixed = |s: &NetworkSpec| (s.internal, s.ipv6, s.options.clone(), s.attachable, s.ingress);
-    let subnets_differ = !spec.subnets.is_empty() && spec.subnets != old.subnets;
+    // It may have got more since.
+    let subnets_differ = !spec.subnets.is_empty() && !old.subnets.starts_with(&spec.subnets);
     if subnets_differ || fixed(&spec) != fixed(&old.spec) {
         return Err(Refusal::new(
             RefusalKind::InUse,
             format!(
-                "network {name} exists with other settings, and a network cannot change: remove it (and its services) first, or give the new one another name"
+                "network {name} exists with other settings; of a network only labels change, and subnets are added (rswarm network update --subnet-add): remove it (and its services) first, or give the new one another name"
             ),
         ));
     }

@@ -1,6 +1,6 @@
 //! Addresses of a network, subnets of the pools, and network numbers.
 
-use std::net::{IpAddr, Ipv4Addr};
+use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 
 use ipnet::{IpNet, Ipv4Net};
 use model::object::{Cluster, Network};
@@ -69,17 +69,40 @@ pub(crate) fn overlaps<'a>(state: &'a State, subnet: &IpNet) -> Option<&'a str> 
         .map(|n| n.spec.name.as_str())
 }
 
+/// Addresses that no network may have now, and by whom: tasks of a network that was removed hold theirs until they have
+/// ended, and a host that is at one could not be reached by it any more.
+fn held(state: &State) -> impl Iterator<Item = (IpAddr, String)> + '_ {
+    let live = state.tasks().filter(|t| !t.status.state.is_terminal());
+    let left = live.flat_map(|t| {
+        t.addresses
+            .iter()
+            .map(move |(network, address)| (t, network, *address))
+    });
+    let left = left.filter(|(_, network, _)| state.network(**network).is_none());
+    let left = left.map(|(t, _, address)| {
+        (
+            address,
+            format!("task {}, which is being stopped, still holds", t.name()),
+        )
+    });
+    let hosts = state.nodes().filter_map(|n| {
+        let at = n.description.address.parse::<SocketAddr>().ok()?;
+        Some((at.ip(), format!("is the one of node {}", n.description.hostname)))
+    });
+    left.chain(hosts)
+}
+
+/// Why a subnet cannot be a network's now, if it cannot.
+pub(crate) fn held_within(state: &State, subnet: &IpNet) -> Option<String> {
+    held(state)
+        .find(|(address, _)| subnet.contains(address))
+        .map(|(_, who)| who)
+}
+
 /// The first subnet of the cluster's pools that no network and no task still uses.
 pub(crate) fn free_subnet(state: &State, cluster: &Cluster) -> Option<IpNet> {
     let used: Vec<IpNet> = state.networks().flat_map(|n| n.subnets.iter().copied()).collect();
-    // Tasks of a network that was removed hold their addresses until they ended.
-    let held: Vec<IpAddr> = state
-        .tasks()
-        .filter(|t| !t.status.state.is_terminal())
-        .flat_map(|t| t.addresses.iter())
-        .filter(|(n, _)| state.network(*n).is_none())
-        .map(|(_, a)| *a)
-        .collect();
+    let held: Vec<IpAddr> = held(state).map(|(address, _)| address).collect();
     for pool in &cluster.address_pools {
         let IpNet::V4(pool) = pool else { continue };
         let Ok(mut candidates) = pool.subnets(cluster.subnet_prefix.max(pool.prefix_len())) else {
