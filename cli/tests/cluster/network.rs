@@ -330,6 +330,10 @@ fn said_ways(bed: &Bed, host: u8) -> Result<BTreeMap<Ipv4Addr, Ipv4Addr>, Failed
     let own = bed.host(host).name.clone();
     let tasks = shown[0]["Containers"].as_object().cloned().unwrap_or_default();
     let field = |task: &serde_json::Value, name: &str| task[name].as_str().unwrap_or_default().to_owned();
+    if !tasks.values().any(|t| field(t, "Node") == own) {
+        // It has no part in the network.
+        return Ok(BTreeMap::new());
+    }
     let elsewhere = tasks.values().filter(|t| field(t, "Node") != own);
     let way = |task: &serde_json::Value| -> Result<_, Failed> {
         Ok((
