@@ -661,23 +661,35 @@ fn history_has_a_limit() {
     assert_eq!(ended, 5);
 }
 
+/// A service joins a network by its name.
+fn joined(name: &str) -> NetworkAttachment {
+    NetworkAttachment {
+        network: model::NetworkId::NIL,
+        name: name.into(),
+        aliases: Vec::new(),
+        address: None,
+    }
+}
+
+/// Makes a network with one subnet; answers what it is to be.
+fn network(sim: &mut Sim, name: &str, subnet: &str) -> NetworkSpec {
+    let spec = NetworkSpec {
+        name: name.into(),
+        driver: "overlay".into(),
+        subnets: vec![subnet.parse().unwrap()],
+        ..NetworkSpec::default()
+    };
+    let made = admit::create_network(&sim.state, spec.clone(), sim.now, &mut sim.ids);
+    sim.admit(made);
+    spec
+}
+
 #[test]
 fn running_out_of_addresses_is_said_and_heals() {
     let mut sim = Sim::new(2);
-    let net = NetworkSpec {
-        name: "small".into(),
-        subnets: vec!["10.99.0.0/29".parse().unwrap()],
-        ..NetworkSpec::default()
-    };
-    let made = admit::create_network(&sim.state, net, sim.now, &mut sim.ids);
-    sim.admit(made);
+    network(&mut sim, "small", "10.99.0.0/29");
     let mut spec = spec("a", 9);
-    spec.task.networks = vec![NetworkAttachment {
-        network: model::NetworkId::NIL,
-        name: "small".into(),
-        aliases: Vec::new(),
-        address: None,
-    }];
+    spec.task.networks = vec![joined("small")];
     sim.create(spec);
     let stuck: Vec<_> = sim
         .tasks("web")
@@ -712,23 +724,54 @@ fn running_out_of_addresses_is_said_and_heals() {
 }
 
 #[test]
+fn no_network_has_the_address_of_a_host_or_one_that_is_still_held() {
+    let mut sim = Sim::new(1);
+    let mut host = node(9, "h9");
+    host.description.address = "10.50.0.5:2377".into();
+    let put = Txn {
+        expect: Vec::new(),
+        actions: vec![Action::Put(Object::Node(host.into()))],
+    };
+    sim.commit(put);
+    let asking = |sim: &mut Sim, subnet: &str| {
+        let spec = NetworkSpec {
+            name: "other".into(),
+            subnets: vec![subnet.parse().unwrap()],
+            ..NetworkSpec::default()
+        };
+        admit::create_network(&sim.state, spec, sim.now, &mut sim.ids).map_err(|e| e.to_string())
+    };
+    let refused = asking(&mut sim, "10.50.0.0/16").expect_err("refused");
+    assert!(refused.contains("is the one of node h9"), "{refused}");
+    assert!(asking(&mut sim, "10.51.0.0/16").is_ok());
+    network(&mut sim, "back", "10.66.0.0/24");
+    let mut spec = spec("a", 1);
+    spec.task.networks = vec![joined("back")];
+    sim.create(spec);
+    sim.run(10);
+    let gone = admit::remove_services(&sim.state, &["web".into()]);
+    sim.admit(gone);
+    let gone = admit::remove_networks(&sim.state, &["back".into()]);
+    sim.admit(gone);
+    let refused = asking(&mut sim, "10.66.0.0/24").expect_err("refused");
+    assert!(
+        refused.contains("task web.1, which is being stopped, still holds"),
+        "{refused}"
+    );
+    sim.run(30);
+    assert!(asking(&mut sim, "10.66.0.0/24").is_ok(), "once it has ended");
+}
+
+#[test]
 fn a_service_has_the_address_it_asks_for_through_all_its_updates() {
     let mut sim = Sim::new(2);
-    let net = NetworkSpec {
-        name: "back".into(),
-        subnets: vec!["10.66.0.0/24".parse().unwrap()],
-        ..NetworkSpec::default()
-    };
-    let made = admit::create_network(&sim.state, net, sim.now, &mut sim.ids);
-    sim.admit(made);
+    network(&mut sim, "back", "10.66.0.0/24");
     let asking = |name: &str, address: &str| {
         let mut spec = spec("a", 2);
         spec.name = name.into();
         spec.task.networks = vec![NetworkAttachment {
-            network: model::NetworkId::NIL,
-            name: "back".into(),
-            aliases: Vec::new(),
             address: Some(address.parse().unwrap()),
+            ..joined("back")
         }];
         spec
     };
@@ -776,21 +819,9 @@ fn a_service_has_the_address_it_asks_for_through_all_its_updates() {
 fn a_network_grows_and_nothing_else_of_it_changes() {
     let mut sim = Sim::new(2);
     let subnet = |text: &str| -> ipnet::IpNet { text.parse().unwrap() };
-    let small = NetworkSpec {
-        name: "small".into(),
-        driver: "overlay".into(),
-        subnets: vec![subnet("10.99.0.0/29")],
-        ..NetworkSpec::default()
-    };
-    let made = admit::create_network(&sim.state, small.clone(), sim.now, &mut sim.ids);
-    sim.admit(made);
+    let small = network(&mut sim, "small", "10.99.0.0/29");
     let mut spec = spec("a", 9);
-    spec.task.networks = vec![NetworkAttachment {
-        network: model::NetworkId::NIL,
-        name: "small".into(),
-        aliases: Vec::new(),
-        address: None,
-    }];
+    spec.task.networks = vec![joined("small")];
     sim.create(spec);
     sim.run(10);
     assert!(sim.running().len() < 9);
@@ -1111,12 +1142,7 @@ fn addresses_change_hands_within_one_entry() {
     let made = admit::create_network(&sim.state, net, sim.now, &mut sim.ids);
     sim.admit(made);
     let mut spec = spec("a", 4);
-    spec.task.networks = vec![NetworkAttachment {
-        network: model::NetworkId::NIL,
-        name: "small".into(),
-        aliases: Vec::new(),
-        address: None,
-    }];
+    spec.task.networks = vec![joined("small")];
     sim.create(spec);
     assert_eq!(sim.nodes(), [1, 1, 2, 2], "the subnet is full");
     sim.dead.insert(NodeId(1));
