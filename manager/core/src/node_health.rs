@@ -80,6 +80,9 @@ pub struct Watch {
     complete: bool,
     /// Nodes it never heard of and declared down itself: their silence in the log is counted from its own beginning.
     declared: BTreeSet<NodeId>,
+    /// The silence, as it stood in the log when this leader first looked, of nodes that were down then: what it adds to the
+    /// log itself is not added once more.
+    before: BTreeMap<NodeId, Duration>,
     /// Whether it began with the leadership, so that who has not answered since then was silent before as well.
     first: bool,
 }
@@ -106,6 +109,7 @@ impl Watch {
             heard: BTreeMap::new(),
             complete: false,
             declared: BTreeSet::new(),
+            before: BTreeMap::new(),
             first: true,
         }
     }
@@ -207,11 +211,12 @@ impl Watch {
     ///
     /// A leader that has not heard of it does not count the time in which its predecessor may still have: of a node
     /// that was down already the log has the time before.
-    fn silence(&self, node: NodeId, known: &NodeStatus, now: Timestamp) -> Duration {
+    fn silence(&mut self, node: NodeId, known: &NodeStatus, now: Timestamp) -> Duration {
         match self.heard.get(&node) {
             Some(heard) => now.since(heard.at),
             None if known.state == NodeState::Down && !self.declared.contains(&node) => {
-                known.silent.saturating_add(now.since(self.since))
+                let before = *self.before.entry(node).or_insert(known.silent);
+                before.saturating_add(now.since(self.since))
             }
             None => now.since(self.since + STALE_LEADER_MAX),
         }
@@ -229,6 +234,7 @@ impl Watch {
     ) -> Review {
         self.heard.retain(|id, _| state.node(*id).is_some());
         self.declared.retain(|id| state.node(*id).is_some());
+        self.before.retain(|id, _| state.node(*id).is_some());
         let period = heartbeat_for(configured, state.node_count());
         let mut review = Review::default();
         for node in state.nodes() {
@@ -503,6 +509,27 @@ mod tests {
             Review::default(),
             "again"
         );
+        // With a task that waits longer it counts on from what it found, not from what it wrote.
+        let longer = |object: Object| match object {
+            Object::Task(task) => {
+                let spec = TaskSpec {
+                    on_disconnect: OnDisconnect::StopAfter(Duration::from_secs(80)),
+                    ..(*task.spec).clone()
+                };
+                let task = Task {
+                    spec: std::sync::Arc::new(spec),
+                    ..(*task).clone()
+                };
+                Object::Task(task.into())
+            }
+            other => other,
+        };
+        let longer = State::from_objects(state.index(), state.objects().map(longer));
+        let look = next.review(&longer, BEAT, &NONE, at(61.0));
+        // 1.1 * 80 s + 2 s, of which 16.5 s were over at 20 s.
+        assert_eq!((look.declare, look.look_at), (vec![], Some(at(93.5))));
+        let review = next.review(&longer, BEAT, &NONE, at(93.5));
+        assert_eq!(review.declare[0].1.silent, Duration::from_secs(90));
         // One that never heard of the node counts what it declared itself from its own beginning, and once.
         let mut objects: Vec<Object> = state.objects().collect();
         for object in &mut objects {
