@@ -71,11 +71,13 @@ impl Network {
             k.attached.extend(serving);
         });
         self.apply().await?;
-        self.reroute().await
+        self.reroute().await;
+        Ok(())
     }
 
-    /// Gives tasks whose networks have grown their routes; those of which it fails are tried again.
-    async fn reroute(&self) -> Result<(), NetError> {
+    /// Gives tasks whose networks have grown their routes. Where it fails, as for a container that has done away with its
+    /// interface, it is tried again, and nothing else waits for it.
+    async fn reroute(&self) {
         let waiting: Vec<EndpointConfig> = {
             let mut known = self.known.lock().unwrap_or_else(PoisonError::into_inner);
             let Known {
@@ -88,7 +90,6 @@ impl Network {
             let tasks = reroute.iter().filter_map(|id| set.tasks.get(id));
             tasks.map(|task| endpoint(task, set)).collect()
         };
-        let mut failed = None;
         for endpoint in waiting {
             let id = endpoint.id.clone();
             match self.plane.reroute(endpoint.clone()).await {
@@ -102,12 +103,10 @@ impl Network {
                     }
                 }
                 Err(error) => {
-                    self.failed.notify_one();
-                    failed.get_or_insert(error);
+                    tracing::warn!("give the task {id} the routes of its networks: {}", chain(&error));
                 }
             }
         }
-        failed.map_or(Ok(()), Err)
     }
 
     /// Gives a task its namespace; answers its path.
@@ -125,7 +124,7 @@ impl Network {
             }
         });
         self.apply().await?;
-        self.reroute().await?;
+        self.reroute().await;
         Ok(path)
     }
 
@@ -228,9 +227,7 @@ impl Network {
                         unreached(&agent_core::net::unreached(&known.set.peers))
                     };
                     self.say(repaired.unreachable, unreached);
-                    if let Err(error) = self.reroute().await {
-                        tracing::error!("give a container the routes of its networks: {}", chain(&error));
-                    }
+                    self.reroute().await;
                 }
                 Err(error) => {
                     tracing::error!("repair the network: {}", chain(&error));
