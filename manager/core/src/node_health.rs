@@ -510,21 +510,15 @@ mod tests {
             "again"
         );
         // With a task that waits longer it counts on from what it found, not from what it wrote.
-        let longer = |object: Object| match object {
-            Object::Task(task) => {
-                let spec = TaskSpec {
-                    on_disconnect: OnDisconnect::StopAfter(Duration::from_secs(80)),
-                    ..(*task.spec).clone()
-                };
-                let task = Task {
-                    spec: std::sync::Arc::new(spec),
-                    ..(*task).clone()
-                };
-                Object::Task(task.into())
+        let mut objects: Vec<Object> = state.objects().collect();
+        for object in &mut objects {
+            if let Object::Task(task) = object {
+                let spec = &mut std::sync::Arc::make_mut(task).spec;
+                std::sync::Arc::make_mut(spec).on_disconnect =
+                    OnDisconnect::StopAfter(Duration::from_secs(80));
             }
-            other => other,
-        };
-        let longer = State::from_objects(state.index(), state.objects().map(longer));
+        }
+        let longer = State::from_objects(state.index(), objects);
         let look = next.review(&longer, BEAT, &NONE, at(61.0));
         // 1.1 * 80 s + 2 s, of which 16.5 s were over at 20 s.
         assert_eq!((look.declare, look.look_at), (vec![], Some(at(93.5))));
