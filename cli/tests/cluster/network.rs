@@ -235,18 +235,20 @@ pub(crate) fn a_network_is_used_up(bed: &Bed) -> Outcome {
         "inspect nothing",
         "no service, task, node, network, secret or config is called nothing",
     )?;
-    // A service has the address it asks for, and no other gets it.
-    bed.ok(
-        1,
-        "service create -q --name fixed --network name=small,ip=10.66.1.77 web:v1",
-    )?;
+    // A service has the address it asks for, and no other gets it. Which ones are free nobody knows before.
+    let taken = shown.to_string();
+    let mut all = (100..200).map(|n| format!("10.66.1.{n}"));
+    let free = all.find(|address| !taken.contains(address.as_str()));
+    let free = free.ok_or("no address is free")?;
+    let create =
+        |name: &str| format!("service create -q --name {name} --network name=small,ip={free} web:v1");
+    bed.ok(1, &create("fixed"))?;
     let line = format!(
-        "exec {} busybox timeout 2 wget -q -O - http://10.66.1.77:8080/",
+        "exec {} busybox timeout 2 wget -q -O - http://{free}:8080/",
         tasks[0].1
     );
     equal("from its address", bed.ok(tasks[0].0, &line)?.trim(), "hello")?;
-    let again = "service create -q --name again --network name=small,ip=10.66.1.77 web:v1";
-    bed.refused(1, again, "held by service fixed")?;
+    bed.refused(1, &create("again"), "held by service fixed")?;
     bed.ok(1, "service rm fixed")?;
     // Room comes back when tasks go.
     bed.ok(1, "service scale web=1")?;
