@@ -442,11 +442,12 @@ impl Worker {
         found::make_inner_table(&mut self.tables, &transit)?;
         let found = found::look(&mut self.links, &mut self.tables, &mut self.host_tables, &transit)?;
         let known = Found {
-            elements: std::mem::replace(&mut self.found, found.elements.clone()),
-            host_sets: std::mem::replace(&mut self.host_sets, found.host_sets.clone()),
-            paths: std::mem::replace(&mut self.paths, found.paths.clone()),
+            elements: std::mem::take(&mut self.found),
+            host_sets: std::mem::take(&mut self.host_sets),
+            paths: std::mem::take(&mut self.paths),
         };
         let changed = known.apart(&found);
+        (self.found, self.host_sets, self.paths) = (found.elements, found.host_sets, found.paths);
         let done = self.apply(wanted)?;
         Ok(Applied { changed, ..done })
     }

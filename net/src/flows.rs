@@ -31,12 +31,11 @@ pub(crate) struct Flows {
 }
 
 impl Flows {
-    /// Begins, in the dataplane's namespace.
+    /// Begins, in the dataplane's namespace, which the thread keeps until the last clone of this is gone.
     pub(crate) fn start(inside: File) -> Result<Self, NetError> {
         let (jobs, queue) = mpsc::channel();
         let run = move || {
             let opened = sys::enter(&inside).and_then(|()| Socket::open(NETLINK_NETFILTER));
-            // The namespace goes with the dataplane, and this thread must not keep it.
             drop(inside);
             let Ok(mut socket) = opened else { return };
             while let Ok(first) = queue.recv() {

@@ -95,7 +95,11 @@ pub fn wanted(
     }
     for task in set.tasks.values().filter(|t| serving.contains(&t.id)) {
         for port in &task.host_ports {
-            publish(&mut net, port, v4(&task.addresses).next().map(|(_, a)| a));
+            publish(
+                &mut net,
+                port,
+                v4(&task.addresses).next().map(|(_, a)| a).into_iter(),
+            );
         }
     }
     add_remote(&mut net, set, node, &number);
@@ -172,15 +176,10 @@ fn v4(addresses: &[(NetworkId, IpAddr)]) -> impl Iterator<Item = (NetworkId, Ipv
     })
 }
 
-fn publish(net: &mut WantedNet, port: &PortSpec, address: Option<Ipv4Addr>) {
-    open(net, port);
-    let behind = net.ports.entry((port.protocol, port.published)).or_default();
-    behind.extend(address.map(|a| (a, port.target)));
-}
-
 /// Publishes a port, whether or not anything is behind it.
-fn open(net: &mut WantedNet, port: &PortSpec) {
-    net.ports.entry((port.protocol, port.published)).or_default();
+fn publish(net: &mut WantedNet, port: &PortSpec, addresses: impl Iterator<Item = Ipv4Addr>) {
+    let behind = net.ports.entry((port.protocol, port.published)).or_default();
+    behind.extend(addresses.map(|a| (a, port.target)));
     if let Ok(address) = port.host_ip.parse::<Ipv4Addr>()
         && !address.is_unspecified()
     {
@@ -254,10 +253,8 @@ fn add_service(
         }
     }
     for port in &service.ports {
-        open(net, port);
-        for (_, list) in &tasks {
-            publish(net, port, v4(list).next().map(|(_, a)| a));
-        }
+        let first = |(_, list): &(String, &[(NetworkId, IpAddr)])| v4(list).next().map(|(_, a)| a);
+        publish(net, port, tasks.iter().filter_map(first));
     }
 }
 
