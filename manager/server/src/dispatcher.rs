@@ -481,6 +481,7 @@ impl Dispatcher {
         Ok(())
     }
 
+    /// Has these services told of as they are.
     fn renew(&self, services: &BTreeSet<model::ServiceId>) {
         let mut views = self.views.lock().unwrap_or_else(PoisonError::into_inner);
         services.iter().for_each(|service| views.renew(*service));
@@ -600,23 +601,15 @@ async fn route(dispatcher: Arc<Dispatcher>, mut subscription: crate::raft::Subsc
             }
             Some(Event::Applied(changes)) => {
                 let affected = assignments::affected(&changes);
-                let (free, waited_for) = {
+                let mut concerned = affected.nodes;
+                let waited_for = {
                     let mut drains = dispatcher.drains();
-                    (
-                        drains.take(&changes),
-                        if affected.everyone {
-                            drains.services()
-                        } else {
-                            BTreeSet::new()
-                        },
-                    )
+                    concerned.extend(drains.take(&changes));
+                    affected.everyone.then(|| drains.services())
                 };
-                dispatcher.wake(&free);
-                // Time is short: not only when their views are old enough.
-                dispatcher.renew(&waited_for);
-                let nodes = dispatcher.nodes();
-                let concerned = affected.nodes.iter().filter_map(|n| nodes.sessions.get(n));
-                concerned.for_each(|s| s.wake.notify_one());
+                // Before they are woken; time is short: not only when the views are old enough.
+                dispatcher.renew(&waited_for.unwrap_or_default());
+                dispatcher.wake(&concerned);
                 if affected.everyone {
                     rounds.change(dispatcher.uptime());
                 }
