@@ -31,6 +31,23 @@ pub struct NetworkSpec {
     pub subnets: Vec<IpNet>,
 }
 
+/// The option that encrypts a network.
+pub const ENCRYPTED: &str = "encrypted";
+
+impl NetworkSpec {
+    /// Whether nothing of it passes between hosts in the open: Docker's option `encrypted`, alone or with a yes.
+    ///
+    /// # Errors
+    /// The value, when it is neither a yes nor a no.
+    pub fn encrypted(&self) -> Result<bool, &str> {
+        match self.options.get(ENCRYPTED).map(String::as_str) {
+            None | Some("false" | "0") => Ok(false),
+            Some("" | "true" | "1") => Ok(true),
+            Some(other) => Err(other),
+        }
+    }
+}
+
 /// How the tasks of a service join one network.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct NetworkAttachment {
