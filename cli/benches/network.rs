@@ -26,8 +26,8 @@ use std::time::{Duration, Instant};
 
 use bed::Bed;
 use net::{
-    Dataplane, DataplaneConfig, Encryption, Endpoint, EndpointAddress, EndpointConfig, Key, Overlay, Protocol,
-    Remote, Wanted, Wire, inside,
+    Dataplane, DataplaneConfig, Encryption, Endpoint, EndpointAddress, EndpointConfig, Key, Overlay,
+    Protocol, Remote, Wanted, Wire, inside,
 };
 
 const PORT: u16 = 8080;
@@ -116,7 +116,9 @@ impl Fabric {
                 internal: false,
             }],
         };
-        self.runtime.block_on(self.planes[host - 1].attach(endpoint)).unwrap()
+        self.runtime
+            .block_on(self.planes[host - 1].attach(endpoint))
+            .unwrap()
     }
 
     fn apply(&self, host: u8, wanted: &Wanted) {
@@ -340,11 +342,10 @@ fn encrypted(fabric: &Fabric) -> (f64, f64) {
         || throughput(&fabric.a, (ip(B), 9002)),
         || throughput(&from, (d, 9002)),
     );
-    println!("one TCP stream between containers: {plain:.1} Gbit/s, encrypted in userspace {secret:.2} Gbit/s");
-    let (near, far) = in_turn(
-        || latency(&fabric.a, (ip(B), 9003)),
-        || latency(&from, (d, 9003)),
+    println!(
+        "one TCP stream between containers: {plain:.1} Gbit/s, encrypted in userspace {secret:.2} Gbit/s"
     );
+    let (near, far) = in_turn(|| latency(&fabric.a, (ip(B), 9003)), || latency(&from, (d, 9003)));
     println!("a round trip between containers: {near:.1} µs, encrypted in userspace {far:.1} µs");
     (secret / plain, far / near)
 }

@@ -34,5 +34,5 @@ pub use dataplane::{Applied, Dataplane, DataplaneConfig, EndpointAddress, Endpoi
 pub use dns::Zone;
 pub use overlay::{Overlay, Remote};
 pub use plan::{Endpoint, Protocol, Wanted};
-pub use wire::{Wire, inside};
+pub use wire::{Overheard, Wire, inside, overhear};
 pub use wireguard::{Encryption, Key};

@@ -93,7 +93,11 @@ pub fn wanted(
     let number = |id: &NetworkId| set.networks.get(id).map_or(0, |n| n.vni);
     let internal = |id: &NetworkId| set.networks.get(id).is_some_and(|n| n.spec.internal);
     // What cannot be read is taken for the safer.
-    let encrypted = |id: &NetworkId| set.networks.get(id).is_some_and(|n| n.spec.encrypted() != Ok(false));
+    let encrypted = |id: &NetworkId| {
+        set.networks
+            .get(id)
+            .is_some_and(|n| n.spec.encrypted() != Ok(false))
+    };
     for task in set.tasks.values().filter(|t| attached.contains(&t.id)) {
         let mut asker = (Vec::new(), true);
         for (network, address) in v4(&task.addresses) {

@@ -11,7 +11,9 @@ use model::assignment::AssignmentSet;
 use model::object::{Task, TunnelKey};
 use model::spec;
 use model::{NetworkId, NodeId, TaskId};
-use net::{Dataplane, Endpoint, EndpointAddress, EndpointConfig, NetError, Overlay, Protocol, Remote, Wanted, Zone};
+use net::{
+    Dataplane, Endpoint, EndpointAddress, EndpointConfig, NetError, Overlay, Protocol, Remote, Wanted, Zone,
+};
 use proto::identity::Keychain;
 use tokio::sync::{Notify, watch};
 

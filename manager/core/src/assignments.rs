@@ -97,7 +97,11 @@ fn peer(node: &Node) -> Peer {
 fn encrypted(state: &State, tasks: &[&[Backend]]) -> Vec<NetworkId> {
     let addresses = tasks.iter().flat_map(|t| t.iter()).flat_map(|t| &t.addresses);
     let networks: BTreeSet<NetworkId> = addresses.map(|(network, _)| *network).collect();
-    let is = |id: &NetworkId| state.network(*id).is_some_and(|n| n.spec.encrypted() != Ok(false));
+    let is = |id: &NetworkId| {
+        state
+            .network(*id)
+            .is_some_and(|n| n.spec.encrypted() != Ok(false))
+    };
     networks.into_iter().filter(is).collect()
 }
 
@@ -371,9 +375,7 @@ pub fn affected(changes: &Changes) -> Affected {
         }
         affected.everyone |= match (&change.before, &change.after) {
             (Some(Object::Task(before)), Some(Object::Task(after))) => seen(before) != seen(after),
-            (Some(Object::Node(before)), Some(Object::Node(after))) => {
-                peer(before) != peer(after)
-            }
+            (Some(Object::Node(before)), Some(Object::Node(after))) => peer(before) != peer(after),
             (Some(Object::Task(task)), None) | (None, Some(Object::Task(task))) => is_placed(task),
             (Some(Object::Node(_)), None) | (None, Some(Object::Node(_))) => true,
             _ => false,
