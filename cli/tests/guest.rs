@@ -105,6 +105,7 @@ fn trials(machines: Option<Arc<Machines>>) -> Vec<Trial> {
         ("one host keeps the limits of cgroup v2", limits),
         ("one host comes back after a power cut", power_cut),
         ("two hosts are a cluster and survive a power cut of one", cluster),
+        ("two hosts encrypt, by the kernel and without it", encrypted),
     ];
     let trial = |(name, test): &(&'static str, Test)| {
         let (test, machines) = (*test, machines.clone());
@@ -306,7 +307,11 @@ fn cluster(machines: &Machines) -> Result<(), Failed> {
     told(outcome, &mut [&mut a, &mut b])
 }
 
-fn one_cluster(a: &mut Guest, b: &mut Guest) -> Result<(), Failed> {
+/// How nodes are shown, sorted.
+const NODES: &str = "rswarm node ls --format '{{.Hostname}} {{.Status}}' | sort";
+
+/// Makes both a cluster, with the image.
+fn join(a: &mut Guest, b: &mut Guest) -> Result<(), Failed> {
     for guest in [&mut *a, &mut *b] {
         guest.until("the daemon answers", PATIENCE, "rswarm info", |_| true)?;
     }
@@ -316,11 +321,16 @@ fn one_cluster(a: &mut Guest, b: &mut Guest) -> Result<(), Failed> {
         "rswarm swarm join --token {} 10.77.0.1:2377",
         token.trim()
     ))?;
-    let nodes = "rswarm node ls --format '{{.Hostname}} {{.Status}}' | sort";
-    a.until("both are ready", PATIENCE, nodes, |t| t == "a Ready\nb Ready\n")?;
+    a.until("both are ready", PATIENCE, NODES, |t| t == "a Ready\nb Ready\n")?;
     for guest in [&mut *a, &mut *b] {
         guest.ok("rswarm image import /image.tar box:1")?;
     }
+    Ok(())
+}
+
+fn one_cluster(a: &mut Guest, b: &mut Guest) -> Result<(), Failed> {
+    join(a, b)?;
+    let nodes = NODES;
     a.ok("rswarm service create --name all --mode global --update-monitor 0s --stop-signal KILL --limit-memory 32m box:1 sleep 10000")?;
     for guest in [&mut *a, &mut *b] {
         equal(guest.ok(&format!("ls -d {CGROUPS}/*/"))?.lines().count(), 1)?;
@@ -345,4 +355,125 @@ fn one_cluster(a: &mut Guest, b: &mut Guest) -> Result<(), Failed> {
         |t| t == "1\n",
     )?;
     Ok(())
+}
+
+/// Text that is sent, and looked for on the wire.
+const SECRET: &str = "nobody-may-read-this";
+/// Mebibytes that are sent for a throughput.
+const BULK: u32 = 24;
+
+fn encrypted(machines: &Machines) -> Result<(), Failed> {
+    let mut a = machines.guest("a", 1)?;
+    let mut b = machines.guest("b", 2)?;
+    let outcome = both_encrypt(machines, &mut a, &mut b);
+    told(outcome, &mut [&mut a, &mut b])
+}
+
+/// Tasks of two hosts in an encrypted network: by the kernel's WireGuard on both, also while a daemon is dead; then with the
+/// tunnel of one in its daemon. Nothing of it is on the wire.
+fn both_encrypt(machines: &Machines, a: &mut Guest, b: &mut Guest) -> Result<(), Failed> {
+    join(a, b)?;
+    a.ok("rswarm network create --opt encrypted dark && rswarm network create light")?;
+    let bulk = format!("dd if=/dev/zero of=/w/bulk bs=1M count={BULK} 2>/dev/null");
+    let serve = format!("mkdir /w; echo {SECRET} >/w/index.html; {bulk}; exec httpd -f -p 80 -h /w");
+    for (name, network) in [("dark", "dark"), ("light", "light")] {
+        a.ok(&format!(
+            "rswarm service create --name {name} --mode global --network {network} --update-monitor 0s --stop-signal KILL box:1 sh -c '{serve}'"
+        ))?;
+    }
+    let inner = "nsenter --net=/var/lib/rswarm/net/wireguard ip link";
+    for guest in [&mut *a, &mut *b] {
+        contains(&guest.ok(inner)?, "wireguard:")?;
+    }
+    // In the open it is heard, so that there is something to hear.
+    let (frames, with) = ask_other(machines, a, "light")?;
+    equal((frames > 4, with > 0), (true, true))?;
+    for guest in [&mut *a, &mut *b] {
+        let (frames, with) = ask_other(machines, guest, "dark")?;
+        equal((frames > 4, with), (true, 0))?;
+    }
+    let (light, dark) = (throughput(a, "light")?, throughput(a, "dark")?);
+    println!(
+        "  between guests without a processor of their own: in the open {light:.1} MB/s, encrypted by the kernel {dark:.1} MB/s, ratio {:.2}",
+        dark / light
+    );
+    // What the kernel does goes on without a daemon, and the next one finds it.
+    let key = "rswarm node inspect b --format '{{.Description.WireGuardKey}}'";
+    let before = a.ok(key)?;
+    let stop = "for p in $(pidof rswarm); do grep -q daemon /proc/$p/cmdline && kill -9 $p; done; true";
+    b.ok(stop)?;
+    let (_, with) = ask_other(machines, a, "dark")?;
+    equal(with, 0)?;
+    b.ok("setsid rswarm daemon >/run/daemon.log 2>&1 &")?;
+    b.until("the daemon answers", PATIENCE, "rswarm info", |_| true)?;
+    a.until("both are ready", PATIENCE, NODES, |t| t == "a Ready\nb Ready\n")?;
+    let (_, with) = ask_other(machines, a, "dark")?;
+    equal(with, 0)?;
+    equal(a.ok(key)?, before.clone())?;
+    // One kernel can, and the other may not: on the wire it is the same.
+    b.ok(stop)?;
+    b.ok("setsid rswarm daemon --wireguard userspace >/run/daemon.log 2>&1 &")?;
+    b.until("the daemon answers", PATIENCE, "rswarm info", |_| true)?;
+    a.until("b has another key", PATIENCE, key, |now| now != before)?;
+    equal(b.run(inner)?.status != 0, true)?;
+    for guest in [&mut *a, &mut *b] {
+        let (frames, with) = ask_other(machines, guest, "dark")?;
+        equal((frames > 4, with), (true, 0))?;
+    }
+    println!(
+        "  from the kernel's WireGuard to a tunnel in the daemon: {:.1} MB/s",
+        throughput(a, "dark")?
+    );
+    // What the kernel has is looked at every minute: nothing was found to be other than it was left.
+    a.ok("while [ $(cut -d. -f1 /proc/uptime) -lt 68 ]; do sleep 1; done")?;
+    for guest in [b, a] {
+        equal(guest.ok("grep repaired /run/daemon.log; true")?.as_str(), "")?;
+        guest.ok("rswarm swarm leave --force")?;
+        let left =
+            "ls -d /var/lib/rswarm/net/wireguard 2>/dev/null; ip link | grep -e encrypted -e wireguard; true";
+        guest.until("nothing of it is left", PATIENCE, left, str::is_empty)?;
+    }
+    Ok(())
+}
+
+/// The name of the task of a service on the other guest, and the container on this one.
+fn places(guest: &mut Guest, service: &str) -> Result<(String, String), Failed> {
+    let container = guest.ok(&format!("rswarm ps -q --filter name={service}"))?;
+    let own = guest.ok(&format!("rswarm exec {} hostname -i", container.trim()))?;
+    let all = format!("rswarm exec {} nslookup tasks.{service}", container.trim());
+    let all = guest.ok(&all)?;
+    let addresses = all.lines().filter_map(|l| l.strip_prefix("Address"));
+    let other = addresses
+        .filter_map(|l| l.split_whitespace().last())
+        .find(|a| !a.starts_with("127.") && !own.contains(a) && a.parse::<std::net::Ipv4Addr>().is_ok());
+    let other = other.ok_or_else(|| format!("only its own address {own}: {all}"))?;
+    Ok((other.to_owned(), container.trim().to_owned()))
+}
+
+/// Asks the task of the other guest; how many frames passed meanwhile, and in how many the answer could be read.
+fn ask_other(machines: &Machines, guest: &mut Guest, service: &str) -> Result<(usize, usize), Failed> {
+    let (other, container) = places(guest, service)?;
+    machines.wire().listen(SECRET);
+    let ask = format!("rswarm exec {container} timeout 5 wget -q -O - http://{other}/");
+    guest.until("the other task answers", PATIENCE, &ask, |text| {
+        text.trim() == SECRET
+    })?;
+    let heard = machines.wire().heard();
+    Ok((heard.frames, heard.with))
+}
+
+/// Megabytes a second from the task on the other guest to the one on this, by the guest's clock.
+fn throughput(guest: &mut Guest, service: &str) -> Result<f64, Failed> {
+    let (other, container) = places(guest, service)?;
+    let clock = "cut -d' ' -f1 /proc/uptime";
+    let fetch = format!("wget -q -O - http://{other}/bulk | wc -c");
+    let text = guest.ok(&format!(
+        "{clock}; rswarm exec {container} sh -c '{fetch}'; {clock}"
+    ))?;
+    let numbers: Vec<f64> = text.lines().filter_map(|l| l.trim().parse().ok()).collect();
+    let [began, bytes, ended] = numbers[..] else {
+        return Err(format!("not three numbers: {text}").into());
+    };
+    equal(bytes, f64::from(BULK << 20))?;
+    Ok(f64::from(BULK) * 1.048_576 / (ended - began).max(0.01))
 }

@@ -16,6 +16,7 @@ const WANTED: &[&str] = &[
     "veth",
     "vxlan",
     "wireguard",
+    "tun",
     "nf_tables",
     "nf_conntrack_netlink",
     "nft_chain_nat",

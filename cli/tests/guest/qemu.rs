@@ -54,6 +54,11 @@ impl Machines {
         self.dir.path()
     }
 
+    /// What joins them.
+    pub(crate) fn wire(&self) -> &Wire {
+        &self.wire
+    }
+
     /// A machine with an empty disk, switched on; one of that name is gone. Its address is 10.77.0.`number`.
     pub(crate) fn guest(&self, name: &str, number: u8) -> Result<Guest, Failed> {
         let disk = self.dir.path().join(format!("{name}.disk"));

@@ -17,6 +17,16 @@ type Ports = Mutex<BTreeMap<String, Arc<UnixDatagram>>>;
 #[derive(Clone, Default)]
 pub(crate) struct Wire {
     ports: Arc<Ports>,
+    heard: Arc<Mutex<Heard>>,
+}
+
+/// What is listened for, and what was heard.
+#[derive(Clone, Default, Debug)]
+pub(crate) struct Heard {
+    text: Vec<u8>,
+    pub(crate) frames: usize,
+    /// Frames with the text in them.
+    pub(crate) with: usize,
 }
 
 impl Wire {
@@ -30,6 +40,7 @@ impl Wire {
             let mut frame = [0; FRAME_MAX];
             // It ends when the plug is pulled, which is seen as a frame of nothing.
             while let Ok(length @ 1..) = ours.recv(&mut frame) {
+                wire.hear(&frame[..length]);
                 let others: Vec<_> = wire
                     .ports()
                     .iter()
@@ -49,6 +60,27 @@ impl Wire {
     pub(crate) fn pull(&self, name: &str) {
         if let Some(port) = self.ports().remove(name) {
             let _ = port.shutdown(std::net::Shutdown::Both);
+        }
+    }
+
+    /// Listens for a text from now on.
+    pub(crate) fn listen(&self, text: &str) {
+        *self.heard.lock().unwrap_or_else(PoisonError::into_inner) = Heard {
+            text: text.into(),
+            ..Heard::default()
+        };
+    }
+
+    /// What was heard since.
+    pub(crate) fn heard(&self) -> Heard {
+        self.heard.lock().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
+    fn hear(&self, frame: &[u8]) {
+        let mut heard = self.heard.lock().unwrap_or_else(PoisonError::into_inner);
+        if !heard.text.is_empty() {
+            heard.frames += 1;
+            heard.with += usize::from(frame.windows(heard.text.len()).any(|w| w == heard.text));
         }
     }
 

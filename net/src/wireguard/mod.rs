@@ -106,6 +106,11 @@ impl Wireguard {
             File::open("/dev/net/tun").map_err(|e| {
                 format!("the kernel has no WireGuard, and /dev/net/tun cannot be opened ({e}): load the module wireguard or tun")
             })?;
+            // One that the kernel made before has the port.
+            if crate::dataplane::is_namespace(&path) {
+                let mut left = Inner::open(&path, inside).ok();
+                drop_inner(&path, &mut left).map_err(|e| e.to_string())?;
+            }
             return Ok(Self {
                 secret: fresh,
                 by: By::Userspace(None),
@@ -268,6 +273,9 @@ fn new_secret() -> io::Result<StaticSecret> {
     while filled < bytes.len() {
         filled += rustix::rand::getrandom(&mut bytes[filled..], rustix::rand::GetRandomFlags::empty())?;
     }
+    // As the kernel keeps it (RFC 7748 §5), by which it is known again.
+    bytes[0] &= 248;
+    bytes[31] = bytes[31] & 127 | 64;
     Ok(StaticSecret::from(bytes))
 }
 
