@@ -30,6 +30,7 @@ pub(crate) enum Command {
         subnet: Vec<String>,
         #[arg(long)]
         label: Vec<String>,
+        /// `encrypted`: nothing of it passes between hosts in the open (WireGuard, 4790/udp).
         #[arg(long, short)]
         opt: Vec<String>,
         name: String,

@@ -724,6 +724,52 @@ fn running_out_of_addresses_is_said_and_heals() {
 }
 
 #[test]
+fn an_encrypted_network_needs_a_cluster_and_nodes_that_know_of_it() {
+    let mut sim = Sim::new(2);
+    let asking = |sim: &mut Sim, value: &str| {
+        let spec = NetworkSpec {
+            name: "dark".into(),
+            options: [("encrypted".to_owned(), value.to_owned())].into(),
+            ..NetworkSpec::default()
+        };
+        admit::create_network(&sim.state, spec, sim.now, &mut sim.ids)
+    };
+    let refused = asking(&mut sim, "perhaps")
+        .map_err(|e| e.to_string())
+        .expect_err("refused");
+    assert!(refused.contains("encrypted=true"), "{refused}");
+    let refused = asking(&mut sim, "")
+        .map_err(|e| e.to_string())
+        .expect_err("level 1");
+    assert!(refused.contains("swarm update --level newest"), "{refused}");
+    assert!(asking(&mut sim, "false").is_ok());
+    let mut cluster = (**sim.state.cluster().unwrap()).clone();
+    cluster.level = model::Level::ENCRYPTED;
+    let put = |object| Txn {
+        expect: Vec::new(),
+        actions: vec![Action::Put(object)],
+    };
+    sim.commit(put(Object::Cluster(cluster.into())));
+    let made = asking(&mut sim, "");
+    sim.admit(made);
+    let mut spec = spec("a", 2);
+    spec.task.networks = vec![joined("dark")];
+    sim.create(spec);
+    sim.run(10);
+    let why: Vec<&str> = sim.tasks("web").iter().map(|t| t.status.error.as_str()).collect();
+    assert!(
+        why.iter()
+            .all(|w| w.contains("cannot encrypt networks on 2 nodes")),
+        "{why:?}"
+    );
+    let mut able = sim.state.node(NodeId(2)).unwrap().as_ref().clone();
+    able.description.tunnel_key = Some(model::object::TunnelKey([7; 32]));
+    sim.commit(put(Object::Node(able.into())));
+    sim.run(10);
+    assert_eq!(sim.nodes(), [2, 2]);
+}
+
+#[test]
 fn no_network_has_the_address_of_a_host_or_one_that_is_still_held() {
     let mut sim = Sim::new(1);
     let mut host = node(9, "h9");
