@@ -172,7 +172,10 @@ pub(crate) fn node(n: &Node) -> Value {
             // As `wg` shows it.
             "WireGuardKey": n.description.tunnel_key.map(|key| BASE64_STANDARD.encode(key.0)),
         },
-        "Status": {"State": state(n).to_lowercase(), "Message": n.status.message, "Addr": n.description.address},
+        "Status": {
+            "State": state(n).to_lowercase(), "Message": n.status.message, "Addr": n.description.address,
+            "DataPlane": data_plane(n), "Unreached": n.status.unreached.iter().map(ToString::to_string).collect::<Vec<_>>(),
+        },
         "TLSInfo": {"CertIssuer": n.identity.issuer, "CertExpiresAt": n.identity.expires_at.0},
         "ManagerStatus": (n.spec.role == NodeRole::Manager).then(|| json!({"Leader": true, "Reachability": "reachable"})),
     })
@@ -183,6 +186,15 @@ pub(crate) fn availability(n: &Node) -> &'static str {
         Availability::Active => "Active",
         Availability::Pause => "Pause",
         Availability::Drain => "Drain",
+    }
+}
+
+/// Whether packets of networks are exchanged with all other nodes.
+pub(crate) fn data_plane(n: &Node) -> &'static str {
+    if n.status.unreached.is_empty() {
+        "ok"
+    } else {
+        "degraded"
     }
 }
 

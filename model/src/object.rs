@@ -238,6 +238,8 @@ pub struct NodeStatus {
     /// How long a node that is down has been silent at least, by the clock of its leaders that nobody sets; zero
     /// otherwise. Written again when it passes a time for which a task of the node waits.
     pub silent: Duration,
+    /// Of a node that is Ready: others that it does not reach over the data plane, or they do not reach it. None: it is well.
+    pub unreached: Vec<NodeId>,
 }
 
 impl NodeStatus {

@@ -1,5 +1,6 @@
 //! The dataplane's namespace and the one thread that works on it.
 
+use std::collections::BTreeSet;
 use std::fs::{self, File};
 use std::io;
 use std::net::{Ipv4Addr, SocketAddr};
@@ -14,6 +15,7 @@ use crate::flows::Flows;
 use crate::found::{self, Found, Transit};
 use crate::overlay::{self, Step, Way, Ways};
 use crate::plan::{self, Elements, Wanted};
+use crate::pulse::{Probe, Pulse};
 use crate::ruleset::{GATEWAY, TABLE};
 use crate::sys;
 use crate::sys::link;
@@ -117,6 +119,7 @@ pub struct Dataplane {
     jobs: mpsc::Sender<Job>,
     names: Arc<dns::Server>,
     flows: Flows,
+    pulse: Pulse,
     config: Arc<DataplaneConfig>,
 }
 
@@ -146,17 +149,18 @@ impl Dataplane {
                         return;
                     }
                 };
-                let _ = ready.send(Ok(worker.flows.clone()));
+                let _ = ready.send(Ok((worker.flows.clone(), worker.pulse.clone())));
                 while let Ok(job) = queue.recv() {
                     job(&mut worker);
                 }
             })
             .map_err(at("start the dataplane's thread"))?;
-        let flows = opened.await.map_err(|_| NetError::Gone)??;
+        let (flows, pulse) = opened.await.map_err(|_| NetError::Gone)??;
         Ok(Self {
             jobs,
             names,
             flows,
+            pulse,
             config,
         })
     }
@@ -241,6 +245,15 @@ impl Dataplane {
         self.flows.is_connected(addresses).await
     }
 
+    /// Asks other hosts over the data plane; answers what came back within a time. Kernels answer each other, also without a
+    /// daemon; one without IPv6 neither asks nor answers.
+    ///
+    /// # Errors
+    /// [`NetError`] when nobody can be asked.
+    pub async fn ask(&self, probes: BTreeSet<Probe>, limit: Duration) -> Result<BTreeSet<Probe>, NetError> {
+        self.pulse.ask(probes, limit).await
+    }
+
     /// The public key by which other hosts are to know this one, for encrypted networks.
     ///
     /// # Errors
@@ -288,6 +301,7 @@ struct Worker {
     links: Socket,
     tables: Socket,
     flows: Flows,
+    pulse: Pulse,
     host_links: Socket,
     host_tables: Socket,
     found: Elements,
@@ -377,11 +391,13 @@ impl Worker {
             wireguard.as_mut().ok(),
         )?;
         let flows = inside.try_clone().map_err(at("open the dataplane's namespace"))?;
+        let pulse = inside.try_clone().map_err(at("open the dataplane's namespace"))?;
         Ok(Self {
             config: config.clone(),
             host,
             inside,
             flows: Flows::start(flows)?,
+            pulse: Pulse::start(pulse)?,
             links,
             tables,
             host_links,

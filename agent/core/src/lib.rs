@@ -17,5 +17,6 @@ pub mod step;
 // All of them together.
 pub mod net;
 pub mod outbox;
+pub mod pulse;
 
 pub use step::{LocalTask, Seen, Step, keeps_files, next_step, state_of};

@@ -153,6 +153,11 @@ pub fn grown(old: &AssignmentSet, new: &AssignmentSet, attached: &BTreeSet<TaskI
     concerned.map(|t| t.id).collect()
 }
 
+/// Which node is at which address.
+pub fn nodes_at(peers: &BTreeMap<NodeId, Peer>) -> BTreeMap<Ipv4Addr, NodeId> {
+    peers.iter().filter_map(|(id, peer)| Some((host(&peer.address)?, *id))).collect()
+}
+
 /// Hosts that cannot be reached at the address they said.
 pub fn unreached(peers: &BTreeMap<NodeId, Peer>) -> BTreeMap<NodeId, String> {
     let those = peers.iter().filter(|(_, peer)| host(&peer.address).is_none());

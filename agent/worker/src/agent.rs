@@ -166,6 +166,7 @@ impl Agent {
             () = self.shared.kept.run() => {}
             () = self.shared.network.keep() => {}
             () = self.shared.network.renew_keys() => {}
+            () = self.shared.network.feel() => {}
         }
     }
 

@@ -107,9 +107,13 @@ pub(crate) async fn run(
         }
         turn = (turn + 1) % lines.len();
         beats.send(now);
+        let unreached = shared.network.unreached().map(|nodes| w::Unreached {
+            nodes: nodes.iter().map(ToString::to_string).collect(),
+        });
         let (mut client, session, line) = (lines[turn].clone(), session.clone(), turn);
         under_way.push(Box::pin(async move {
-            let answer = client.heartbeat(w::HeartbeatRequest { session }).await;
+            let request = w::HeartbeatRequest { session, unreached };
+            let answer = client.heartbeat(request).await;
             (now, line, answer.map(tonic::Response::into_inner))
         }));
     }

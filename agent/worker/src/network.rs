@@ -7,6 +7,7 @@ use std::sync::{Mutex, PoisonError};
 use std::time::Duration;
 
 use agent_core::net::{WantedNet, subnets, wanted};
+use agent_core::pulse::{self, Pulses, Way};
 use model::assignment::AssignmentSet;
 use model::object::{Task, TunnelKey};
 use model::spec;
@@ -17,6 +18,7 @@ use net::{
 use proto::identity::Keychain;
 use tokio::sync::{Notify, watch};
 
+use crate::contact::boottime;
 use crate::session::random_share;
 
 /// How often it is looked whether the kernel still has what it was given.
@@ -36,6 +38,10 @@ pub(crate) struct Network {
     applying: tokio::sync::Mutex<u64>,
     /// Told when a way to another host could not be made.
     failed: Notify,
+    /// Which hosts are asked over the data plane, as nodes; what was applied last says so.
+    asked: Mutex<BTreeMap<Way, NodeId>>,
+    /// Nodes that do not answer, once some were asked.
+    unreached: Mutex<Option<BTreeSet<NodeId>>>,
     /// By which other hosts know this one in encrypted networks; none: it cannot be in any.
     key: watch::Sender<Option<TunnelKey>>,
     /// Told when it is to be another.
@@ -49,6 +55,8 @@ struct Known {
     serving: BTreeSet<TaskId>,
     /// Tasks whose networks have grown, until they have their routes.
     reroute: BTreeSet<TaskId>,
+    /// Ways to other hosts on which nothing comes back.
+    unreached: BTreeSet<Way>,
     /// Grows with every change; what is applied is remembered by it.
     generation: u64,
 }
@@ -68,6 +76,8 @@ impl Network {
             plane,
             keychain,
             problem: Mutex::default(),
+            asked: Mutex::default(),
+            unreached: Mutex::default(),
             known: Mutex::new(Known::default()),
             applying: tokio::sync::Mutex::new(0),
             failed: Notify::new(),
@@ -220,6 +230,84 @@ impl Network {
         self.plane.destroy().await
     }
 
+    fn ask_from_now_on(&self, net: &WantedNet, set: &AssignmentSet) {
+        let mut nodes = agent_core::net::nodes_at(&set.peers);
+        let way = |way: Way| Some((way, nodes.remove(&way.host)?));
+        let ways: BTreeSet<Way> = pulse::ways(net);
+        // A host with both is one node.
+        let asked = ways.iter().filter_map(|w| way(*w)).collect::<BTreeMap<_, _>>();
+        *self.asked.lock().unwrap_or_else(PoisonError::into_inner) = asked;
+    }
+
+    /// Nodes that this one does not reach over the data plane; nothing before it has looked.
+    pub(crate) fn unreached(&self) -> Option<BTreeSet<NodeId>> {
+        self.unreached
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .clone()
+    }
+
+    /// Asks other hosts over the data plane, again and again. What is on one that does not answer gets no connections while
+    /// there is something else, and the managers are told.
+    pub(crate) async fn feel(&self) {
+        let (mut pulses, mut narrow, mut deaf) = (Pulses::default(), BTreeSet::new(), false);
+        loop {
+            tokio::time::sleep(pulse::EVERY).await;
+            let asked = self.asked.lock().unwrap_or_else(PoisonError::into_inner).clone();
+            let probes = asked.keys().flat_map(|way| {
+                [false, true].map(|large| Probe {
+                    host: way.host,
+                    encrypted: way.encrypted,
+                    large,
+                })
+            });
+            let answered = match self.plane.ask(probes.collect(), pulse::ANSWER).await {
+                Ok(answered) => answered,
+                Err(error) => {
+                    if !std::mem::replace(&mut deaf, true) {
+                        tracing::warn!("whether other hosts are reached is not looked at: {}", chain(&error));
+                    }
+                    continue;
+                }
+            };
+            let now = boottime();
+            let way = |p: Probe| Way {
+                host: p.host,
+                encrypted: p.encrypted,
+            };
+            let heard = answered.into_iter().map(|p| (way(p), p.large)).collect();
+            pulses.take(&asked.keys().copied().collect(), &heard, now);
+            let now_narrow = pulses.narrow(now);
+            for way in now_narrow.difference(&narrow) {
+                tracing::warn!(
+                    "large packets to the host {} are lost: something between takes less than the interface says: give the \
+                     interface of the host the size that passes (MTU)",
+                    way.host
+                );
+            }
+            narrow = now_narrow;
+            self.note(pulses.unreached(now), &asked).await;
+        }
+    }
+
+    async fn note(&self, unreached: BTreeSet<Way>, asked: &BTreeMap<Way, NodeId>) {
+        let nodes = unreached.iter().filter_map(|way| asked.get(way).copied()).collect();
+        *self.unreached.lock().unwrap_or_else(PoisonError::into_inner) = Some(nodes);
+        let differs = {
+            let known = self.known.lock().unwrap_or_else(PoisonError::into_inner);
+            known.unreached != unreached
+        };
+        if differs {
+            for way in &unreached {
+                tracing::warn!("the host {} does not answer over the data plane", way.host);
+            }
+            self.change(|k| k.unreached = unreached);
+            if let Err(error) = self.apply().await {
+                tracing::warn!("leave out hosts that do not answer: {}", chain(&error));
+            }
+        }
+    }
+
     fn node(&self) -> NodeId {
         // Without a certificate there are no tasks.
         self.keychain.identity().map_or(NodeId(0), |i| i.subject.node)
@@ -239,10 +327,10 @@ impl Network {
         let node = self.node();
         let (net, generation) = {
             let known = self.known.lock().unwrap_or_else(PoisonError::into_inner);
-            (
-                wanted(&known.set, node, &known.attached, &known.serving),
-                known.generation,
-            )
+            let mut net = wanted(&known.set, node, &known.attached, &known.serving);
+            self.ask_from_now_on(&net, &known.set);
+            pulse::avoid(&mut net, &known.unreached);
+            (net, known.generation)
         };
         let unreached = unreached(&net.unreached).or_else(|| keyless(&net.keyless));
         let done = match self.plane.apply(translate(net)).await {

@@ -222,12 +222,13 @@ pub(crate) async fn run(client: &Client, command: Command) -> Result<u8, Fail> {
                     let mark = if id == me { " *" } else { "" };
                     json!({
                         "ID": id, "Shown": format!("{id}{mark}"), "Self": id == me, "Hostname": n.description.hostname, "Status": inspect::state(n),
+                        "DataPlane": inspect::data_plane(n),
                         "Availability": inspect::availability(n), "ManagerStatus": manager_status(n, manager.as_ref()),
                         "TLSStatus": tls_status(n, &cluster), "EngineVersion": n.description.engine_version, "Address": n.description.address,
                     })
                 })
                 .collect();
-            let columns = [
+            let mut columns = vec![
                 ("ID", "Shown"),
                 ("HOSTNAME", "Hostname"),
                 ("STATUS", "Status"),
@@ -235,6 +236,10 @@ pub(crate) async fn run(client: &Client, command: Command) -> Result<u8, Fail> {
                 ("MANAGER STATUS", "ManagerStatus"),
                 ("ENGINE VERSION", "EngineVersion"),
             ];
+            // What is well needs no column.
+            if nodes.iter().any(|(n, _)| !n.status.unreached.is_empty()) {
+                columns.insert(3, ("DATA PLANE", "DataPlane"));
+            }
             render::list(&rows, &columns, &args)?;
         }
         Command::Inspect { nodes, how } => {

@@ -70,6 +70,8 @@ pub(crate) struct Dispatcher {
     began: Instant,
     views: Mutex<assignments::Views>,
     drains: Mutex<Drains>,
+    /// Who does not reach whom.
+    unreached: Mutex<manager_core::data_plane::Watch>,
     news: Mutex<Arc<News>>,
     /// The term this dispatcher is ready to lead in: what an earlier leadership knew is forgotten.
     ready: watch::Sender<u64>,
@@ -136,11 +138,13 @@ impl Dispatcher {
             began: Instant::now(),
             views: Mutex::default(),
             drains: Mutex::default(),
+            unreached: Mutex::default(),
             news: Mutex::default(),
             ready: watch::Sender::new(0),
         });
         tasks.spawn(route(dispatcher.clone(), dispatcher.log.subscribe()));
         tasks.spawn(health::watch(dispatcher.clone()));
+        tasks.spawn(data_plane::watch(dispatcher.clone()));
         dispatcher
     }
 
@@ -216,7 +220,11 @@ impl Dispatcher {
             // Given when it joined.
             description.address.clone_from(&known.description.address);
         }
-        let ready = NodeStatus::ready();
+        // That it is heard of says nothing of its data plane.
+        let ready = NodeStatus {
+            unreached: known.status.unreached.clone(),
+            ..NodeStatus::ready()
+        };
         let id = format!("{:032x}", RandomIds.next_id());
         let (open, stream) = mpsc::channel(NEWS_QUEUED);
         let news = self.current_news();

@@ -71,7 +71,11 @@ impl Dispatcher for DispatcherRpc {
     ) -> Result<Response<wire::HeartbeatReply>, Status> {
         let node = node(&request)?;
         let request = request.get_ref();
-        let period = self.cluster()?.dispatcher.beat(node, &request.session)?;
+        let dispatcher = &self.cluster()?.dispatcher;
+        let period = dispatcher.beat(node, &request.session)?;
+        if let Some(unreached) = &request.unreached {
+            dispatcher.unreached(node, &unreached.nodes);
+        }
         let heartbeat_ns = u64::try_from(period.as_nanos()).unwrap_or(u64::MAX);
         Ok(Response::new(wire::HeartbeatReply { heartbeat_ns }))
     }

@@ -1,5 +1,6 @@
 //! System calls and netlink: sockets, messages, namespaces. No policy.
 
+pub(crate) mod echo;
 pub(crate) mod link;
 pub(crate) mod netlink;
 pub(crate) mod nft;

@@ -53,7 +53,7 @@ pub(crate) fn readable(file: &impl AsRawFd, limit: Duration) -> io::Result<bool>
     }
 }
 
-fn set(fd: RawFd, level: i32, name: i32, value: i32) -> io::Result<()> {
+pub(crate) fn set(fd: RawFd, level: i32, name: i32, value: i32) -> io::Result<()> {
     let size = libc::socklen_t::try_from(size_of::<i32>()).unwrap_or(4);
     // SAFETY: the number lives through the call and its size is given.
     if unsafe { libc::setsockopt(fd, level, name, (&raw const value).cast(), size) } < 0 {

@@ -288,6 +288,7 @@ impl From<&m::NodeStatus> for w::NodeStatus {
             state: state.into(),
             message: s.message.clone(),
             silent_ns: nanos(s.silent),
+            unreached: s.unreached.iter().map(ToString::to_string).collect(),
         }
     }
 }
@@ -303,6 +304,8 @@ impl From<w::NodeStatus> for m::NodeStatus {
             state,
             message: s.message,
             silent: Duration::from_nanos(s.silent_ns),
+            // What is no id is nobody.
+            unreached: s.unreached.iter().filter_map(|id| id.parse().ok()).collect(),
         }
     }
 }

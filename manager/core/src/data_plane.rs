@@ -1,0 +1,163 @@
+//! Which nodes the others do not reach over the data plane, though they are heard of; pure.
+//!
+//! Agents say whom they do not reach; the leader finds the fewest nodes that explain it. It is kept in the nodes' status, so that
+//! everybody sees it and a leader that follows goes on with it.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::time::Duration;
+
+use model::NodeId;
+use model::object::{Node, NodeState, NodeStatus};
+
+use crate::state::State;
+
+/// Time between two looks: what many say within it is one entry.
+pub const LOOK_EVERY: Duration = Duration::from_secs(2);
+/// Most nodes that one node may say it does not reach; of more it says the first.
+pub const SAID_MAX: usize = 256;
+
+/// What one leader was told.
+#[derive(Debug, Default)]
+pub struct Watch {
+    said: BTreeMap<NodeId, BTreeSet<NodeId>>,
+}
+
+impl Watch {
+    /// Takes what a node says now of all others.
+    pub fn say(&mut self, node: NodeId, unreached: impl IntoIterator<Item = NodeId>) {
+        let unreached = unreached.into_iter().take(SAID_MAX).collect();
+        self.said.insert(node, unreached);
+    }
+
+    /// Nodes whose status is to be another. That a node is well again is only believed once everybody has said something:
+    /// a new leader has heard of nobody yet.
+    pub fn review(&mut self, state: &State) -> Vec<(NodeId, NodeStatus)> {
+        let is_ready = |n: &Node| n.status.state == NodeState::Ready;
+        let ready = |id: &NodeId| state.node(*id).is_some_and(|n| is_ready(n));
+        self.said.retain(|id, _| ready(id));
+        let mut pairs = BTreeSet::new();
+        for (node, others) in &self.said {
+            let others = others.iter().filter(|other| *other != node && ready(other));
+            pairs.extend(others.map(|other| (*node.min(other), *node.max(other))));
+        }
+        let blamed = blame(pairs);
+        let all = || state.nodes().filter(|n| is_ready(n));
+        let complete = all().all(|n| self.said.contains_key(&n.id));
+        let change = |node: &std::sync::Arc<Node>| {
+            let unreached: Vec<NodeId> = blamed.get(&node.id).into_iter().flatten().copied().collect();
+            let differs = unreached != node.status.unreached && (complete || !unreached.is_empty());
+            let status = NodeStatus {
+                unreached,
+                ..node.status.clone()
+            };
+            differs.then_some((node.id, status))
+        };
+        all().filter_map(change).collect()
+    }
+}
+
+/// Of pairs that do not reach each other: who is at fault, and whom it does not reach. Those that most others miss first, as one
+/// broken host is likelier than many; of a pair that nothing else explains, both.
+fn blame(mut pairs: BTreeSet<(NodeId, NodeId)>) -> BTreeMap<NodeId, BTreeSet<NodeId>> {
+    let mut blamed = BTreeMap::new();
+    while !pairs.is_empty() {
+        let mut others: BTreeMap<NodeId, BTreeSet<NodeId>> = BTreeMap::new();
+        for (one, other) in &pairs {
+            others.entry(*one).or_default().insert(*other);
+            others.entry(*other).or_default().insert(*one);
+        }
+        let most = others.values().map(BTreeSet::len).max().unwrap_or(0);
+        others.retain(|_, missed| missed.len() == most);
+        pairs.retain(|(one, other)| !others.contains_key(one) && !others.contains_key(other));
+        blamed.extend(others);
+    }
+    blamed
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::Arc;
+
+    use model::object::Object;
+
+    use super::*;
+    use crate::orchestrate_tests::{Sim, node};
+
+    fn ids(list: &[u128]) -> Vec<NodeId> {
+        list.iter().copied().map(NodeId).collect()
+    }
+
+    #[test]
+    fn the_fewest_nodes_are_blamed() {
+        type Row<'a> = (&'a str, &'a [(u128, u128)], &'a [(u128, &'a [u128])]);
+        let rows: [Row<'_>; 6] = [
+            ("nothing", &[], &[]),
+            ("one host", &[(1, 3), (2, 3), (3, 4)], &[(3, &[1, 2, 4])]),
+            ("one way between two", &[(1, 2)], &[(1, &[2]), (2, &[1])]),
+            (
+                "two hosts, each for itself",
+                &[(1, 3), (2, 3), (1, 4), (2, 4), (3, 4), (3, 5), (4, 5)],
+                &[(3, &[1, 2, 4, 5]), (4, &[1, 2, 3, 5])],
+            ),
+            (
+                "two halves",
+                &[(1, 3), (1, 4), (2, 3), (2, 4)],
+                &[(1, &[3, 4]), (2, &[3, 4]), (3, &[1, 2]), (4, &[1, 2])],
+            ),
+            (
+                "a host, and a way between two others",
+                &[(1, 5), (2, 5), (3, 5), (1, 2)],
+                &[(1, &[2]), (2, &[1]), (5, &[1, 2, 3])],
+            ),
+        ];
+        for (name, pairs, expected) in rows {
+            let got = blame(pairs.iter().map(|(a, b)| (NodeId(*a), NodeId(*b))).collect());
+            let expected = expected
+                .iter()
+                .map(|(id, missed)| (NodeId(*id), ids(missed).into_iter().collect()));
+            assert_eq!(got, expected.collect(), "{name}");
+        }
+    }
+
+    #[test]
+    fn what_is_said_is_written_once_and_taken_back_when_all_have_spoken() {
+        let mut objects: Vec<Object> = Sim::new(0).state.objects().collect();
+        objects.retain(|o| !matches!(o, Object::Node(_)));
+        let with = |unreached: &[&[u128]], down: u128| {
+            let mut all = objects.clone();
+            for (id, missed) in (1u128..).zip(unreached) {
+                let mut host = node(id, &format!("h{id}"));
+                host.status.unreached = ids(missed);
+                if id == down {
+                    host.status.state = NodeState::Down;
+                }
+                all.push(Object::Node(Arc::new(host)));
+            }
+            State::from_objects(1, all)
+        };
+        let well = with(&[&[], &[], &[]], 0);
+        let mut watch = Watch::default();
+        let written = |changes: Vec<(NodeId, NodeStatus)>| -> Vec<(u128, Vec<NodeId>)> {
+            changes.into_iter().map(|(id, s)| (id.0, s.unreached)).collect()
+        };
+        assert_eq!(watch.review(&well), []);
+        watch.say(NodeId(1), ids(&[3, 3, 1, 77]));
+        watch.say(NodeId(2), ids(&[3]));
+        assert_eq!(written(watch.review(&well)), [(3, ids(&[1, 2]))], "others are no nodes, or itself");
+        let marked = with(&[&[], &[], &[1, 2]], 0);
+        assert_eq!(watch.review(&marked), [], "it stands there");
+        // Another leader has heard of nobody, then of some, then of all.
+        let mut next = Watch::default();
+        assert_eq!(next.review(&marked), []);
+        next.say(NodeId(1), []);
+        next.say(NodeId(2), []);
+        assert_eq!(next.review(&marked), []);
+        next.say(NodeId(3), []);
+        assert_eq!(written(next.review(&marked)), [(3, vec![])]);
+        // A host that is down is reached by nobody, and that is no news.
+        assert_eq!(watch.review(&with(&[&[], &[], &[]], 3)), []);
+        let many: Vec<NodeId> = (0..1_000).map(NodeId).collect();
+        watch.say(NodeId(1), many);
+        assert_eq!(watch.said[&NodeId(1)].len(), SAID_MAX);
+    }
+}

@@ -1,0 +1,69 @@
+//! Writes to the log whom the others do not reach, as the core decides.
+
+use std::sync::{Arc, PoisonError};
+
+use manager_core::data_plane::{LOOK_EVERY, SAID_MAX, Watch};
+use manager_core::{Action, Txn};
+use model::NodeId;
+
+use super::Dispatcher;
+
+/// Runs until the log stops. Each leadership begins anew.
+pub(super) async fn watch(dispatcher: Arc<Dispatcher>) {
+    let mut role = dispatcher.log.role();
+    while let Ok(now) = role.wait_for(|r| r.leader || r.stopped).await.map(|r| *r)
+        && now.leader
+    {
+        *dispatcher.who_reaches() = Watch::default();
+        let mut same = dispatcher.log.role();
+        tokio::select! {
+            () = lead(&dispatcher) => {}
+            _ = same.wait_for(|r| !r.leader || r.term != now.term) => {}
+        }
+    }
+}
+
+async fn lead(dispatcher: &Dispatcher) {
+    loop {
+        tokio::time::sleep(LOOK_EVERY).await;
+        let state = dispatcher.log.read();
+        let changes = dispatcher.who_reaches().review(&state);
+        if changes.is_empty() {
+            continue;
+        }
+        let action = |(node, status): (NodeId, model::object::NodeStatus)| {
+            match status.unreached.len() {
+                0 => tracing::info!(%node, "the data plane of the node works again"),
+                count => tracing::warn!(
+                    %node,
+                    "data_plane=degraded: the node is heard of, but with {count} others no packets of networks are exchanged (UDP \
+                     4789, 4790): see rswarm node inspect"
+                ),
+            }
+            Action::NodeSeen {
+                node,
+                description: None,
+                status,
+            }
+        };
+        let txn = Txn {
+            expect: Vec::new(),
+            actions: changes.into_iter().map(action).collect(),
+        };
+        if let Err(error) = dispatcher.log.propose(txn).await {
+            tracing::warn!("cannot write whose data plane is degraded: {error}");
+        }
+    }
+}
+
+impl Dispatcher {
+    fn who_reaches(&self) -> std::sync::MutexGuard<'_, Watch> {
+        self.unreached.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Takes what a node says of the others.
+    pub(crate) fn unreached(&self, node: NodeId, others: &[String]) {
+        let others = others.iter().take(SAID_MAX).filter_map(|id| id.parse().ok());
+        self.who_reaches().say(node, others);
+    }
+}
