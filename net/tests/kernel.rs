@@ -130,8 +130,8 @@ fn wanted(port: u16) -> Wanted {
         zone: Zone {
             askers: BTreeMap::from([("a".into(), asker(&[1], false)), ("c".into(), asker(&[2], true))]),
             names: BTreeMap::from([
-                ((1, "web".into()), vec![ip(100)]),
-                ((1, "tasks.web".into()), vec![ip(2), ip(3)]),
+                ((1, "web".into()), vec![ip(100).into()]),
+                ((1, "tasks.web".into()), vec![ip(2).into(), ip(3).into()]),
             ]),
             reverse: BTreeMap::new(),
             located: BTreeMap::new(),

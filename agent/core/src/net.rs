@@ -24,10 +24,10 @@ pub struct WantedNet {
     pub published: BTreeSet<(Ipv4Addr, Protocol, u16)>,
     /// Tasks by id: their network numbers, and whether all are without a way out.
     pub askers: BTreeMap<TaskId, (Vec<u32>, bool)>,
-    /// Names by network number.
-    pub names: BTreeMap<(u32, String), Vec<Ipv4Addr>>,
+    /// Names by network number, with addresses of both families.
+    pub names: BTreeMap<(u32, String), Vec<IpAddr>>,
     /// Names of addresses.
-    pub reverse: BTreeMap<Ipv4Addr, String>,
+    pub reverse: BTreeMap<IpAddr, String>,
     /// Names of ports, such as `_http._tcp.web`, by network number: the names and ports they stand for (RFC 2782).
     pub located: BTreeMap<(u32, String), Vec<(String, u16)>>,
     /// Where this host is for the others; none while nobody has said so.
@@ -71,15 +71,13 @@ pub fn wanted(
         for (network, address) in v4(&task.addresses) {
             net.endpoints
                 .insert(address, (number(&network), internal(&network)));
-            net.reverse.insert(address, task.container_name());
-            net.names
-                .entry((number(&network), task.name().to_ascii_lowercase()))
-                .or_default()
-                .push(address);
             asker.0.push(number(&network));
             asker.1 &= internal(&network);
         }
         net.askers.insert(task.id, asker);
+        for (network, address) in named(&task.addresses) {
+            net.name(number(&network), &task.name(), task.container_name(), address);
+        }
     }
     for service in set.services.values() {
         add_service(&mut net, set, service, serving, &number);
@@ -156,17 +154,28 @@ fn add_remote(net: &mut WantedNet, set: &AssignmentSet, node: NodeId, number: &d
             } else if near || published {
                 net.remote.insert(address, (here, *there));
             }
-            if !near {
-                continue;
+        }
+        for (network, address) in named(&task.addresses) {
+            if set.networks.contains_key(&network) {
+                let container = format!("{}.{}", task.name, task.task);
+                net.name(number(&network), &task.name, container, address);
             }
-            net.reverse
-                .insert(address, format!("{}.{}", task.name, task.task));
-            net.names
-                .entry((here, task.name.to_ascii_lowercase()))
-                .or_default()
-                .push(address);
         }
     }
+}
+
+impl WantedNet {
+    /// Lets the name of a task lead to an address of it in a network, and that to its container.
+    fn name(&mut self, network: u32, task: &str, container: String, address: IpAddr) {
+        let name = (network, task.to_ascii_lowercase());
+        self.names.entry(name).or_default().push(address);
+        self.reverse.insert(address, container);
+    }
+}
+
+/// The addresses that have names, of both families: whoever learns one goes there, so the dataplane has to reach them all.
+fn named(addresses: &[(NetworkId, IpAddr)]) -> impl Iterator<Item = (NetworkId, IpAddr)> + '_ {
+    addresses.iter().copied()
 }
 
 fn v4(addresses: &[(NetworkId, IpAddr)]) -> impl Iterator<Item = (NetworkId, Ipv4Addr)> + '_ {
@@ -208,31 +217,41 @@ fn add_service(
         .collect();
     for network in &service.networks {
         let here = number(&network.network);
-        let of_it = |list: &&[(NetworkId, IpAddr)]| v4(list).find(|(n, _)| *n == network.network);
-        let behind: Vec<Ipv4Addr> = (tasks.iter())
-            .filter_map(|(_, list)| of_it(list).map(|(_, a)| a))
+        let in_it = |(n, _): &(NetworkId, IpAddr)| *n == network.network;
+        let behind: Vec<IpAddr> = (tasks.iter().flat_map(|(_, list)| named(list)).filter(in_it))
+            .map(|(_, address)| address)
             .collect();
-        let vip = match (service.mode, network.vip) {
-            (EndpointMode::Vip, Some(IpAddr::V4(vip))) => Some(vip),
-            (EndpointMode::Vip | EndpointMode::DnsRr, _) => None,
+        let vips: Vec<(NetworkId, IpAddr)> = match service.mode {
+            EndpointMode::Vip => network.vips.iter().map(|vip| (network.network, *vip)).collect(),
+            EndpointMode::DnsRr => Vec::new(),
         };
-        if let Some(vip) = vip {
-            net.vips.insert(vip, (here, behind.clone()));
+        for (_, vip) in v4(&vips) {
+            let behind = tasks
+                .iter()
+                .filter_map(|(_, list)| v4(list).find(|(n, _)| *n == network.network));
+            net.vips.insert(vip, (here, behind.map(|(_, a)| a).collect()));
+        }
+        let direct = if vips.is_empty() {
+            behind.clone()
+        } else {
+            named(&vips).map(|(_, vip)| vip).collect()
+        };
+        for (_, vip) in named(&vips) {
             net.reverse.insert(vip, service.name.clone());
         }
-        let direct = vip.map_or_else(|| behind.clone(), |v| vec![v]);
         let called = network.aliases.iter().chain(Some(&service.name));
         let called: BTreeSet<String> = called.map(|name| name.to_ascii_lowercase()).collect();
         for name in called {
             for port in service.ports.iter().filter(|p| !p.name.is_empty()) {
                 let asked = format!("_{}._{}", port.name.to_ascii_lowercase(), port.protocol.as_str());
-                let each = tasks.iter().filter(|(_, list)| of_it(list).is_some());
+                let each = tasks.iter().filter(|(_, list)| list.iter().any(in_it));
                 let each: Vec<(String, u16)> = each
                     .map(|(task, _)| (task.to_ascii_lowercase(), port.target))
                     .collect();
-                let direct = match vip {
-                    Some(_) => vec![(name.clone(), port.target)],
-                    None => each.clone(),
+                let direct = if vips.is_empty() {
+                    each.clone()
+                } else {
+                    vec![(name.clone(), port.target)]
                 };
                 // Several services may share an alias.
                 for (name, places) in [
@@ -298,7 +317,7 @@ mod tests {
             networks: vec![ServiceNetwork {
                 network,
                 aliases: Vec::new(),
-                vip: None,
+                vips: Vec::new(),
             }],
             ports,
             backends,
@@ -374,10 +393,11 @@ mod tests {
         let name = |name: &str| net.names.get(&(7, name.to_owned())).cloned();
         assert_eq!(
             name("web.3"),
-            Some(vec![ip("10.0.0.3")]),
+            Some(vec![ip("10.0.0.3").into()]),
             "a task has its name before it serves"
         );
-        assert_eq!(name("s1"), Some(vec![ip("10.0.0.1"), ip("10.0.0.2")]));
+        let both = ["10.0.0.1", "10.0.0.2"].map(|a| ip(a).into());
+        assert_eq!(name("s1"), Some(both.into()));
         let located: Vec<_> = net
             .located
             .iter()
@@ -385,7 +405,102 @@ mod tests {
             .collect();
         assert_eq!(located, [], "no port has a name");
         assert_eq!(name("web.6"), None);
-        assert_eq!(net.reverse[&ip("10.0.0.2")], format!("web.2.{}", TaskId(2)));
+        assert_eq!(
+            net.reverse[&IpAddr::V4(ip("10.0.0.2"))],
+            format!("web.2.{}", TaskId(2))
+        );
+    }
+
+    #[test]
+    fn names_lead_to_addresses_of_both_families_and_the_kernel_is_given_those_it_carries() {
+        let network = Network {
+            id: NEAR,
+            meta: Meta::default(),
+            spec: model::spec::NetworkSpec {
+                ipv6: true,
+                ..Default::default()
+            },
+            vni: 7,
+            subnets: ["10.0.0.0/24", "fd00::/64"].map(|s| s.parse().unwrap()).into(),
+        };
+        let both = |last: u8| -> Vec<(NetworkId, IpAddr)> {
+            let texts = [format!("10.0.0.{last}"), format!("fd00::{last}")];
+            texts.map(|a| (NEAR, a.parse().unwrap())).into()
+        };
+        let here: Task = Task {
+            id: TaskId(1),
+            meta: Meta::default(),
+            service: ServiceId(1),
+            service_name: "s1".into(),
+            slot: model::object::SlotKey::Replica(1),
+            spec: Arc::default(),
+            spec_version: 1,
+            node: Some(NodeId(1)),
+            desired: model::task_state::DesiredState::Running,
+            run_at: model::Timestamp(0),
+            status: model::object::TaskStatus::new(model::Timestamp(0)),
+            running_at: None,
+            ended_at: None,
+            addresses: both(2),
+            host_ports: Vec::new(),
+            fence: 0,
+        };
+        let there = Backend {
+            addresses: both(3),
+            name: "s1.2".into(),
+            ..task(2, 2, NEAR, "10.0.0.3")
+        };
+        let all = |mode, vips: &[&str]| {
+            let mut web = service(1, NEAR, Vec::new(), vec![there.clone()]);
+            web.mode = mode;
+            web.networks[0].vips = vips.iter().map(|v| v.parse().unwrap()).collect();
+            let set = AssignmentSet {
+                tasks: [(here.id, Arc::new(here.clone()))].into(),
+                networks: [(NEAR, Arc::new(network.clone()))].into(),
+                services: [(web.id, Arc::new(web))].into(),
+                peers: Arc::new(BTreeMap::from([
+                    (NodeId(1), "10.99.0.1:1".to_owned()),
+                    (NodeId(2), "10.99.0.2:1".to_owned()),
+                ])),
+                ..AssignmentSet::default()
+            };
+            let own = BTreeSet::from([here.id]);
+            wanted(&set, NodeId(1), &own, &own)
+        };
+        let texts = |net: &WantedNet, name: &str| -> Vec<String> {
+            let all = &net.names[&(7, name.to_owned())];
+            all.iter().map(ToString::to_string).collect()
+        };
+        let net = all(EndpointMode::Vip, &["10.0.0.9", "fd00::9"]);
+        assert_eq!(texts(&net, "s1"), ["10.0.0.9", "fd00::9"]);
+        let tasks = ["10.0.0.2", "fd00::2", "10.0.0.3", "fd00::3"];
+        assert_eq!(texts(&net, "tasks.s1"), tasks);
+        assert_eq!(texts(&net, "s1.1"), ["10.0.0.2", "fd00::2"]);
+        assert_eq!(texts(&net, "s1.2"), ["10.0.0.3", "fd00::3"]);
+        for (address, name) in [
+            ("10.0.0.9", "s1".to_owned()),
+            ("fd00::9", "s1".to_owned()),
+            ("fd00::2", here.container_name()),
+            ("fd00::3", format!("s1.2.{}", TaskId(2))),
+        ] {
+            assert_eq!(
+                net.reverse[&address.parse::<IpAddr>().unwrap()],
+                name,
+                "{address}"
+            );
+        }
+        assert_eq!(
+            net.askers[&here.id],
+            (vec![7], false),
+            "in one network, not in two"
+        );
+        assert_eq!(
+            net.vips,
+            [(ip("10.0.0.9"), (7, vec![ip("10.0.0.2"), ip("10.0.0.3")]))].into()
+        );
+        assert_eq!(net.endpoints, [(ip("10.0.0.2"), (7, false))].into());
+        assert_eq!(net.remote, [(ip("10.0.0.3"), (7, ip("10.99.0.2")))].into());
+        assert_eq!(texts(&all(EndpointMode::DnsRr, &[]), "s1"), tasks);
     }
 
     #[test]
@@ -409,7 +524,7 @@ mod tests {
         let with = |mode, vip: Option<&str>| {
             let mut web = web.clone();
             web.mode = mode;
-            web.networks[0].vip = vip.map(|v| IpAddr::V4(ip(v)));
+            web.networks[0].vips = vip.iter().map(|v| IpAddr::V4(ip(v))).collect();
             let set = AssignmentSet {
                 services: [(web.id, Arc::new(web))].into(),
                 ..AssignmentSet::default()

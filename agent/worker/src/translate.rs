@@ -405,7 +405,8 @@ fn files(task: &Task, set: &AssignmentSet, hostname: &str) -> Result<Vec<FileMou
         });
     }
     let mut hosts = String::from("127.0.0.1\tlocalhost\n");
-    if let Some((_, address)) = task.addresses.first() {
+    let first = task.addresses.first().map(|(network, _)| *network);
+    for (_, address) in task.addresses.iter().filter(|(n, _)| Some(*n) == first) {
         hosts.push_str(&format!("{address}\t{hostname}\n"));
     }
     for (name, address) in &spec.hosts {

@@ -9,7 +9,7 @@ use model::object::{
     Availability, Cluster, Key, Meta, Network, Node, NodeDescription, NodeIdentity, NodeRole, NodeSpec,
     Object, Security,
 };
-use model::spec::{Labels, NetworkSpec};
+use model::spec::{Family, Labels, NetworkSpec};
 use model::{ClusterId, Level, NetworkId, NodeId, Timestamp};
 
 use super::{Admitted, Refusal, RefusalKind, level};
@@ -240,7 +240,7 @@ pub fn init_cluster(
         status: Default::default(),
         identity: request.identity.clone(),
     })));
-    let subnet = allocate::free_subnet(&scratch, &cluster)
+    let subnet = allocate::free_subnet(&scratch, &cluster, Family::V4, &[])
         .ok_or_else(|| Refusal::invalid("the address pools hold no IPv4 subnet"))?;
     scratch.put(Object::Cluster(Arc::new(cluster)));
     let ingress = NetworkSpec {
