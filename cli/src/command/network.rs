@@ -1,10 +1,12 @@
 //! `network`.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::net::IpAddr;
 
 use ipnet::IpNet;
+use model::NetworkId;
 use model::object::{Network, Node, Object};
-use model::spec::NetworkSpec;
+use model::spec::{Family, NetworkSpec};
 use proto::control::{CreateRequest, RemoveRequest, Spec, UpdateRequest, spec};
 use proto::types::Kind;
 use serde_json::{Value, json};
@@ -26,6 +28,10 @@ pub(crate) enum Command {
         /// Without a way out.
         #[arg(long)]
         internal: bool,
+        /// With IPv6 addresses beside those of IPv4.
+        #[arg(long)]
+        ipv6: bool,
+        /// Where its addresses are taken from (repeatable; with --ipv6 of either kind). Without one, it is chosen.
         #[arg(long)]
         subnet: Vec<String>,
         #[arg(long)]
@@ -76,10 +82,25 @@ pub(crate) fn pairs(list: &[String]) -> std::collections::BTreeMap<String, Strin
 
 fn subnets(flag: &str, texts: &[String]) -> Result<Vec<IpNet>, Fail> {
     let one = |s: &String| {
-        s.parse()
-            .map_err(|_| Fail::new(format!("{flag} {s}: write a network such as 10.1.0.0/16")))
+        s.parse().map_err(|_| {
+            Fail::new(format!(
+                "{flag} {s}: write a network such as 10.1.0.0/16 or fd12:3456::/64"
+            ))
+        })
     };
     texts.iter().map(one).collect()
+}
+
+/// Addresses in a network.
+fn within(addresses: &[(NetworkId, IpAddr)], network: &Network) -> Vec<IpAddr> {
+    let those = addresses.iter().filter(|(n, _)| *n == network.id);
+    those.map(|(_, address)| *address).collect()
+}
+
+/// The address of a family; empty where there is none, as in Docker.
+fn shown(addresses: &[IpAddr], family: Family) -> String {
+    let one = addresses.iter().find(|a| Family::of(**a) == family);
+    one.map(ToString::to_string).unwrap_or_default()
 }
 
 /// A network with the services and tasks in it, and the nodes they are on, as `network inspect --verbose` of Docker.
@@ -107,12 +128,13 @@ pub(crate) async fn whole(client: &Client, network: &Network) -> Result<Value, F
     for object in client.list(Kind::Task, &[]).await? {
         if let Object::Task(task) = object
             && !task.status.state.is_terminal()
-            && let Some((_, address)) = task.addresses.iter().find(|(n, _)| *n == network.id)
+            && let addresses = within(&task.addresses, network)
+            && !addresses.is_empty()
         {
-            members.push((*address, task));
+            members.push((addresses, task));
         }
     }
-    members.sort_by_key(|(address, task)| (task.service_name.clone(), task.slot, *address));
+    members.sort_by_key(|(addresses, task)| (task.service_name.clone(), task.slot, addresses.clone()));
     let peers: BTreeSet<_> = members.iter().filter_map(|(_, task)| task.node).collect();
     let host = |node: &Node| {
         let address = &node.description.address;
@@ -124,10 +146,11 @@ pub(crate) async fn whole(client: &Client, network: &Network) -> Result<Value, F
         .map(|node| json!({"Name": node.description.hostname, "IP": host(node)}))
         .collect();
     let containers: serde_json::Map<String, Value> = (members.iter())
-        .map(|(address, task)| {
+        .map(|(addresses, task)| {
             let node = task.node.and_then(|id| nodes.get(&id));
             let shown = json!({
-                "Name": task.container_name(), "IPv4Address": address.to_string(),
+                "Name": task.container_name(),
+                "IPv4Address": shown(addresses, Family::V4), "IPv6Address": shown(addresses, Family::V6),
                 "Node": node.map(|n| n.description.hostname.clone()),
                 "EndpointIP": node.map(|n| host(n)),
                 "State": task.status.state.as_str(),
@@ -137,12 +160,21 @@ pub(crate) async fn whole(client: &Client, network: &Network) -> Result<Value, F
         .collect();
     let balanced: serde_json::Map<String, Value> = (services.values())
         .filter_map(|service| {
-            let (_, vip) = service.endpoint.vips.iter().find(|(n, _)| *n == network.id)?;
+            let vips = within(&service.endpoint.vips, network);
+            if vips.is_empty() {
+                return None;
+            }
             let tasks = members.iter().filter(|(_, t)| t.service == service.id);
             let tasks: Vec<Value> = tasks
-                .map(|(address, t)| json!({"Name": t.name(), "EndpointID": t.id.to_string(), "IPv4Address": address.to_string()}))
+                .map(|(addresses, t)| {
+                    json!({
+                        "Name": t.name(), "EndpointID": t.id.to_string(),
+                        "IPv4Address": shown(addresses, Family::V4), "IPv6Address": shown(addresses, Family::V6),
+                    })
+                })
                 .collect();
-            Some((service.spec.name.clone(), json!({"VIP": vip.to_string(), "Tasks": tasks})))
+            let shown = json!({"VIP": shown(&vips, Family::V4), "VIP6": shown(&vips, Family::V6), "Tasks": tasks});
+            Some((service.spec.name.clone(), shown))
         })
         .collect();
     let mut shown = inspect::network(network);
@@ -158,6 +190,7 @@ pub(crate) async fn run(client: &Client, command: Command) -> Result<u8, Fail> {
             driver,
             attachable,
             internal,
+            ipv6,
             subnet,
             label,
             opt,
@@ -171,6 +204,7 @@ pub(crate) async fn run(client: &Client, command: Command) -> Result<u8, Fail> {
                 options: pairs(&opt),
                 internal,
                 attachable,
+                ipv6,
                 subnets,
                 ..NetworkSpec::default()
             };
@@ -194,7 +228,7 @@ pub(crate) async fn run(client: &Client, command: Command) -> Result<u8, Fail> {
                 .await?
                 .iter()
                 .filter_map(|o| if let Object::Network(n) = o { Some(n) } else { None })
-                .map(|n| json!({"ID": n.id.to_string(), "Shown": render::short(&n.id.to_string(), args.no_trunc), "Name": n.spec.name, "Driver": n.spec.driver, "Scope": "swarm", "Internal": n.spec.internal}))
+                .map(|n| json!({"ID": n.id.to_string(), "Shown": render::short(&n.id.to_string(), args.no_trunc), "Name": n.spec.name, "Driver": n.spec.driver, "Scope": "swarm", "IPv4": true, "IPv6": n.spec.ipv6, "Internal": n.spec.internal}))
                 .collect();
             render::list(
                 &rows,
