@@ -2,11 +2,12 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
+use std::sync::Arc;
 
 use ipnet::IpNet;
-use model::NetworkId;
-use model::object::{Network, Node, Object};
+use model::object::{Network, Node, Object, Service, Task};
 use model::spec::{Family, NetworkSpec};
+use model::{NetworkId, NodeId, ServiceId};
 use proto::control::{CreateRequest, RemoveRequest, Spec, UpdateRequest, spec};
 use proto::types::Kind;
 use serde_json::{Value, json};
@@ -124,16 +125,24 @@ pub(crate) async fn whole(client: &Client, network: &Network) -> Result<Value, F
             }
         })
         .collect();
-    let mut members = Vec::new();
-    for object in client.list(Kind::Task, &[]).await? {
-        if let Object::Task(task) = object
-            && !task.status.state.is_terminal()
-            && let addresses = within(&task.addresses, network)
-            && !addresses.is_empty()
-        {
-            members.push((addresses, task));
-        }
-    }
+    let tasks = objects(client.list(Kind::Task, &[]).await?)
+        .filter_map(|o| if let Object::Task(t) = o { Some(t) } else { None })
+        .collect();
+    Ok(picture(network, &nodes, &services, tasks))
+}
+
+/// The same, of these objects.
+fn picture(
+    network: &Network,
+    nodes: &BTreeMap<NodeId, Arc<Node>>,
+    services: &BTreeMap<ServiceId, Arc<Service>>,
+    tasks: Vec<Arc<Task>>,
+) -> Value {
+    let mut members: Vec<(Vec<IpAddr>, Arc<Task>)> = (tasks.into_iter())
+        .filter(|t| !t.status.state.is_terminal())
+        .map(|t| (within(&t.addresses, network), t))
+        .filter(|(addresses, _)| !addresses.is_empty())
+        .collect();
     members.sort_by_key(|(addresses, task)| (task.service_name.clone(), task.slot, addresses.clone()));
     let peers: BTreeSet<_> = members.iter().filter_map(|(_, task)| task.node).collect();
     let host = |node: &Node| {
@@ -181,7 +190,7 @@ pub(crate) async fn whole(client: &Client, network: &Network) -> Result<Value, F
     shown["Peers"] = peers.into();
     shown["Containers"] = containers.into();
     shown["Services"] = balanced.into();
-    Ok(shown)
+    shown
 }
 
 pub(crate) async fn run(client: &Client, command: Command) -> Result<u8, Fail> {
@@ -290,4 +299,109 @@ pub(crate) async fn run(client: &Client, command: Command) -> Result<u8, Fail> {
         }
     }
     Ok(0)
+}
+
+#[cfg(test)]
+mod tests {
+    use clap::Parser;
+    use model::object::{Endpoint, Meta, SlotKey, TaskStatus};
+    use model::task_state::DesiredState;
+    use model::{TaskId, Timestamp};
+
+    use super::*;
+
+    #[derive(clap::Parser)]
+    struct Line {
+        #[command(subcommand)]
+        command: Command,
+    }
+
+    #[test]
+    fn ipv6_is_asked_for_when_a_network_is_made() {
+        let words = "network create --ipv6 --subnet fd12:3456::/64 --subnet 10.9.0.0/24 n";
+        let line = Line::try_parse_from(words.split(' ')).expect("a line");
+        let Command::Create { ipv6, subnet, .. } = line.command else {
+            panic!("another command");
+        };
+        assert!(ipv6);
+        let read = subnets("--subnet", &subnet).ok().expect("two subnets");
+        let read: Vec<String> = read.iter().map(ToString::to_string).collect();
+        assert_eq!(read, ["fd12:3456::/64", "10.9.0.0/24"]);
+        let plain = Line::try_parse_from(["network", "create", "n"]).expect("a line");
+        assert!(matches!(plain.command, Command::Create { ipv6: false, .. }));
+    }
+
+    #[test]
+    fn a_network_of_both_families_shows_both_addresses_of_all_in_it() {
+        let network = |id: u128, ipv6: bool| Network {
+            id: NetworkId(id),
+            meta: Meta::default(),
+            spec: NetworkSpec {
+                ipv6,
+                ..NetworkSpec::default()
+            },
+            subnets: Vec::new(),
+            vni: 1,
+        };
+        let addresses = |last: u8| {
+            [
+                (1, format!("10.0.0.{last}")),
+                (2, format!("10.0.1.{last}")),
+                (2, format!("fd00::{last}")),
+            ]
+            .map(|(n, a)| (NetworkId(n), a.parse().unwrap()))
+            .to_vec()
+        };
+        let service = Service {
+            id: ServiceId(9),
+            meta: Meta::default(),
+            spec: Arc::default(),
+            spec_version: 1,
+            previous_spec: None,
+            update: None,
+            endpoint: Endpoint {
+                ports: Vec::new(),
+                vips: addresses(9),
+            },
+        };
+        let task = Task {
+            id: TaskId(1),
+            meta: Meta::default(),
+            service: ServiceId(9),
+            service_name: "web".into(),
+            slot: SlotKey::Replica(1),
+            spec: Arc::default(),
+            spec_version: 1,
+            node: None,
+            desired: DesiredState::Running,
+            run_at: Timestamp(0),
+            status: TaskStatus::new(Timestamp(0)),
+            running_at: None,
+            ended_at: None,
+            addresses: addresses(2),
+            host_ports: Vec::new(),
+            fence: 0,
+        };
+        let id = task.id.to_string();
+        for (network, four, six) in [
+            (network(1, false), ["10.0.0.2", "10.0.0.9"], ["", ""]),
+            (network(2, true), ["10.0.1.2", "10.0.1.9"], ["fd00::2", "fd00::9"]),
+        ] {
+            let services = BTreeMap::from([(service.id, Arc::new(service.clone()))]);
+            let tasks = vec![Arc::new(task.clone())];
+            let shown = picture(&network, &BTreeMap::new(), &services, tasks);
+            assert_eq!(shown["EnableIPv6"], network.spec.ipv6);
+            let container = &shown["Containers"][&id];
+            assert_eq!(container["IPv4Address"], four[0]);
+            assert_eq!(container["IPv6Address"], six[0]);
+            let balanced = &shown["Services"][""];
+            assert_eq!(balanced["VIP"], four[1]);
+            assert_eq!(balanced["VIP6"], six[1]);
+            assert_eq!(balanced["Tasks"].as_array().map(Vec::len), Some(1));
+            assert_eq!(balanced["Tasks"][0]["IPv6Address"], six[0]);
+        }
+        let attachments = &inspect::task(&task)["NetworksAttachments"];
+        assert_eq!(attachments.as_array().map(Vec::len), Some(2), "one a network");
+        assert_eq!(attachments[1]["Addresses"], json!(["10.0.1.2", "fd00::2"]));
+    }
 }
