@@ -324,7 +324,7 @@ mod tests {
             panic!("another command");
         };
         assert!(ipv6);
-        let read = subnets("--subnet", &subnet).ok().expect("two subnets");
+        let read = subnets("--subnet", &subnet).unwrap();
         let read: Vec<String> = read.iter().map(ToString::to_string).collect();
         assert_eq!(read, ["fd12:3456::/64", "10.9.0.0/24"]);
         let plain = Line::try_parse_from(["network", "create", "n"]).expect("a line");
