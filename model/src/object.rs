@@ -37,7 +37,7 @@ pub struct Cluster {
     pub task_history_limit: i32,
     /// Time between two heartbeats of a node.
     pub heartbeat: Duration,
-    /// Where networks without a subnet take theirs from.
+    /// Where networks without a subnet of IPv4 take theirs from; those of IPv6 follow from the cluster's id.
     pub address_pools: Vec<IpNet>,
     /// Prefix length of such a subnet.
     pub subnet_prefix: u8,

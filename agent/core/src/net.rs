@@ -226,10 +226,9 @@ fn add_service(
             EndpointMode::DnsRr => Vec::new(),
         };
         for (_, vip) in v4(&vips) {
-            let behind = tasks
-                .iter()
-                .filter_map(|(_, list)| v4(list).find(|(n, _)| *n == network.network));
-            net.vips.insert(vip, (here, behind.map(|(_, a)| a).collect()));
+            let servers = tasks.iter().flat_map(|(_, list)| v4(list));
+            let servers = servers.filter(|(n, _)| *n == network.network);
+            net.vips.insert(vip, (here, servers.map(|(_, a)| a).collect()));
         }
         let direct = if vips.is_empty() {
             behind.clone()

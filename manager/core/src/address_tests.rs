@@ -121,6 +121,12 @@ fn a_subnet_that_is_of_no_use_is_refused_with_what_to_do() {
             &["fd00:9::1/64"],
             "such as fd00:9::/64",
         ),
+        (
+            "too small for its end",
+            true,
+            &["fd00:9::80/121"],
+            "such as fd00:9::/64",
+        ),
         ("one link", true, &["fe80::/64"], "one link"),
         ("multicast", true, &["ff05::/64"], "multicast"),
         ("loopback", true, &["::/120"], "loopback"),
@@ -147,6 +153,30 @@ fn a_subnet_that_is_of_no_use_is_refused_with_what_to_do() {
         };
         let refused = make(&mut sim, spec).expect_err(name).to_string();
         assert!(refused.contains(why), "{name}: {refused}");
+    }
+}
+
+#[test]
+fn the_pools_of_a_cluster_are_of_ipv4() {
+    for (pools, refused) in [
+        (&["10.40.0.0/16"][..], None),
+        (
+            &["10.40.0.0/16", "fd00::/48"],
+            Some("address pool fd00::/48 is of IPv6"),
+        ),
+    ] {
+        let request = admit::ClusterRequest {
+            address_pools: pools.iter().map(|p| subnet(p)).collect(),
+            ..admit::ClusterRequest::default()
+        };
+        let mut ids = crate::orchestrate_tests::Counter::default();
+        let state = crate::state::State::new();
+        let made = admit::init_cluster(&state, &request, model::NodeId(1), model::Timestamp(0), &mut ids);
+        let said = made.err().map(|e| e.to_string()).unwrap_or_default();
+        match refused {
+            Some(why) => assert!(said.contains(why), "{pools:?}: {said}"),
+            None => assert_eq!(said, "", "{pools:?}"),
+        }
     }
 }
 

@@ -203,6 +203,11 @@ pub fn init_cluster(
     } else {
         request.subnet_prefix
     };
+    if let Some(pool) = pools.iter().find(|p| Family::of_subnet(p) == Family::V6) {
+        return Err(Refusal::invalid(format!(
+            "address pool {pool} is of IPv6: leave it out, as networks with IPv6 have a prefix that the cluster makes, or the subnet that they ask for"
+        )));
+    }
     if prefix > 29 || pools.iter().any(|p| p.prefix_len() > prefix) {
         return Err(Refusal::invalid(format!(
             "subnets of /{prefix} do not fit: each address pool must be at least that large, and a subnet at least a /29"

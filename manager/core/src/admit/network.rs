@@ -124,9 +124,9 @@ fn too_many(name: &str) -> Refusal {
 /// Refuses a subnet that no network of this spec can have.
 fn check_shape(spec: &NetworkSpec, subnet: &IpNet) -> Result<(), Refusal> {
     let name = &spec.name;
-    let ends = subnet.trunc() == *subnet;
+    let is_network = subnet.trunc() == *subnet;
     let problem = match subnet {
-        IpNet::V4(net) if !ends || net.prefix_len() > PREFIX_MAX => format!(
+        IpNet::V4(net) if !is_network || net.prefix_len() > PREFIX_MAX => format!(
             "{subnet} cannot be its subnet; write an IPv4 network of at least 8 addresses, such as {}",
             subnet.trunc()
         ),
@@ -134,9 +134,9 @@ fn check_shape(spec: &NetworkSpec, subnet: &IpNet) -> Result<(), Refusal> {
         IpNet::V6(_) if !spec.ipv6 => format!(
             "{subnet} is an IPv6 subnet, and it has IPv4 only: make it with --ipv6 (in a stack file enable_ipv6: true)"
         ),
-        IpNet::V6(net) if !ends || !IPV6_PREFIXES.contains(&net.prefix_len()) => format!(
-            "{subnet} cannot be its subnet; write an IPv6 network of /48 to /120, such as {}/64",
-            subnet.trunc().network()
+        IpNet::V6(net) if !is_network || !IPV6_PREFIXES.contains(&net.prefix_len()) => format!(
+            "{subnet} cannot be its subnet; write an IPv6 network of /48 to /120, such as {}",
+            Ipv6Net::new_assert(net.network(), 64).trunc()
         ),
         IpNet::V6(net) => match reserved(net) {
             Some(what) => format!(
