@@ -1,8 +1,8 @@
 //! What networks cost: dataplanes of several hosts on one machine, and a cluster of real daemons.
 //!
 //! `cargo bench --bench network` prints one JSON object at the end; figures are of one run, ratios where they compare, each
-//! the median of rounds in which what is compared takes turns. Needs root. `--only NAME` runs one part: overlay, vip,
-//! update, mesh, reach or rolling. The way that hides clients behind their host (SNAT), with which `mesh` compares, is made
+//! the median of rounds in which what is compared takes turns. Needs root. `--only NAME` runs one part: overlay,
+//! encrypted (in userspace), vip, update, mesh, reach or rolling. The way that hides clients behind their host (SNAT), with which `mesh` compares, is made
 //! by one rule of `nft` (Debian: nftables).
 #![allow(
     clippy::unwrap_used,
@@ -26,8 +26,8 @@ use std::time::{Duration, Instant};
 
 use bed::Bed;
 use net::{
-    Dataplane, DataplaneConfig, Endpoint, EndpointAddress, EndpointConfig, Overlay, Protocol, Wanted, Wire,
-    inside,
+    Dataplane, DataplaneConfig, Encryption, Endpoint, EndpointAddress, EndpointConfig, Key, Overlay,
+    Protocol, Remote, Wanted, Wire, inside,
 };
 
 const PORT: u16 = 8080;
@@ -64,6 +64,9 @@ struct Fabric {
 
 const A: u32 = 2;
 const B: u32 = 3;
+/// Containers of an encrypted network.
+const C: u32 = 4;
+const D: u32 = 5;
 const VIP: u32 = 100;
 /// The address behind which clients are hidden for a comparison.
 const HIDDEN: u32 = 99;
@@ -83,6 +86,7 @@ impl Fabric {
                     name: "bench".into(),
                     state_dir: dir.path().join(format!("h{host}")),
                     upstream: vec![],
+                    encryption: Encryption::Userspace,
                 };
                 inside(&wire.namespace(host), || {
                     runtime.block_on(Dataplane::open(config)).unwrap()
@@ -90,28 +94,31 @@ impl Fabric {
                 .unwrap()
             })
             .collect();
-        let attach = |host: usize, id: &str, number: u32| {
-            let endpoint = EndpointConfig {
-                id: id.into(),
-                addresses: vec![EndpointAddress {
-                    address: ip(number),
-                    subnets: vec![(ip(0), 16)],
-                    internal: false,
-                }],
-            };
-            runtime.block_on(planes[host - 1].attach(endpoint)).unwrap()
-        };
-        let (a, b) = (attach(1, "a", A), attach(2, "b", B));
-        let fabric = Self {
+        let mut fabric = Self {
             wire,
             planes,
             runtime,
             dir,
-            a,
-            b,
+            a: PathBuf::new(),
+            b: PathBuf::new(),
         };
+        (fabric.a, fabric.b) = (fabric.attach(1, "a", A), fabric.attach(2, "b", B));
         (1..=3).for_each(|host| fabric.apply(host, &wanted(host, 1)));
         fabric
+    }
+
+    fn attach(&self, host: usize, id: &str, number: u32) -> PathBuf {
+        let endpoint = EndpointConfig {
+            id: id.into(),
+            addresses: vec![EndpointAddress {
+                address: ip(number),
+                subnets: vec![(ip(0), 16)],
+                internal: false,
+            }],
+        };
+        self.runtime
+            .block_on(self.planes[host - 1].attach(endpoint))
+            .unwrap()
     }
 
     fn apply(&self, host: u8, wanted: &Wanted) {
@@ -137,6 +144,7 @@ fn wanted(host: u8, services: u32) -> Wanted {
     let endpoint = Endpoint {
         network: 1,
         internal: false,
+        encrypted: false,
     };
     let others = (1..services).flat_map(|s| (0..ENDPOINTS).map(move |e| ip(1000 + s * ENDPOINTS + e)));
     let places = [(A, 1), (B, 2), (HIDDEN, 1)].map(|(n, h)| (ip(n), h));
@@ -160,9 +168,17 @@ fn wanted(host: u8, services: u32) -> Wanted {
         overlay: Overlay {
             own: Some(Wire::address(host)),
             hosts: (1..=3).map(Wire::address).collect(),
+            keys: BTreeMap::new(),
             remote: (places.iter())
                 .filter(|(_, h)| *h != host)
-                .map(|(address, h)| (*address, (1, Wire::address(*h))))
+                .map(|(address, h)| {
+                    let remote = Remote {
+                        network: 1,
+                        host: Wire::address(*h),
+                        encrypted: false,
+                    };
+                    (*address, remote)
+                })
                 .collect(),
         },
         subnets: [(ip(0), 16)].into(),
@@ -288,6 +304,52 @@ fn overlay(fabric: &Fabric) -> (f64, f64) {
     (tunnel / plain, far / near)
 }
 
+/// An encrypted network over one that is not, both between containers: throughput, and latency.
+fn encrypted(fabric: &Fabric) -> (f64, f64) {
+    let keys: BTreeMap<Ipv4Addr, Key> = (1..=3u8)
+        .zip(&fabric.planes)
+        .map(|(host, plane)| (Wire::address(host), fabric.runtime.block_on(plane.key()).unwrap()))
+        .collect();
+    let (c, d) = (ip(C), ip(D));
+    let (from, to) = (fabric.attach(1, "c", C), fabric.attach(2, "d", D));
+    for host in 1..=3 {
+        let mut wanted = wanted(host, 1);
+        wanted.overlay.keys = keys.clone();
+        for (address, at) in [(c, 1), (d, 2)] {
+            if at == host {
+                let endpoint = Endpoint {
+                    network: 2,
+                    internal: false,
+                    encrypted: true,
+                };
+                wanted.endpoints.insert(address, endpoint);
+            } else {
+                let remote = Remote {
+                    network: 2,
+                    host: Wire::address(at),
+                    encrypted: true,
+                };
+                wanted.overlay.remote.insert(address, remote);
+            }
+        }
+        fabric.apply(host, &wanted);
+    }
+    for namespace in [&fabric.b, &to] {
+        serve(namespace, 9002, Serve::Sink);
+        serve(namespace, 9003, Serve::Echo);
+    }
+    let (plain, secret) = in_turn(
+        || throughput(&fabric.a, (ip(B), 9002)),
+        || throughput(&from, (d, 9002)),
+    );
+    println!(
+        "one TCP stream between containers: {plain:.1} Gbit/s, encrypted in userspace {secret:.2} Gbit/s"
+    );
+    let (near, far) = in_turn(|| latency(&fabric.a, (ip(B), 9003)), || latency(&from, (d, 9003)));
+    println!("a round trip between containers: {near:.1} µs, encrypted in userspace {far:.1} µs");
+    (secret / plain, far / near)
+}
+
 /// Connections through a virtual address over those without, with so many services.
 fn vip(fabric: &Fabric, services: u32) -> f64 {
     (1..=3).for_each(|host| fabric.apply(host, &wanted(host, services)));
@@ -306,7 +368,8 @@ fn endpoint_update(fabric: &Fabric) -> (f64, f64) {
     let few = wanted(1, SERVICES);
     let mut many = few.clone();
     let more = ip(60_000);
-    many.overlay.remote.insert(more, (1, Wire::address(3)));
+    let far = few.overlay.remote.values().next().copied().unwrap();
+    many.overlay.remote.insert(more, far);
     many.vips
         .entry(ip(30_001))
         .and_modify(|(_, behind)| behind.push(more));
@@ -465,7 +528,7 @@ fn main() {
         .cloned();
     let wanted = |part: &str| only.as_deref().is_none_or(|o| o == part);
     let mut figures: Vec<(&str, f64)> = Vec::new();
-    let parts: BTreeSet<&str> = ["overlay", "vip", "update", "mesh"]
+    let parts: BTreeSet<&str> = ["overlay", "encrypted", "vip", "update", "mesh"]
         .into_iter()
         .filter(|p| wanted(p))
         .collect();
@@ -475,6 +538,10 @@ fn main() {
         if parts.contains("overlay") {
             let (tcp, latency) = overlay(&fabric);
             figures.extend([("overlay_tcp_ratio", tcp), ("overlay_latency_ratio", latency)]);
+        }
+        if parts.contains("encrypted") {
+            let (tcp, latency) = encrypted(&fabric);
+            figures.extend([("encrypted_tcp_ratio", tcp), ("encrypted_latency_ratio", latency)]);
         }
         if parts.contains("vip") {
             figures.push(("vip_conn_ratio_1", vip(&fabric, 1)));

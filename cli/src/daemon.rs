@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
-use agent_worker::{Agent, AgentConfig};
+use agent_worker::{Agent, AgentConfig, Encryption};
 use manager_server::{Manager, ManagerConfig, Membership, Side};
 use model::Level;
 use model::object::NodeRole;
@@ -34,9 +34,19 @@ pub(crate) struct Args {
     /// Name of the dataplane, where several daemons run on one machine: 1 to 8 of a-z and 0-9.
     #[arg(long, default_value = "rswarm")]
     pub(crate) dataplane: String,
+    /// What encrypts networks: the kernel's WireGuard where there is one and this process otherwise, or this process alone.
+    #[arg(long, value_enum, default_value = "auto", env = "RSWARM_WIREGUARD")]
+    pub(crate) wireguard: Wireguard,
     /// What is logged: error, warn, info, debug, or a filter of tracing.
     #[arg(long, default_value = "info,openraft=error", env = "RSWARM_LOG")]
     pub(crate) log: String,
+}
+
+/// What encrypts networks.
+#[derive(Clone, Copy, clap::ValueEnum)]
+pub(crate) enum Wireguard {
+    Auto,
+    Userspace,
 }
 
 fn problem(what: &str, path: &Path) -> impl FnOnce(std::io::Error) -> Fail {
@@ -93,6 +103,10 @@ pub(crate) async fn run(args: Args, socket: PathBuf) -> Result<u8, Fail> {
         exe: std::env::current_exe()?,
         version: env!("CARGO_PKG_VERSION").into(),
         level,
+        encryption: match args.wireguard {
+            Wireguard::Auto => Encryption::Auto,
+            Wireguard::Userspace => Encryption::Userspace,
+        },
         peers: Some(Arc::new(manager.keychain().clone())),
     })
     .await

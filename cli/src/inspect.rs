@@ -3,6 +3,7 @@
 use std::net::IpAddr;
 use std::time::Duration;
 
+use base64::prelude::{BASE64_STANDARD, Engine as _};
 use model::NetworkId;
 use model::object::{
     Availability, Config, Network, Node, NodeRole, NodeState, Secret, Service, SlotKey, Task,
@@ -178,6 +179,8 @@ pub(crate) fn node(n: &Node) -> Value {
             "Platform": {"OS": n.description.platform.os, "Architecture": n.description.platform.arch},
             "Resources": {"NanoCPUs": n.description.cpus.0, "MemoryBytes": n.description.memory.0},
             "Engine": {"EngineVersion": n.description.engine_version, "Labels": n.description.engine_labels},
+            // As `wg` shows it.
+            "WireGuardKey": n.description.tunnel_key.map(|key| BASE64_STANDARD.encode(key.0)),
         },
         "Status": {"State": state(n).to_lowercase(), "Message": n.status.message, "Addr": n.description.address},
         "TLSInfo": {"CertIssuer": n.identity.issuer, "CertExpiresAt": n.identity.expires_at.0},

@@ -6,6 +6,8 @@
 mod bed;
 #[path = "cluster/crashes.rs"]
 mod crashes;
+#[path = "cluster/encrypted.rs"]
+mod encrypted;
 #[path = "cluster/failover.rs"]
 mod failover;
 #[path = "cluster/joining.rs"]
@@ -203,6 +205,11 @@ const ALL: &[(&str, Start, Scenario)] = &[
         "tasks churn while packets are lost",
         Start::Cluster(1, 2),
         network::tasks_churn_under_loss,
+    ),
+    (
+        "nobody listens to an encrypted network",
+        Start::Cluster(1, 2),
+        encrypted::nobody_listens,
     ),
     (
         "no request is lost while tasks come and go",

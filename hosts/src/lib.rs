@@ -15,5 +15,5 @@ mod remains;
 pub use command::Said;
 pub use host::Host;
 pub use hosts::{Hosts, HostsError};
-pub use net::inside;
+pub use net::{Overheard, inside, overhear};
 pub use remains::Remains;

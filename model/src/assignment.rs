@@ -4,7 +4,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
 use std::sync::Arc;
 
-use crate::object::{Config, Network, Secret, Task};
+use crate::object::{Config, Network, Secret, Task, TunnelKey};
 use crate::spec::{EndpointMode, PortSpec};
 use crate::{ConfigId, NetworkId, NodeId, SecretId, ServiceId, TaskId};
 
@@ -21,11 +21,20 @@ pub struct AssignmentSet {
     pub configs: BTreeMap<ConfigId, Arc<Config>>,
     /// Services that share a network with its tasks, or publish a port on every node.
     pub services: BTreeMap<ServiceId, Arc<ServiceEndpoints>>,
-    /// Where the nodes of the cluster are, itself included, as `IP:port`.
-    pub peers: Arc<BTreeMap<NodeId, String>>,
+    /// Where the nodes of the cluster are, itself included.
+    pub peers: Arc<BTreeMap<NodeId, Peer>>,
     /// Tasks of this node that are to stop while other nodes may still send them connections: they wait before they are
     /// asked to end, for a bounded time.
     pub held: BTreeSet<TaskId>,
+}
+
+/// Where a node is for the others.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub struct Peer {
+    /// `IP:port`.
+    pub address: String,
+    /// What is encrypted for it with.
+    pub key: Option<TunnelKey>,
 }
 
 /// How a service is reached from a node: names, virtual addresses, ports and the tasks behind them.
@@ -45,6 +54,8 @@ pub struct ServiceEndpoints {
     pub backends: Vec<Backend>,
     /// Its other tasks that have a node and have not ended: they may ask before they are asked.
     pub others: Vec<Backend>,
+    /// Those networks of its tasks that are encrypted.
+    pub encrypted: Vec<NetworkId>,
 }
 
 /// A service in one network.

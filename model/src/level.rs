@@ -11,8 +11,10 @@ pub struct Level(u32);
 impl Level {
     /// The first one.
     pub const FIRST: Self = Self(1);
+    /// From here on networks can be encrypted: an agent that does not know of it would send in the open.
+    pub const ENCRYPTED: Self = Self(2);
     /// What this build knows.
-    pub const OURS: Self = Self(1);
+    pub const OURS: Self = Self(2);
 
     /// A level by its number; zero, which says nothing, counts as the first.
     pub const fn new(number: u32) -> Self {

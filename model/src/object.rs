@@ -220,7 +220,13 @@ pub struct NodeDescription {
     pub address: String,
     /// What its build knows.
     pub level: Level,
+    /// What others encrypt for it with; none: it cannot be in encrypted networks.
+    pub tunnel_key: Option<TunnelKey>,
 }
+
+/// The public key of a host's end of encrypted networks (WireGuard: Curve25519).
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct TunnelKey(pub [u8; 32]);
 
 /// What the manager sees of a node.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]

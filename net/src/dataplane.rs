@@ -12,14 +12,15 @@ use tokio::sync::oneshot;
 use crate::dns;
 use crate::flows::Flows;
 use crate::found::{self, Found, Transit};
-use crate::overlay::{self, Paths, Step};
+use crate::overlay::{self, Step, Way, Ways};
 use crate::plan::{self, Elements, Wanted};
 use crate::ruleset::{GATEWAY, TABLE};
 use crate::sys;
 use crate::sys::link;
 use crate::sys::netlink::Socket;
 use crate::sys::nft::{self, Batch};
-use crate::tunnel::{self, Tunnel};
+use crate::tunnel::Tunnel;
+use crate::wireguard::{Encryption, Key, Wireguard};
 
 /// MTU of containers on one host; across hosts it follows from the underlay.
 const MTU: u32 = 1500;
@@ -35,6 +36,8 @@ pub struct DataplaneConfig {
     pub state_dir: PathBuf,
     /// Name servers that are asked about other names.
     pub upstream: Vec<SocketAddr>,
+    /// How networks are encrypted.
+    pub encryption: Encryption,
 }
 
 /// A container to attach.
@@ -238,6 +241,33 @@ impl Dataplane {
         self.flows.is_connected(addresses).await
     }
 
+    /// The public key by which other hosts are to know this one, for encrypted networks.
+    ///
+    /// # Errors
+    /// Why this host cannot encrypt, for the operator; [`NetError::Gone`] as a text.
+    pub async fn key(&self) -> Result<Key, String> {
+        let key = self.run(|worker| {
+            Ok(worker
+                .wireguard
+                .as_ref()
+                .map(Wireguard::key)
+                .map_err(String::clone))
+        });
+        key.await.map_err(|e| e.to_string())?
+    }
+
+    /// Takes another key. Nothing encrypted passes until the other hosts know it.
+    ///
+    /// # Errors
+    /// [`NetError`]; then the key is the one before.
+    pub async fn renew_key(&self) -> Result<(), NetError> {
+        self.run(|worker| match &mut worker.wireguard {
+            Ok(wireguard) => wireguard.renew(),
+            Err(_) => Ok(()),
+        })
+        .await
+    }
+
     /// Removes everything: containers' namespaces, the dataplane's, the host's veth and table.
     ///
     /// # Errors
@@ -262,7 +292,9 @@ struct Worker {
     host_tables: Socket,
     found: Elements,
     host_sets: Elements,
-    paths: Paths,
+    ways: Ways,
+    /// What encrypts, or why nothing does.
+    wireguard: Result<Wireguard, String>,
     /// What it is to be, since it was said.
     wanted: Option<Arc<Wanted>>,
     /// The sets are as that says.
@@ -277,6 +309,11 @@ pub(crate) fn setting(path: &str, value: &str) -> Result<(), NetError> {
 impl Worker {
     fn namespace(config: &DataplaneConfig) -> PathBuf {
         config.state_dir.join("dataplane")
+    }
+
+    /// The namespace of the kernel's WireGuard.
+    fn secret(config: &DataplaneConfig) -> PathBuf {
+        config.state_dir.join("wireguard")
     }
 
     fn open(config: &DataplaneConfig) -> Result<Self, NetError> {
@@ -331,7 +368,14 @@ impl Worker {
         let mut tables = Socket::open(NETLINK_NETFILTER).map_err(at("open netlink"))?;
         inner_links(&mut links, &transit)?;
         found::make_inner_table(&mut tables, &transit)?;
-        let found = found::look(&mut links, &mut tables, &mut host_tables, &transit)?;
+        let mut wireguard = Wireguard::open(Self::secret(config), &inside, config.encryption);
+        let found = found::look(
+            &mut links,
+            &mut tables,
+            &mut host_tables,
+            &transit,
+            wireguard.as_mut().ok(),
+        )?;
         let flows = inside.try_clone().map_err(at("open the dataplane's namespace"))?;
         Ok(Self {
             config: config.clone(),
@@ -344,7 +388,8 @@ impl Worker {
             host_tables,
             found: found.elements,
             host_sets: found.host_sets,
-            paths: found.paths,
+            ways: found.ways,
+            wireguard,
             wanted: None,
             sure: false,
         })
@@ -413,18 +458,20 @@ impl Worker {
     }
 
     /// Takes steps, and the others although one fails; remembers those that were taken, so that the next call tries again.
-    fn take(&mut self, steps: &[Step], done: &mut Applied) {
+    fn take(&mut self, steps: &[(Way, Step)], done: &mut Applied) {
         let mut tunnel = Tunnel {
-            host: &mut self.host_links,
+            host_links: &mut self.host_links,
             links: &mut self.links,
             tables: &mut self.tables,
+            host: &self.host,
             inside: &self.inside,
+            wireguard: self.wireguard.as_mut().ok(),
             index: None,
         };
-        for step in steps {
-            match tunnel.take(*step) {
+        for (way, step) in steps {
+            match tunnel.take(*way, *step) {
                 Ok(()) => {
-                    self.paths.take(*step);
+                    self.ways.take(*way, *step);
                     done.changed += 1;
                 }
                 Err(error) => drop(done.unreachable.get_or_insert(error)),
@@ -440,14 +487,20 @@ impl Worker {
         let transit = Transit::of(&self.config.name);
         found::make_host_table(&mut self.host_tables, &transit)?;
         found::make_inner_table(&mut self.tables, &transit)?;
-        let found = found::look(&mut self.links, &mut self.tables, &mut self.host_tables, &transit)?;
+        let found = found::look(
+            &mut self.links,
+            &mut self.tables,
+            &mut self.host_tables,
+            &transit,
+            self.wireguard.as_mut().ok(),
+        )?;
         let known = Found {
             elements: std::mem::take(&mut self.found),
             host_sets: std::mem::take(&mut self.host_sets),
-            paths: std::mem::take(&mut self.paths),
+            ways: std::mem::take(&mut self.ways),
         };
         let changed = known.apart(&found);
-        (self.found, self.host_sets, self.paths) = (found.elements, found.host_sets, found.paths);
+        (self.found, self.host_sets, self.ways) = (found.elements, found.host_sets, found.ways);
         let done = self.apply(wanted)?;
         Ok(Applied { changed, ..done })
     }
@@ -456,8 +509,11 @@ impl Worker {
         let old = self.wanted.replace(wanted.clone());
         // Until all is done the kernel may have anything in between.
         let old = old.filter(|_| std::mem::take(&mut self.sure));
-        let paths = overlay::paths(&wanted.overlay, |address| wanted.endpoints.contains_key(address));
-        let (before, after) = overlay::steps(&paths, &self.paths);
+        let encrypts = self.wireguard.is_ok() && wanted.endpoints.values().any(|e| e.encrypted);
+        let ways = overlay::ways(&wanted.overlay, encrypts, |address| {
+            wanted.endpoints.contains_key(address)
+        });
+        let (before, after) = overlay::steps(&ways, &self.ways);
         let mut done = Applied::default();
         self.take(&before, &mut done);
         let changes = match old {
@@ -481,7 +537,7 @@ impl Worker {
         done.kernel = began.elapsed();
         // Also where nobody waits for it, and whatever fails after this.
         done.forgotten = self.flows.forget(left);
-        let host_sets = plan::host_elements(&wanted, &paths);
+        let host_sets = plan::host_elements(&wanted, &ways);
         for (set, change) in plan::diff(&host_sets, &self.host_sets) {
             let mut batch = Batch::new(&Transit::of(&self.config.name).table);
             done.changed += change.0.len() + change.1.len();
@@ -523,7 +579,12 @@ impl Worker {
             );
         }
         // At once, as its number is taken in the host's namespace until it is gone.
-        note(link::delete(&mut self.links, tunnel::DEVICE).map_err(at("remove the way to other hosts")));
+        let mut done = Applied::default();
+        self.take(
+            &[Way::Plain, Way::Encrypted].map(|way| (way, Step::RemoveDevice)),
+            &mut done,
+        );
+        note(done.unreachable.map_or(Ok(()), Err));
         note(link::delete(&mut self.host_links, &transit.host_end).map_err(at("remove the host's link")));
         note(
             sys::drop_namespace(&Self::namespace(&self.config))
@@ -534,7 +595,6 @@ impl Worker {
         for set in self.found.values_mut() {
             set.clear();
         }
-        self.paths = Paths::default();
         self.wanted = None;
         first.map_or(Ok(()), Err)
     }
@@ -588,7 +648,7 @@ fn container_end(addresses: &[EndpointAddress], gateway_mac: [u8; 6]) -> Result<
 }
 
 /// Whether a path holds a namespace (a mount of nsfs) and not just the file for one.
-fn is_namespace(path: &Path) -> bool {
+pub(crate) fn is_namespace(path: &Path) -> bool {
     rustix::fs::statfs(path).is_ok_and(|s| s.f_type == 0x6e73_6673)
 }
 

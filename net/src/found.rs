@@ -3,12 +3,13 @@
 use std::net::Ipv4Addr;
 
 use crate::dataplane::{NetError, at};
-use crate::overlay::{self, Paths};
+use crate::overlay::{self, Ways};
 use crate::plan::{self, Elements, HOST_SETS, SETS};
 use crate::ruleset::{self, TABLE};
 use crate::sys::netlink::Socket;
 use crate::sys::nft::{self, Batch};
 use crate::tunnel;
+use crate::wireguard::{self, Wireguard};
 
 /// Names and addresses that follow from a dataplane's name.
 pub(crate) struct Transit {
@@ -41,7 +42,7 @@ impl Transit {
 pub(crate) struct Found {
     pub(crate) elements: Elements,
     pub(crate) host_sets: Elements,
-    pub(crate) paths: Paths,
+    pub(crate) ways: Ways,
 }
 
 impl Found {
@@ -54,7 +55,7 @@ impl Found {
                 .map(|(gone, new)| gone.len().max(new.len()))
                 .sum()
         };
-        let (before, after) = overlay::steps(&self.paths, &other.paths);
+        let (before, after) = overlay::steps(&self.ways, &other.ways);
         before.len()
             + after.len()
             + sets(&self.elements, &other.elements)
@@ -103,7 +104,13 @@ pub(crate) fn make_host_table(tables: &mut Socket, transit: &Transit) -> Result<
 /// Makes the dataplane's table.
 pub(crate) fn make_inner_table(tables: &mut Socket, transit: &Transit) -> Result<(), NetError> {
     let sets: Vec<&str> = SETS.iter().map(|(set, ..)| *set).collect();
-    let rules = || ruleset::dataplane(&transit.inner_end, tunnel::DEVICE, transit.inner);
+    let rules = || {
+        ruleset::dataplane(
+            &transit.inner_end,
+            [tunnel::DEVICE, wireguard::DEVICE],
+            transit.inner,
+        )
+    };
     make_table(tables, TABLE, &sets, &rules)
 }
 
@@ -113,8 +120,9 @@ pub(crate) fn look(
     tables: &mut Socket,
     host_tables: &mut Socket,
     transit: &Transit,
+    wireguard: Option<&mut Wireguard>,
 ) -> Result<Found, NetError> {
-    let paths = tunnel::found(links, tables)?;
+    let ways = tunnel::found(links, tables, wireguard)?;
     let read = |tables: &mut Socket, table: &str, set: &'static str| {
         let elements =
             nft::elements(tables, table, set).map_err(at(format!("read the set {set} of {table}")))?;
@@ -129,6 +137,6 @@ pub(crate) fn look(
     Ok(Found {
         elements,
         host_sets,
-        paths,
+        ways,
     })
 }

@@ -16,6 +16,7 @@ mod flows;
 mod found;
 mod ruleset;
 mod tunnel;
+mod wireguard;
 
 // Several hosts on one machine, for tests and the demo.
 mod wire;
@@ -31,6 +32,7 @@ mod sys;
 
 pub use dataplane::{Applied, Dataplane, DataplaneConfig, EndpointAddress, EndpointConfig, NetError};
 pub use dns::Zone;
-pub use overlay::Overlay;
+pub use overlay::{Overlay, Remote};
 pub use plan::{Endpoint, Protocol, Wanted};
-pub use wire::{Wire, inside};
+pub use wire::{Overheard, Wire, inside, overhear};
+pub use wireguard::{Encryption, Key};

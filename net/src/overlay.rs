@@ -1,12 +1,14 @@
 //! What of the networks is on other hosts → the routes and neighbours that lead there; pure.
 //!
 //! Addresses are unique in the cluster, and which may reach which is decided by the tables of both ends. So one VXLAN device
-//! (RFC 7348) carries all networks: for each host it has one neighbour and one entry of its forwarding table, and for each
-//! task there is one route. A host is its own gateway there: its address stands for it and is never asked for (ARP), and
-//! what its device is called on the wire follows from it.
+//! (RFC 7348) carries all networks, and a second one, within WireGuard, all that are encrypted: for each host a device has one
+//! neighbour and one entry of its forwarding table, and for each task there is one route. A host is its own gateway there: its
+//! address stands for it and is never asked for (ARP), and what its device is called on the wire follows from it.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::Ipv4Addr;
+
+use crate::wireguard::Key;
 
 /// What is on other hosts.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
@@ -15,18 +17,44 @@ pub struct Overlay {
     pub own: Option<Ipv4Addr>,
     /// Addresses of all hosts for each other.
     pub hosts: BTreeSet<Ipv4Addr>,
-    /// Addresses of containers elsewhere: number of their network, and address of their host. Zero: only reached by a
-    /// published port.
-    pub remote: BTreeMap<Ipv4Addr, (u32, Ipv4Addr)>,
+    /// Public keys of those that can encrypt.
+    pub keys: BTreeMap<Ipv4Addr, Key>,
+    /// Addresses of containers elsewhere.
+    pub remote: BTreeMap<Ipv4Addr, Remote>,
 }
 
-/// The device of a host and what it has; of what is wanted, and of what is there.
+/// A container elsewhere.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Remote {
+    /// Number of its network; zero: only reached by a published port.
+    pub network: u32,
+    /// Address of its host.
+    pub host: Ipv4Addr,
+    /// Nothing goes there that is not encrypted.
+    pub encrypted: bool,
+}
+
+/// The two ways to other hosts.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Way {
+    Plain,
+    Encrypted,
+}
+
+/// What there is on both; wanted, or found.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub(crate) struct Ways {
+    pub(crate) plain: Paths,
+    pub(crate) encrypted: Paths,
+}
+
+/// The device of a host and what it has.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub(crate) struct Paths {
     /// The host's own address, when there is a device.
     pub(crate) own: Option<Ipv4Addr>,
-    /// Other hosts.
-    pub(crate) hosts: BTreeSet<Ipv4Addr>,
+    /// Other hosts, with the keys they are known by on the encrypted way.
+    pub(crate) hosts: BTreeMap<Ipv4Addr, Option<Key>>,
     /// Containers' addresses: their hosts.
     pub(crate) routes: BTreeMap<Ipv4Addr, Ipv4Addr>,
 }
@@ -37,30 +65,67 @@ pub(crate) enum Step {
     /// With everything that hangs on it.
     RemoveDevice,
     AddDevice(Ipv4Addr),
-    AddHost(Ipv4Addr),
-    RemoveHost(Ipv4Addr),
+    AddHost {
+        host: Ipv4Addr,
+        key: Option<Key>,
+        /// The one that it had.
+        old: Option<Key>,
+    },
+    RemoveHost(Ipv4Addr, Option<Key>),
     /// A container's address and its host; it takes the place of another way.
     AddRoute(Ipv4Addr, Ipv4Addr),
     RemoveRoute(Ipv4Addr),
 }
 
-/// What has to be there: a device where there is another host, which may ask at any time.
-pub(crate) fn paths(overlay: &Overlay, is_here: impl Fn(&Ipv4Addr) -> bool) -> Paths {
+/// What has to be there: a plain device where there is another host, which may ask at any time, and an encrypted one where
+/// `encrypts`, as a container here is in such a network, or one is elsewhere.
+pub(crate) fn ways(overlay: &Overlay, encrypts: bool, is_here: impl Fn(&Ipv4Addr) -> bool) -> Ways {
     let other = |host: &Ipv4Addr| overlay.own.is_some_and(|own| own != *host);
-    let hosts: BTreeSet<Ipv4Addr> = overlay.hosts.iter().copied().filter(other).collect();
-    Paths {
+    let paths = |hosts: BTreeMap<Ipv4Addr, Option<Key>>, encrypted: bool| Paths {
         own: overlay.own.filter(|_| !hosts.is_empty()),
         routes: (overlay.remote.iter())
-            .map(|(address, (_, host))| (*address, *host))
+            .filter(|(_, remote)| remote.encrypted == encrypted)
+            .map(|(address, remote)| (*address, remote.host))
             // What is told of as elsewhere and is here has been given again since.
-            .filter(|(address, host)| hosts.contains(host) && !is_here(address))
+            .filter(|(address, host)| hosts.contains_key(host) && !is_here(address))
             .collect(),
         hosts,
+    };
+    let plain = overlay
+        .hosts
+        .iter()
+        .filter(|h| other(h))
+        .map(|host| (*host, None));
+    let keyed = overlay
+        .keys
+        .iter()
+        .filter(|(h, _)| other(h) && overlay.hosts.contains(h));
+    let needed = encrypts || overlay.remote.values().any(|r| r.encrypted);
+    Ways {
+        plain: paths(plain.collect(), false),
+        encrypted: if needed {
+            paths(keyed.map(|(host, key)| (*host, Some(*key))).collect(), true)
+        } else {
+            Paths::default()
+        },
     }
 }
 
 /// What leads from `found` to `wanted`: what is to be done before anything is sent there, and after nothing is any more.
-pub(crate) fn steps(wanted: &Paths, found: &Paths) -> (Vec<Step>, Vec<Step>) {
+pub(crate) fn steps(wanted: &Ways, found: &Ways) -> (Vec<(Way, Step)>, Vec<(Way, Step)>) {
+    let (mut before, mut after) = (Vec::new(), Vec::new());
+    for (way, wanted, found) in [
+        (Way::Plain, &wanted.plain, &found.plain),
+        (Way::Encrypted, &wanted.encrypted, &found.encrypted),
+    ] {
+        let (first, last) = steps_of(wanted, found);
+        before.extend(first.into_iter().map(|step| (way, step)));
+        after.extend(last.into_iter().map(|step| (way, step)));
+    }
+    (before, after)
+}
+
+fn steps_of(wanted: &Paths, found: &Paths) -> (Vec<Step>, Vec<Step>) {
     let (mut before, mut after) = (Vec::new(), Vec::new());
     let none = Paths::default();
     let mut have = found;
@@ -71,19 +136,36 @@ pub(crate) fn steps(wanted: &Paths, found: &Paths) -> (Vec<Step>, Vec<Step>) {
         before.extend(wanted.own.map(Step::AddDevice));
         have = &none;
     }
-    before.extend(wanted.hosts.difference(&have.hosts).map(|h| Step::AddHost(*h)));
+    let new = |(host, key): &(&Ipv4Addr, &Option<Key>)| have.hosts.get(*host) != Some(*key);
+    before.extend(
+        (wanted.hosts.iter().filter(new)).map(|(host, key)| Step::AddHost {
+            host: *host,
+            key: *key,
+            old: have.hosts.get(host).copied().flatten(),
+        }),
+    );
     let moved = |(address, host): &(&Ipv4Addr, &Ipv4Addr)| have.routes.get(*address) != Some(*host);
     before
         .extend((wanted.routes.iter().filter(moved)).map(|(address, host)| Step::AddRoute(*address, *host)));
     let gone = |address: &&Ipv4Addr| !wanted.routes.contains_key(*address);
     after.extend((have.routes.keys().filter(gone)).map(|address| Step::RemoveRoute(*address)));
-    after.extend(have.hosts.difference(&wanted.hosts).map(|h| Step::RemoveHost(*h)));
+    let left = |(host, _): &(&Ipv4Addr, &Option<Key>)| !wanted.hosts.contains_key(*host);
+    after.extend((have.hosts.iter().filter(left)).map(|(host, key)| Step::RemoveHost(*host, *key)));
     (before, after)
 }
 
-impl Paths {
+impl Ways {
     /// Remembers a step that was taken.
-    pub(crate) fn take(&mut self, step: Step) {
+    pub(crate) fn take(&mut self, way: Way, step: Step) {
+        match way {
+            Way::Plain => self.plain.take(step),
+            Way::Encrypted => self.encrypted.take(step),
+        }
+    }
+}
+
+impl Paths {
+    fn take(&mut self, step: Step) {
         match step {
             Step::RemoveDevice => {
                 self.own = None;
@@ -91,8 +173,8 @@ impl Paths {
                 self.routes.clear();
             }
             Step::AddDevice(own) => self.own = Some(own),
-            Step::AddHost(host) => drop(self.hosts.insert(host)),
-            Step::RemoveHost(host) => drop(self.hosts.remove(&host)),
+            Step::AddHost { host, key, .. } => drop(self.hosts.insert(host, key)),
+            Step::RemoveHost(host, _) => drop(self.hosts.remove(&host)),
             Step::AddRoute(address, host) => drop(self.routes.insert(address, host)),
             Step::RemoveRoute(address) => drop(self.routes.remove(&address)),
         }
@@ -117,29 +199,47 @@ mod tests {
         Ipv4Addr::new(10, 0, 0, n)
     }
 
+    /// Containers of a plain network, 100 and above of an encrypted one.
     fn overlay(own: Option<Ipv4Addr>, hosts: &[Ipv4Addr], remote: &[(u8, Ipv4Addr)]) -> Overlay {
+        let place = |(n, host): &(u8, Ipv4Addr)| {
+            let remote = Remote {
+                network: 7,
+                host: *host,
+                encrypted: *n >= 100,
+            };
+            (task(*n), remote)
+        };
         Overlay {
             own,
             hosts: hosts.iter().copied().collect(),
-            remote: remote.iter().map(|(n, host)| (task(*n), (7, *host))).collect(),
+            keys: BTreeMap::new(),
+            remote: remote.iter().map(place).collect(),
         }
     }
 
     /// Takes all steps, in order; answers them.
-    fn reach(now: &mut Paths, overlay: &Overlay) -> (Vec<Step>, Vec<Step>) {
-        let wanted = paths(overlay, |address| *address == task(77));
+    fn reach(now: &mut Ways, overlay: &Overlay) -> (Vec<(Way, Step)>, Vec<(Way, Step)>) {
+        let wanted = ways(overlay, false, |address| *address == task(77));
         let all = steps(&wanted, now);
-        for step in all.0.iter().chain(&all.1) {
-            now.take(*step);
+        for (way, step) in all.0.iter().chain(&all.1) {
+            now.take(*way, *step);
         }
         assert_eq!(*now, wanted);
         assert_eq!(steps(&wanted, now), (vec![], vec![]), "again");
         all
     }
 
+    fn add(host: Ipv4Addr) -> Step {
+        Step::AddHost {
+            host,
+            key: None,
+            old: None,
+        }
+    }
+
     #[test]
     fn what_is_new_comes_before_it_is_used_and_what_is_gone_goes_after() {
-        let mut now = Paths::default();
+        let mut now = Ways::default();
         let all = [OWN, TWO, THREE];
         let rows: [(Overlay, &[Step], &[Step]); 6] = [
             (overlay(Some(OWN), &[OWN], &[]), &[], &[]),
@@ -151,7 +251,7 @@ mod tests {
                 ),
                 &[
                     Step::AddDevice(OWN),
-                    Step::AddHost(TWO),
+                    add(TWO),
                     Step::AddRoute(task(2), TWO),
                     Step::AddRoute(task(3), TWO),
                 ],
@@ -160,7 +260,7 @@ mod tests {
             (
                 overlay(Some(OWN), &all, &[(2, THREE), (4, TWO)]),
                 &[
-                    Step::AddHost(THREE),
+                    add(THREE),
                     Step::AddRoute(task(2), THREE),
                     Step::AddRoute(task(4), TWO),
                 ],
@@ -171,8 +271,8 @@ mod tests {
                 &[
                     Step::RemoveDevice,
                     Step::AddDevice(THREE),
-                    Step::AddHost(OWN),
-                    Step::AddHost(TWO),
+                    add(OWN),
+                    add(TWO),
                     Step::AddRoute(task(4), TWO),
                 ],
                 &[],
@@ -180,17 +280,78 @@ mod tests {
             (
                 overlay(Some(THREE), &[OWN, THREE], &[]),
                 &[],
-                &[Step::RemoveRoute(task(4)), Step::RemoveHost(TWO)],
+                &[Step::RemoveRoute(task(4)), Step::RemoveHost(TWO, None)],
             ),
             (Overlay::default(), &[Step::RemoveDevice], &[]),
         ];
+        let plain = |steps: &[Step]| steps.iter().map(|s| (Way::Plain, *s)).collect::<Vec<_>>();
         for (at, (overlay, before, after)) in rows.iter().enumerate() {
-            let (got_before, got_after) = reach(&mut now, overlay);
-            assert_eq!(
-                (got_before.as_slice(), got_after.as_slice()),
-                (*before, *after),
-                "row {at}"
-            );
+            let got = reach(&mut now, overlay);
+            assert_eq!(got, (plain(before), plain(after)), "row {at}");
         }
+    }
+
+    #[test]
+    fn what_is_encrypted_goes_to_hosts_with_keys_alone() {
+        let mut now = Ways::default();
+        let all = [OWN, TWO, THREE];
+        let remote = [(2, TWO), (102, TWO), (103, THREE)];
+        let keyed = |keys: &[(Ipv4Addr, u8)]| Overlay {
+            keys: keys.iter().map(|(host, key)| (*host, [*key; 32])).collect(),
+            ..overlay(Some(OWN), &all, &remote)
+        };
+        let encrypted = |steps: Vec<(Way, Step)>| -> Vec<Step> {
+            let of = |(way, step): &(Way, Step)| (*way == Way::Encrypted).then_some(*step);
+            steps.iter().filter_map(of).collect()
+        };
+        let key = |host, key: u8, old: Option<u8>| Step::AddHost {
+            host,
+            key: Some([key; 32]),
+            old: old.map(|o| [o; 32]),
+        };
+        // Nobody can: nothing goes anywhere, and least of all by the other way.
+        let (before, after) = reach(&mut now, &keyed(&[]));
+        assert!(before.contains(&(Way::Plain, Step::AddRoute(task(2), TWO))));
+        assert!(
+            !before
+                .iter()
+                .any(|(_, s)| matches!(s, Step::AddRoute(a, _) if *a != task(2)))
+        );
+        assert!(after.is_empty());
+        let rows: [(&[(Ipv4Addr, u8)], &[Step], &[Step]); 4] = [
+            // A stranger with a key is no host.
+            (
+                &[(OWN, 1), (TWO, 2), (task(9), 9)],
+                &[
+                    Step::AddDevice(OWN),
+                    key(TWO, 2, None),
+                    Step::AddRoute(task(102), TWO),
+                ],
+                &[],
+            ),
+            (
+                &[(OWN, 1), (TWO, 2), (THREE, 3)],
+                &[key(THREE, 3, None), Step::AddRoute(task(103), THREE)],
+                &[],
+            ),
+            (&[(TWO, 4), (THREE, 3)], &[key(TWO, 4, Some(2))], &[]),
+            (
+                &[(THREE, 3)],
+                &[],
+                &[Step::RemoveRoute(task(102)), Step::RemoveHost(TWO, Some([4; 32]))],
+            ),
+        ];
+        for (at, (keys, before, after)) in rows.iter().enumerate() {
+            let got = reach(&mut now, &keyed(keys));
+            assert_eq!(encrypted(got.0), *before, "row {at}");
+            assert_eq!(encrypted(got.1), *after, "row {at}");
+        }
+        // A container here may be asked by any host, before any is known elsewhere.
+        let alone = Overlay {
+            remote: BTreeMap::new(),
+            ..keyed(&[(TWO, 2)])
+        };
+        assert_eq!(ways(&alone, true, |_| false).encrypted.own, Some(OWN));
+        assert_eq!(ways(&alone, false, |_| false).encrypted, Paths::default());
     }
 }

@@ -6,7 +6,7 @@ use std::net::Ipv4Addr;
 
 use crate::balance::{SLOTS, assign};
 use crate::dns::Zone;
-use crate::overlay::{Overlay, Paths};
+use crate::overlay::{Overlay, Ways};
 
 /// Protocol of a published port, by its number (IANA).
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
@@ -24,6 +24,8 @@ pub struct Endpoint {
     pub network: u32,
     /// Without a way out.
     pub internal: bool,
+    /// Nothing reaches it from another host that is not encrypted.
+    pub encrypted: bool,
 }
 
 /// Everything the dataplane is to do.
@@ -60,6 +62,7 @@ pub(crate) const SETS: &[(&str, u32, Option<u32>)] = &[
     ("nets", 4, Some(4)),
     ("members", 8, None),
     ("internal", 4, None),
+    ("secret", 4, None),
     ("selves", 8, None),
     ("published", 12, None),
     // Of ranges: where one begins, and, with an empty value, where it has ended.
@@ -83,9 +86,9 @@ pub(crate) fn elements(wanted: &Wanted, now: &Elements) -> Elements {
         .overlay
         .remote
         .iter()
-        .filter(|(_, (network, _))| *network != 0);
-    for (address, (network, _)) in near {
-        let network = network.to_ne_bytes();
+        .filter(|(_, remote)| remote.network != 0);
+    for (address, remote) in near {
+        let network = remote.network.to_ne_bytes();
         put("nets", address.octets().to_vec(), Some(network.to_vec()));
         put("members", [network, address.octets()].concat(), None);
     }
@@ -96,6 +99,9 @@ pub(crate) fn elements(wanted: &Wanted, now: &Elements) -> Elements {
         put("selves", [address.octets(), address.octets()].concat(), None);
         if endpoint.internal {
             put("internal", address.octets().to_vec(), None);
+        }
+        if endpoint.encrypted {
+            put("secret", address.octets().to_vec(), None);
         }
     }
     let empty = BTreeMap::new();
@@ -130,12 +136,12 @@ pub(crate) fn elements(wanted: &Wanted, now: &Elements) -> Elements {
     all
 }
 
-/// The host's sets that make `wanted` so, where other hosts are known as in `paths`.
-pub(crate) fn host_elements(wanted: &Wanted, paths: &Paths) -> Elements {
+/// The host's sets that make `wanted` so, where other hosts are known as in `ways`.
+pub(crate) fn host_elements(wanted: &Wanted, ways: &Ways) -> Elements {
     let (bound, free): (Vec<_>, Vec<_>) = (wanted.ports.keys()).partition(|p| wanted.bound.contains_key(p));
     let at = |p: &(Protocol, u16)| wanted.bound.get(p).map_or([0; 4], Ipv4Addr::octets);
     let port = |(protocol, port): &(Protocol, u16)| [[*protocol as u8, 0, 0, 0], port_word(*port)].concat();
-    let hosts = paths.hosts.iter().map(|host| host.octets().to_vec());
+    let hosts = ways.plain.hosts.keys().map(|host| host.octets().to_vec());
     Elements::from([
         ("ports", free.into_iter().map(|p| (port(p), None)).collect()),
         (
@@ -340,10 +346,15 @@ pub(crate) fn diff(wanted: &Elements, found: &Elements) -> Changes {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::overlay::Remote;
 
     fn wanted() -> Wanted {
         let ip = |n| Ipv4Addr::new(10, 0, 0, n);
-        let endpoint = |network, internal| Endpoint { network, internal };
+        let endpoint = |network, internal| Endpoint {
+            network,
+            internal,
+            encrypted: internal,
+        };
         Wanted {
             endpoints: BTreeMap::from([(ip(2), endpoint(1, false)), (ip(3), endpoint(1, true))]),
             vips: BTreeMap::from([(ip(9), (1, vec![ip(2), ip(3)])), (ip(8), (1, vec![]))]),
@@ -361,9 +372,10 @@ mod tests {
             (
                 first["vips"].len(),
                 first["members"].len(),
-                first["internal"].len()
+                first["internal"].len(),
+                first["secret"].len()
             ),
-            (2, 2, 1)
+            (2, 2, 1, 1)
         );
         assert!(diff(&elements(&wanted(), &first), &first).is_empty());
     }
@@ -374,6 +386,12 @@ mod tests {
         let endpoint = |network| Endpoint {
             network,
             internal: false,
+            encrypted: false,
+        };
+        const THERE: Remote = Remote {
+            network: 1,
+            host: Ipv4Addr::new(10, 0, 0, 200),
+            encrypted: false,
         };
         type Edit = fn(&mut Wanted, &dyn Fn(u8) -> Ipv4Addr);
         let edits: [(&str, Edit); 10] = [
@@ -395,10 +413,10 @@ mod tests {
             }),
             ("a container moves away", |w, ip| {
                 w.endpoints.remove(&ip(2));
-                w.overlay.remote.insert(ip(2), (1, ip(200)));
+                w.overlay.remote.insert(ip(2), THERE);
             }),
             ("a container is here and told of as elsewhere", |w, ip| {
-                w.overlay.remote.insert(ip(3), (1, ip(200)));
+                w.overlay.remote.insert(ip(3), THERE);
             }),
         ];
         let base = wanted();

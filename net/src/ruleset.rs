@@ -6,6 +6,7 @@ use crate::balance::SLOTS;
 use crate::overlay::mac_of;
 use crate::plan::{HOST_SETS, SETS, SUBNETS};
 use crate::sys::nft::{Batch, Expression, Hook, NETDEV, R1, W0, W1, W2, W4};
+use crate::wireguard;
 
 /// Gateway of every container: link-local, the same everywhere.
 pub(crate) const GATEWAY: Ipv4Addr = Ipv4Addr::new(169, 254, 1, 1);
@@ -145,6 +146,11 @@ const DIRECTION: u32 = 1;
 const CONNECTION_MARK: u32 = 3;
 const REPLY: u8 = 1;
 
+/// Marks of answers that go back through the host that was asked: by the plain way, and by the encrypted one. Above the
+/// slots of balancing.
+pub(crate) const ANSWER: u32 = 0x100;
+pub(crate) const ENCRYPTED_ANSWER: u32 = 0x200;
+
 /// Goes on only for what comes from another host and from no container: a client of a published port sent it.
 fn from_a_client(overlay: &str) -> [Expression; 4] {
     [
@@ -158,9 +164,25 @@ fn from_a_client(overlay: &str) -> [Expression; 4] {
     ]
 }
 
-/// Answers go back through the host that a client had asked: its address is the mark of the connection. Of a packet it is
-/// the mark as well, by which it is led to the overlay, where [`back`] makes it the destination.
-fn remember_the_way(b: &mut Batch, overlay: &str) {
+/// Nothing that is for a container of an encrypted network comes by the plain way, whoever sent it; it is counted.
+fn only_encrypted(b: &mut Batch, overlay: &str) {
+    b.rule(
+        "mesh",
+        &[
+            meta(IN_NAME, R1),
+            is(R1, &name(overlay)),
+            destination(W0),
+            find("secret", W0, None),
+            Expression::Counter,
+            Expression::Drop,
+        ],
+    );
+}
+
+/// Answers go back through the host that a client had asked: its address is the mark of the connection. A mark of the packet
+/// leads it to the device of its way; as it leaves, the mark is the address ([`send_to_the_asked`]), which [`back`] makes the
+/// destination.
+fn remember_the_way(b: &mut Batch, overlay: &str, encrypted: &str) {
     b.chain(
         "mesh",
         &Hook {
@@ -170,51 +192,93 @@ fn remember_the_way(b: &mut Batch, overlay: &str) {
             priority: -150,
         },
     );
-    b.rule(
-        "mesh",
-        &[
-            &from_a_client(overlay)[..],
+    only_encrypted(b, overlay);
+    for device in [overlay, encrypted] {
+        b.rule(
+            "mesh",
             &[
-                Expression::Payload {
-                    base: 0,
-                    offset: HOST_IN_SOURCE,
-                    len: HOST_BYTES,
-                    to: W0,
-                },
-                Expression::SetConnectionMark { from: W0 },
-            ],
-        ]
-        .concat(),
-    );
-    b.rule(
-        "mesh",
-        &[
-            meta(IN_NAME, R1),
-            is_not(R1, &name(overlay)),
-            Expression::Connection {
-                key: DIRECTION,
+                &from_a_client(device)[..],
+                &[
+                    Expression::Payload {
+                        base: 0,
+                        offset: HOST_IN_SOURCE,
+                        len: HOST_BYTES,
+                        to: W0,
+                    },
+                    Expression::SetConnectionMark { from: W0 },
+                ],
+            ]
+            .concat(),
+        );
+    }
+    let answer = [
+        meta(IN_NAME, R1),
+        is_not(R1, &name(overlay)),
+        is_not(R1, &name(encrypted)),
+        Expression::Connection {
+            key: DIRECTION,
+            to: W0,
+        },
+        is(W0, &[REPLY]),
+        Expression::Connection {
+            key: CONNECTION_MARK,
+            to: W0,
+        },
+        is_not(W0, &[0; 4]),
+        source(W0),
+    ];
+    let secret = find("secret", W0, None);
+    let plain = Expression::Absent {
+        set: "secret".into(),
+        from: W0,
+    };
+    for (which, mark) in [(plain, ANSWER), (secret, ENCRYPTED_ANSWER)] {
+        let set = [
+            which,
+            Expression::Immediate {
                 to: W0,
+                value: mark.to_ne_bytes().to_vec(),
             },
-            is(W0, &[REPLY]),
-            Expression::Connection {
-                key: CONNECTION_MARK,
-                to: W0,
-            },
-            is_not(W0, &[0; 4]),
             Expression::SetMark { from: W0 },
-        ],
-    );
+        ];
+        b.rule("mesh", &[&answer[..], &set].concat());
+    }
 }
 
-/// Table of what leaves the overlay's device.
-pub(crate) const BACK: &str = "rswarm-back";
+/// An answer that leaves for the host that was asked has that one's address as its mark.
+fn send_to_the_asked(b: &mut Batch, overlay: &str, encrypted: &str) {
+    b.chain(
+        "leave",
+        &Hook {
+            kind: "filter",
+            number: 4,
+            priority: 0,
+        },
+    );
+    for (device, mark) in [(overlay, ANSWER), (encrypted, ENCRYPTED_ANSWER)] {
+        b.rule(
+            "leave",
+            &[
+                meta(OUT_NAME, R1),
+                is(R1, &name(device)),
+                meta(MARK, W0),
+                is(W0, &mark.to_ne_bytes()),
+                Expression::Connection {
+                    key: CONNECTION_MARK,
+                    to: W0,
+                },
+                Expression::SetMark { from: W0 },
+            ],
+        );
+    }
+}
 
-/// What is for nobody in particular ([`Ipv4Addr::UNSPECIFIED`]) goes to the host in its mark. Then the mark is taken away:
-/// by it the packet around this one would be led to the overlay again.
-pub(crate) fn back(overlay: &str) -> Batch {
-    let mut b = Batch::of(NETDEV, BACK);
+/// What leaves a device: what is for nobody in particular ([`Ipv4Addr::UNSPECIFIED`]) goes to the host in its mark. Then the
+/// mark is taken away: by it the packet around this one would be led there again.
+pub(crate) fn back(table: &str, device: &str) -> Batch {
+    let mut b = Batch::of(NETDEV, table);
     b.table();
-    b.egress("out", overlay);
+    b.egress("out", device);
     b.rule(
         "out",
         &[
@@ -277,13 +341,14 @@ fn answer_for_nobody(b: &mut Batch) {
 }
 
 /// The dataplane's table: balancing, isolation, the way out.
-pub(crate) fn dataplane(uplink: &str, overlay: &str, own: Ipv4Addr) -> Batch {
+pub(crate) fn dataplane(uplink: &str, [overlay, encrypted]: [&str; 2], own: Ipv4Addr) -> Batch {
     let mut b = Batch::new(TABLE);
     b.table();
     for (set, key, data) in SETS {
         b.set(set, *key, *data);
     }
-    remember_the_way(&mut b, overlay);
+    remember_the_way(&mut b, overlay, encrypted);
+    send_to_the_asked(&mut b, overlay, encrypted);
     b.chain("pre", &nat("nat", 0));
     b.chain("post", &nat("nat", 4));
     answer_for_nobody(&mut b);
@@ -357,6 +422,20 @@ pub(crate) fn dataplane(uplink: &str, overlay: &str, own: Ipv4Addr) -> Batch {
             Expression::Accept,
         ],
     );
+    // What came in for a published port and has no way to its container does not go out again as it came.
+    b.rule(
+        "fwd",
+        &[
+            meta(IN_NAME, R1),
+            is(R1, &name(uplink)),
+            meta(OUT_NAME, R1),
+            is(R1, &name(uplink)),
+            Expression::Reject {
+                reset: false,
+                code: NO_HOST,
+            },
+        ],
+    );
     b.rule(
         "fwd",
         &[meta(IN_NAME, R1), is(R1, &name(uplink)), Expression::Accept],
@@ -402,35 +481,39 @@ pub(crate) fn dataplane(uplink: &str, overlay: &str, own: Ipv4Addr) -> Batch {
             Expression::Drop,
         ],
     );
-    b.rule(
-        "fwd",
-        &[
-            meta(OUT_NAME, R1),
-            is(R1, &name(uplink)),
-            meta(IN_NAME, R1),
-            is(R1, &name(overlay)),
-            Expression::Drop,
-        ],
-    );
+    for device in [overlay, encrypted] {
+        b.rule(
+            "fwd",
+            &[
+                meta(OUT_NAME, R1),
+                is(R1, &name(uplink)),
+                meta(IN_NAME, R1),
+                is(R1, &name(device)),
+                Expression::Drop,
+            ],
+        );
+    }
     b.rule(
         "fwd",
         &[meta(OUT_NAME, R1), is(R1, &name(uplink)), Expression::Accept],
     );
     // From another host, where it was asked for by a published port.
-    b.rule(
-        "fwd",
-        &[
-            &from_a_client(overlay)[..],
+    for device in [overlay, encrypted] {
+        b.rule(
+            "fwd",
             &[
-                destination(W0),
-                meta(PROTOCOL, W1),
-                port(W2),
-                find("published", W0, None),
-                Expression::Accept,
-            ],
-        ]
-        .concat(),
-    );
+                &from_a_client(device)[..],
+                &[
+                    destination(W0),
+                    meta(PROTOCOL, W1),
+                    port(W2),
+                    find("published", W0, None),
+                    Expression::Accept,
+                ],
+            ]
+            .concat(),
+        );
+    }
     b.rule(
         "fwd",
         &[
@@ -454,12 +537,12 @@ pub(crate) fn dataplane(uplink: &str, overlay: &str, own: Ipv4Addr) -> Batch {
 /// What is let in. VXLAN: only hosts of the cluster are heard, and none of it is tracked, as what is in it is. `number` is that of the
 /// device (VNI): what others on this machine do with the same port is theirs.
 fn hear_hosts_only(b: &mut Batch, uplink: &str, dataplane: Ipv4Addr, number: u32) {
-    let to_port = || {
+    let to = |number: u16| {
         [
             meta(PROTOCOL, W0),
             is(W0, &[17]),
             port(W0),
-            is(W0, &PORT.to_be_bytes()),
+            is(W0, &number.to_be_bytes()),
         ]
     };
     // Before connections are tracked (-200).
@@ -488,7 +571,7 @@ fn hear_hosts_only(b: &mut Batch, uplink: &str, dataplane: Ipv4Addr, number: u32
         },
         Expression::Drop,
     ];
-    b.rule("first", &[&to_port()[..], &strangers].concat());
+    b.rule("first", &[&to(PORT)[..], &strangers].concat());
     // Nobody speaks to the dataplane but through a published port, as whose address says where it is open.
     b.rule(
         "first",
@@ -501,7 +584,9 @@ fn hear_hosts_only(b: &mut Batch, uplink: &str, dataplane: Ipv4Addr, number: u32
         ],
     );
     for chain in ["first", "sent"] {
-        b.rule(chain, &[&to_port()[..], &[Expression::NotTracked]].concat());
+        for number in [PORT, wireguard::PORT] {
+            b.rule(chain, &[&to(number)[..], &[Expression::NotTracked]].concat());
+        }
     }
 }
 

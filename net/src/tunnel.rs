@@ -5,11 +5,12 @@ use std::io;
 use std::net::Ipv4Addr;
 
 use crate::dataplane::{NetError, at, setting};
-use crate::overlay::{Paths, Step, mac_of};
+use crate::overlay::{Paths, Step, Way, Ways, mac_of};
 use crate::ruleset;
 use crate::sys::link::{self, Vxlan};
 use crate::sys::netlink::Socket;
 use crate::sys::nft::{self, NETDEV};
+use crate::wireguard::{self, Place, Wireguard};
 
 /// The device in the dataplane's namespace.
 pub(crate) const DEVICE: &str = "overlay";
@@ -17,25 +18,82 @@ pub(crate) const DEVICE: &str = "overlay";
 pub(crate) const NUMBER: u32 = 4095;
 /// Bytes of what VXLAN puts around a packet over IPv4: Ethernet, IP, UDP, VXLAN.
 const OVERHEAD: u32 = 50;
-/// Table of the route for answers, and the neighbour it leads to, whom nobody is.
-const TABLE: u32 = 1000;
+/// The neighbour that the route for answers leads to, whom nobody is.
 const NOBODY: Ipv4Addr = Ipv4Addr::new(169, 254, 1, 2);
 /// Where the interface of the host's address is not found.
 const MTU: u32 = 1500;
 
+impl Way {
+    /// Its device in the dataplane's namespace.
+    pub(crate) const fn device(self) -> &'static str {
+        match self {
+            Self::Plain => DEVICE,
+            Self::Encrypted => wireguard::DEVICE,
+        }
+    }
+
+    /// Table of the route for its answers, and the mark that leads there.
+    const fn table(self) -> (u32, u32) {
+        match self {
+            Self::Plain => (1000, ruleset::ANSWER),
+            Self::Encrypted => (1001, ruleset::ENCRYPTED_ANSWER),
+        }
+    }
+
+    /// The table of its rules.
+    const fn back(self) -> &'static str {
+        match self {
+            Self::Plain => "rswarm-back",
+            Self::Encrypted => "rswarm-back-encrypted",
+        }
+    }
+}
+
 /// What is there.
-pub(crate) fn found(links: &mut Socket, tables: &mut Socket) -> Result<Paths, NetError> {
+pub(crate) fn found(
+    links: &mut Socket,
+    tables: &mut Socket,
+    wireguard: Option<&mut Wireguard>,
+) -> Result<Ways, NetError> {
+    Ok(Ways {
+        plain: paths(links, tables, Way::Plain, None)?,
+        encrypted: match wireguard {
+            Some(wireguard) => paths(links, tables, Way::Encrypted, Some(wireguard))?,
+            None => Paths::default(),
+        },
+    })
+}
+
+fn paths(
+    links: &mut Socket,
+    tables: &mut Socket,
+    way: Way,
+    wireguard: Option<&mut Wireguard>,
+) -> Result<Paths, NetError> {
     let mut paths = Paths::default();
     // Made last: without it the device is made anew.
-    if !nft::table_exists_in(tables, NETDEV, ruleset::BACK).map_err(at("list tables"))? {
+    if !nft::table_exists_in(tables, NETDEV, way.back()).map_err(at("list tables"))? {
         return Ok(paths);
     }
-    let Some(index) = link::index(links, DEVICE).map_err(at("list links"))? else {
+    let device = way.device();
+    let Some(index) = link::index(links, device).map_err(at("list links"))? else {
         return Ok(paths);
     };
-    paths.own = link::vxlan_local(links, index).map_err(at(format!("read the link {DEVICE}")))?;
     let hosts = link::neighbours(links, index).map_err(at("list neighbours"))?;
-    paths.hosts = hosts.into_iter().filter(|host| *host != NOBODY).collect();
+    let hosts = hosts.into_iter().filter(|host| *host != NOBODY);
+    match wireguard {
+        None => {
+            paths.own = link::vxlan_local(links, index).map_err(at(format!("read the link {device}")))?;
+            paths.hosts = hosts.map(|host| (host, None)).collect();
+        }
+        Some(wireguard) => {
+            let (own, keys) = (wireguard.found(links, index)).map_err(at("read what WireGuard has"))?;
+            paths.own = own;
+            paths.hosts = hosts
+                .filter_map(|host| Some((host, Some(*keys.get(&host)?))))
+                .collect();
+        }
+    }
     let routes = link::routes_over(links, index).map_err(at("list routes"))?;
     paths.routes = routes.into_iter().collect();
     Ok(paths)
@@ -43,93 +101,144 @@ pub(crate) fn found(links: &mut Socket, tables: &mut Socket) -> Result<Paths, Ne
 
 /// The sockets and namespaces that steps need.
 pub(crate) struct Tunnel<'a> {
-    /// Netlink in the host's namespace, through which the packets of the device pass.
-    pub(crate) host: &'a mut Socket,
+    /// Netlink in the host's namespace, through which the packets of the devices pass.
+    pub(crate) host_links: &'a mut Socket,
     /// Netlink in the dataplane's.
     pub(crate) links: &'a mut Socket,
     /// Its tables.
     pub(crate) tables: &'a mut Socket,
+    /// The host's namespace.
+    pub(crate) host: &'a File,
     /// The dataplane's namespace.
     pub(crate) inside: &'a File,
-    /// Number of the device, once it was looked for.
-    pub(crate) index: Option<u32>,
+    /// Where this host can encrypt.
+    pub(crate) wireguard: Option<&'a mut Wireguard>,
+    /// Number of a device, once it was looked for.
+    pub(crate) index: Option<(Way, u32)>,
 }
 
 impl Tunnel<'_> {
     /// Takes one step.
-    pub(crate) fn take(&mut self, step: Step) -> Result<(), NetError> {
+    pub(crate) fn take(&mut self, way: Way, step: Step) -> Result<(), NetError> {
         match step {
-            Step::RemoveDevice => {
-                self.index = None;
-                link::delete(self.links, DEVICE).map_err(at(format!("remove the link {DEVICE}")))
-            }
-            Step::AddDevice(own) => self.add_device(own),
-            Step::AddHost(host) => {
-                let index = self.index()?;
+            Step::RemoveDevice => self.remove_device(way),
+            Step::AddDevice(own) => self.add_device(way, own),
+            Step::AddHost { host, key, old } => {
+                let index = self.index(way)?;
                 // First what is found last, when it is read again.
-                link::forwarding(self.links, index, (mac_of(host), host), true)
-                    .and_then(|()| link::neighbour(self.links, index, host, mac_of(host)))
-                    .map_err(at(format!("know the host {host}")))
+                match (way, key) {
+                    (Way::Plain, _) => link::forwarding(self.links, index, (mac_of(host), host), true),
+                    (Way::Encrypted, Some(key)) => {
+                        let links = &mut *self.links;
+                        let with = |w: &mut Wireguard| w.add_host(host, key, old, links, index);
+                        self.wireguard.as_deref_mut().map_or(Ok(()), with)
+                    }
+                    (Way::Encrypted, None) => Err(io::ErrorKind::InvalidInput.into()),
+                }
+                .and_then(|()| link::neighbour(self.links, index, host, mac_of(host)))
+                .map_err(at(format!("know the host {host}")))
             }
-            Step::RemoveHost(host) => {
-                let index = self.index()?;
+            Step::RemoveHost(host, key) => {
+                let index = self.index(way)?;
                 link::remove_neighbour(self.links, index, host)
-                    .and_then(|()| link::forwarding(self.links, index, (mac_of(host), host), false))
+                    .and_then(|()| match (way, key) {
+                        (Way::Encrypted, Some(key)) => {
+                            let links = &mut *self.links;
+                            let with = |w: &mut Wireguard| w.remove_host(host, key, links, index);
+                            self.wireguard.as_deref_mut().map_or(Ok(()), with)
+                        }
+                        _ => link::forwarding(self.links, index, (mac_of(host), host), false),
+                    })
                     .map_err(at(format!("forget the host {host}")))
             }
             Step::AddRoute(address, host) => {
-                let index = self.index()?;
+                let index = self.index(way)?;
                 link::route(self.links, (address, 32), index, Some(host))
                     .map_err(at(format!("route to {address} at {host}")))
             }
             Step::RemoveRoute(address) => {
-                let index = self.index()?;
+                let index = self.index(way)?;
                 link::remove_route(self.links, address, index)
                     .map_err(at(format!("remove the route to {address}")))
             }
         }
     }
 
-    fn index(&mut self) -> Result<u32, NetError> {
-        if self.index.is_none() {
-            self.index = link::index(self.links, DEVICE).map_err(at("list links"))?;
+    fn index(&mut self, way: Way) -> Result<u32, NetError> {
+        if let Some((_, index)) = self.index.filter(|(of, _)| *of == way) {
+            return Ok(index);
         }
-        self.index
-            .ok_or_else(|| at(format!("find the link {DEVICE}"))(io::ErrorKind::NotFound.into()))
+        let device = way.device();
+        let found = link::index(self.links, device).map_err(at("list links"))?;
+        let index =
+            found.ok_or_else(|| at(format!("find the link {device}"))(io::ErrorKind::NotFound.into()))?;
+        self.index = Some((way, index));
+        Ok(index)
     }
 
-    fn add_device(&mut self, own: Ipv4Addr) -> Result<(), NetError> {
-        // One that was made in part.
+    fn remove_device(&mut self, way: Way) -> Result<(), NetError> {
         self.index = None;
-        link::delete(self.links, DEVICE).map_err(at(format!("remove the link {DEVICE}")))?;
-        let mtu = link::mtu_at(self.host, own).map_err(at("list the host's addresses"))?;
-        let device = Vxlan {
-            name: DEVICE,
-            namespace: self.inside,
-            mac: mac_of(own),
-            mtu: mtu.unwrap_or(MTU).saturating_sub(OVERHEAD),
-            number: NUMBER,
-            local: own,
-            port: ruleset::PORT,
-        };
-        link::vxlan(self.host, &device).map_err(at(format!("make the link {DEVICE} for {own}")))?;
-        let index = self.index()?;
+        let device = way.device();
+        link::delete(self.links, device).map_err(at(format!("remove the link {device}")))?;
+        match (way, self.wireguard.as_deref_mut()) {
+            (Way::Encrypted, Some(wireguard)) => wireguard.remove_device(),
+            _ => Ok(()),
+        }
+    }
+
+    fn add_device(&mut self, way: Way, own: Ipv4Addr) -> Result<(), NetError> {
+        // One that was made in part.
+        self.remove_device(way)?;
+        let mtu = link::mtu_at(self.host_links, own).map_err(at("list the host's addresses"))?;
+        let mtu = mtu.unwrap_or(MTU);
+        let device = way.device();
+        match way {
+            Way::Plain => {
+                let vxlan = Vxlan {
+                    name: device,
+                    namespace: self.inside,
+                    mac: mac_of(own),
+                    mtu: mtu.saturating_sub(OVERHEAD),
+                    number: NUMBER,
+                    local: own,
+                    port: ruleset::PORT,
+                };
+                link::vxlan(self.host_links, &vxlan)
+                    .map_err(at(format!("make the link {device} for {own}")))?;
+            }
+            Way::Encrypted => {
+                let cannot = || at("encrypt networks")(io::ErrorKind::Unsupported.into());
+                let wireguard = self.wireguard.as_deref_mut().ok_or_else(cannot)?;
+                let mut place = Place {
+                    host_links: &mut *self.host_links,
+                    host: self.host,
+                    inside: self.inside,
+                    mtu,
+                };
+                wireguard.add_device(own, &mut place)?;
+            }
+        }
+        let index = self.index(way)?;
+        if let (Way::Encrypted, Some(wireguard)) = (way, self.wireguard.as_deref()) {
+            wireguard.shape(self.links, index, own, mtu)?;
+        }
         // A host that cannot take large packets says so, and it is believed.
         setting("ip_forward_use_pmtu", "1")?;
         // Clients of published ports come over it, too.
-        setting(&format!("conf/{DEVICE}/rp_filter"), "0")?;
-        link::up(self.links, index).map_err(at(format!("put the link {DEVICE} up")))?;
-        self.lead_back(index)
+        setting(&format!("conf/{device}/rp_filter"), "0")?;
+        link::up(self.links, index).map_err(at(format!("put the link {device} up")))?;
+        self.lead_back(way, index)
             .map_err(at("lead answers back to the host that was asked"))
     }
 
-    /// Leads what has the mark of a host to the device, which sends it there.
-    fn lead_back(&mut self, index: u32) -> io::Result<()> {
+    /// Leads answers to clients of another host to the device, which sends them there.
+    fn lead_back(&mut self, way: Way, index: u32) -> io::Result<()> {
+        let (table, mark) = way.table();
         link::neighbour(self.links, index, NOBODY, mac_of(Ipv4Addr::UNSPECIFIED))?;
-        link::default_route(self.links, TABLE, index, NOBODY)?;
-        link::rule_for_marks(self.links, TABLE)?;
-        let mut batch = ruleset::back(DEVICE);
-        if nft::table_exists_in(self.tables, NETDEV, ruleset::BACK)? {
+        link::default_route(self.links, table, index, NOBODY)?;
+        link::rule_for_mark(self.links, mark, table)?;
+        let mut batch = ruleset::back(way.back(), way.device());
+        if nft::table_exists_in(self.tables, NETDEV, way.back())? {
             batch = batch.instead();
         }
         batch.commit(self.tables)

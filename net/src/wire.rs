@@ -6,6 +6,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::fs::File;
 use std::net::Ipv4Addr;
 use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
 use crate::dataplane::{NETLINK_NETFILTER, NETLINK_ROUTE, NetError, at};
@@ -36,6 +37,65 @@ pub fn inside<T: Send>(namespace: &Path, work: impl FnOnce() -> T + Send) -> Res
         });
         let panicked = || at("work in a namespace")(std::io::Error::other("the thread panicked"));
         thread.join().unwrap_or_else(|_| Err(panicked()))
+    })
+}
+
+/// What was seen of packets between hosts.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct Overheard {
+    /// Packets from one of them to another.
+    pub packets: usize,
+    /// Those in which a text was.
+    pub with: usize,
+}
+
+/// Looks at what passes between some hosts, from the namespace of one of them, while something is done.
+///
+/// # Errors
+/// [`NetError`] when nothing can be seen there.
+pub fn overhear<T>(
+    namespace: &Path,
+    hosts: &BTreeSet<Ipv4Addr>,
+    text: &str,
+    work: impl FnOnce() -> T,
+) -> Result<(T, Overheard), NetError> {
+    use rustix::net::{AddressFamily, RecvFlags, SocketType, eth, sockopt};
+    const LOOK: Duration = Duration::from_millis(50);
+    let listen = || -> Result<_, rustix::io::Errno> {
+        let socket = rustix::net::socket(AddressFamily::PACKET, SocketType::RAW, Some(eth::ALL))?;
+        sockopt::set_socket_timeout(&socket, sockopt::Timeout::Recv, Some(LOOK))?;
+        Ok(socket)
+    };
+    let socket = inside(namespace, listen)?.map_err(|e| at("listen to a wire")(e.into()))?;
+    let done = AtomicBool::new(false);
+    let between = |packet: &[u8]| {
+        // Ethernet, then IPv4.
+        let address = |at: usize| {
+            let octets: [u8; 4] = packet.get(at..at + 4)?.try_into().ok()?;
+            Some(Ipv4Addr::from(octets)).filter(|a| hosts.contains(a))
+        };
+        packet.get(12..14) == Some(&[8, 0]) && address(26).zip(address(30)).is_some_and(|(a, b)| a != b)
+    };
+    std::thread::scope(|scope| {
+        let reader = scope.spawn(|| {
+            let (mut buffer, mut seen) = (vec![0u8; 1 << 17], Overheard::default());
+            while !done.load(Ordering::Relaxed) {
+                let received = rustix::net::recv(&socket, &mut buffer[..], RecvFlags::empty());
+                let packet = received.ok().and_then(|(_, length)| buffer.get(..length));
+                if let Some(packet) = packet.filter(|p| between(p)) {
+                    seen.packets += 1;
+                    seen.with += usize::from(packet.windows(text.len()).any(|w| w == text.as_bytes()));
+                }
+            }
+            seen
+        });
+        let result = work();
+        // What is on its way.
+        std::thread::sleep(2 * LOOK);
+        done.store(true, Ordering::Relaxed);
+        let seen = reader.join();
+        let seen = seen.map_err(|_| at("listen to a wire")(std::io::Error::other("the thread panicked")))?;
+        Ok((result, seen))
     })
 }
 

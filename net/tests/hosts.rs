@@ -4,195 +4,17 @@
     reason = "a test stops where something is not as it should be"
 )]
 
+#[path = "hosts/bed.rs"]
+mod bed;
+
 use std::collections::{BTreeMap, BTreeSet};
-use std::io::{Read, Write};
-use std::net::{Ipv4Addr, SocketAddr, TcpListener, TcpStream, UdpSocket};
+use std::io::Write;
+use std::net::{Ipv4Addr, TcpListener, TcpStream, UdpSocket};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use net::{
-    Dataplane, DataplaneConfig, Endpoint, EndpointAddress, EndpointConfig, Overlay, Protocol, Wanted, Wire,
-    inside,
-};
-
-const PATIENCE: Duration = Duration::from_secs(2);
-const PORT: u16 = 8080;
-/// The port published for it on every host.
-const PUBLISHED: u16 = 80;
-
-fn ip(last: u8) -> Ipv4Addr {
-    Ipv4Addr::new(10, 7, 0, last)
-}
-
-/// A server in a namespace that answers each connection with its name and the address of its client.
-fn serve(namespace: &Path, name: &'static str) {
-    let listener = inside(namespace, || TcpListener::bind(("0.0.0.0", PORT)).unwrap()).unwrap();
-    std::thread::spawn(move || {
-        for mut stream in listener.incoming().flatten() {
-            let peer = stream.peer_addr().unwrap().ip();
-            let _ = stream.write_all(format!("{name} {peer}").as_bytes());
-        }
-    });
-}
-
-/// The same for datagrams.
-fn serve_udp(namespace: &Path, name: &'static str) {
-    let socket = inside(namespace, || UdpSocket::bind(("0.0.0.0", PORT)).unwrap()).unwrap();
-    std::thread::spawn(move || {
-        let mut bytes = [0; 64];
-        while let Ok((_, peer)) = socket.recv_from(&mut bytes) {
-            let _ = socket.send_to(format!("{name} {}", peer.ip()).as_bytes(), peer);
-        }
-    });
-}
-
-fn ask(namespace: &Path, address: Ipv4Addr, port: u16) -> std::io::Result<String> {
-    inside(namespace, || {
-        let to = SocketAddr::from((address, port));
-        let mut stream = TcpStream::connect_timeout(&to, PATIENCE)?;
-        stream.set_read_timeout(Some(PATIENCE))?;
-        let mut text = String::new();
-        stream.read_to_string(&mut text)?;
-        Ok(text)
-    })
-    .unwrap()
-}
-
-fn ask_udp(namespace: &Path, address: Ipv4Addr, port: u16) -> std::io::Result<String> {
-    inside(namespace, || {
-        let socket = UdpSocket::bind("0.0.0.0:0")?;
-        socket.set_read_timeout(Some(PATIENCE))?;
-        socket.send_to(b"who", (address, port))?;
-        let mut bytes = [0; 64];
-        let (len, _) = socket.recv_from(&mut bytes)?;
-        Ok(String::from_utf8_lossy(&bytes[..len]).into_owned())
-    })
-    .unwrap()
-}
-
-/// Hosts on one wire, with a dataplane each.
-struct Bed {
-    wire: Wire,
-    planes: Vec<Dataplane>,
-    dir: tempfile::TempDir,
-    runtime: tokio::runtime::Runtime,
-}
-
-impl Bed {
-    /// Hosts 1 to `count` with dataplanes, and one more without.
-    fn new(count: u8) -> Option<Self> {
-        if !rustix::process::geteuid().is_root() {
-            println!("skipped: the dataplane's kernel tests need root");
-            return None;
-        }
-        let dir = tempfile::tempdir().unwrap();
-        let mut wire = Wire::make(&dir.path().join("wire")).unwrap();
-        for host in 1..=count + 1 {
-            wire.add(host).unwrap();
-        }
-        let runtime = tokio::runtime::Builder::new_current_thread()
-            .enable_all()
-            .build()
-            .unwrap();
-        let mut bed = Self {
-            wire,
-            planes: Vec::new(),
-            dir,
-            runtime,
-        };
-        for host in 1..=count {
-            bed.planes.push(bed.open(host));
-        }
-        Some(bed)
-    }
-
-    fn open(&self, host: u8) -> Dataplane {
-        let config = DataplaneConfig {
-            name: "t".into(),
-            state_dir: self.dir.path().join(format!("h{host}")),
-            upstream: vec![],
-        };
-        inside(&self.wire.namespace(host), || {
-            self.runtime.block_on(Dataplane::open(config)).unwrap()
-        })
-        .unwrap()
-    }
-
-    fn attach(&self, host: u8, id: &str, address: Ipv4Addr) -> PathBuf {
-        self.attach_in(host, id, &[address], false)
-    }
-
-    /// A container with an address in each of some networks, all of /24; the first without a way out, or not.
-    fn attach_in(&self, host: u8, id: &str, addresses: &[Ipv4Addr], first_is_internal: bool) -> PathBuf {
-        let endpoint = EndpointConfig {
-            id: id.into(),
-            addresses: (addresses.iter().enumerate())
-                .map(|(at, address)| EndpointAddress {
-                    address: *address,
-                    subnets: vec![(Ipv4Addr::from(u32::from(*address) & !0xff), 24)],
-                    internal: at == 0 && first_is_internal,
-                })
-                .collect(),
-        };
-        let plane = &self.planes[usize::from(host) - 1];
-        self.runtime.block_on(plane.attach(endpoint)).unwrap()
-    }
-
-    fn apply(&self, host: u8, wanted: &Wanted) -> usize {
-        let plane = &self.planes[usize::from(host) - 1];
-        let applied = self.runtime.block_on(plane.apply(wanted.clone())).unwrap();
-        assert!(applied.unreachable.is_none(), "{:?}", applied.unreachable);
-        applied.changed
-    }
-
-    fn end(self) {
-        for plane in &self.planes {
-            self.runtime.block_on(plane.destroy()).unwrap();
-        }
-    }
-}
-
-/// What a host is told: containers with their networks, by host.
-fn wanted(host: u8, hosts: u8, all: &[(u8, u8, u32)]) -> Wanted {
-    let here = |h: &u8| *h == host;
-    let networks: BTreeSet<u32> = all.iter().filter(|(h, ..)| here(h)).map(|c| c.2).collect();
-    let servers: Vec<Ipv4Addr> = (all.iter())
-        .filter(|(_, _, n)| *n == 1)
-        .map(|(_, c, _)| ip(*c))
-        .collect();
-    let behind: Vec<(Ipv4Addr, u16)> = vec![(ip(3), PORT)];
-    Wanted {
-        endpoints: (all.iter())
-            .filter(|(h, ..)| here(h))
-            .map(|(_, c, network)| {
-                let endpoint = Endpoint {
-                    network: *network,
-                    internal: false,
-                };
-                (ip(*c), endpoint)
-            })
-            .collect(),
-        vips: BTreeMap::from([(ip(100), (1, servers))]),
-        ports: BTreeMap::from([
-            ((Protocol::Tcp, PUBLISHED), behind.clone()),
-            ((Protocol::Udp, PUBLISHED), behind),
-        ]),
-        published: [Protocol::Tcp, Protocol::Udp].map(|p| (ip(3), p, PORT)).into(),
-        overlay: Overlay {
-            own: Some(Wire::address(host)),
-            hosts: (1..=hosts).map(Wire::address).collect(),
-            remote: (all.iter())
-                .filter(|(h, ..)| !here(h))
-                .map(|(h, c, network)| {
-                    let known = if networks.contains(network) { *network } else { 0 };
-                    (ip(*c), (known, Wire::address(*h)))
-                })
-                .collect(),
-        },
-        subnets: [(ip(0), 24)].into(),
-        ..Wanted::default()
-    }
-}
+use bed::{Bed, PORT, PUBLISHED, ask, ask_udp, ip, serve, serve_udp, wanted};
+use net::{Endpoint, EndpointAddress, EndpointConfig, Overlay, Protocol, Wanted, Wire, inside};
 
 #[test]
 fn containers_of_several_hosts_meet_in_their_networks_and_clients_are_seen_as_they_are() {
@@ -308,11 +130,18 @@ fn a_container_speaks_in_each_of_its_networks_as_their_member_and_to_nobody_in_v
     serve(&bed.attach(2, "a", ip(3)), "a");
     serve(&bed.attach(2, "b", second(3)), "b");
     serve(&bed.wire.namespace(3), "outside");
-    let endpoint = |network, internal| Endpoint { network, internal };
+    let endpoint = |network, internal| Endpoint {
+        network,
+        internal,
+        encrypted: false,
+    };
     let overlay = |host: u8, remote: [(Ipv4Addr, (u32, Ipv4Addr)); 2]| Overlay {
         own: Some(Wire::address(host)),
         hosts: (1..=2).map(Wire::address).collect(),
-        remote: remote.into(),
+        keys: BTreeMap::new(),
+        remote: (remote.into_iter())
+            .map(|(address, (network, host))| (address, bed::remote(network, host)))
+            .collect(),
     };
     let subnets = [(ip(0), 24), (second(0), 24)];
     let one = Wanted {
@@ -346,7 +175,10 @@ fn a_container_speaks_in_each_of_its_networks_as_their_member_and_to_nobody_in_v
     let third = Ipv4Addr::new(10, 7, 2, 3);
     serve(&bed.attach(2, "c", third), "c");
     let mut more = (one.clone(), two.clone());
-    more.0.overlay.remote.insert(third, (2, Wire::address(2)));
+    more.0
+        .overlay
+        .remote
+        .insert(third, bed::remote(2, Wire::address(2)));
     more.1.endpoints.insert(third, endpoint(2, false));
     bed.apply(1, &more.0);
     bed.apply(2, &more.1);

@@ -6,7 +6,9 @@ use std::net::{Ipv4Addr, SocketAddr, TcpListener, TcpStream, UdpSocket};
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
-use net::{Dataplane, DataplaneConfig, Endpoint, EndpointAddress, EndpointConfig, Protocol, Wanted, Zone};
+use net::{
+    Dataplane, DataplaneConfig, Encryption, Endpoint, EndpointAddress, EndpointConfig, Protocol, Wanted, Zone,
+};
 
 /// Runs something in a container's namespace, on a thread of its own.
 fn within<T: Send + 'static>(namespace: &Path, job: impl FnOnce() -> T + Send + 'static) -> T {
@@ -96,6 +98,7 @@ impl Bed {
             name: name.into(),
             state_dir: dir.to_owned(),
             upstream: vec![],
+            encryption: Encryption::Auto,
         }
     }
 
@@ -117,7 +120,11 @@ fn ip(last: u8) -> Ipv4Addr {
 }
 
 fn wanted(port: u16) -> Wanted {
-    let endpoint = |network, internal| Endpoint { network, internal };
+    let endpoint = |network, internal| Endpoint {
+        network,
+        internal,
+        encrypted: false,
+    };
     let asker = |networks: &[u32], internal| (networks.to_vec(), internal);
     Wanted {
         endpoints: BTreeMap::from([

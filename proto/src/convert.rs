@@ -77,6 +77,15 @@ fn wire<M, W: From<M>>(items: impl IntoIterator<Item = M>) -> Vec<W> {
     items.into_iter().map(W::from).collect()
 }
 
+/// A key as the wire has it: nothing where there is none, or where it is none.
+fn key_bytes(key: Option<model::object::TunnelKey>) -> Vec<u8> {
+    key.map(|key| key.0.to_vec()).unwrap_or_default()
+}
+
+fn key_of(bytes: &[u8]) -> Option<model::object::TunnelKey> {
+    bytes.try_into().ok().map(model::object::TunnelKey)
+}
+
 /// The id of an object as the wire has it, or empty for the zero id.
 fn id_or_empty<T: PartialEq + ToString>(id: T, nil: T) -> String {
     if id == nil { String::new() } else { id.to_string() }
@@ -130,6 +139,7 @@ mod tests {
                 ports: Vec::new(),
                 backends: Vec::new(),
                 others: Vec::new(),
+                encrypted: Vec::new(),
             };
             let wire = crate::dispatch::ServiceEndpoints::from(&service);
             assert_eq!(wire.networks[0].vip, first, "{name}");

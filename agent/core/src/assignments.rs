@@ -3,7 +3,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
-use model::assignment::{AssignmentDiff, AssignmentSet};
+use model::assignment::{AssignmentDiff, AssignmentSet, Peer};
 use model::object::Task;
 use model::task_state::{DesiredState, TaskState};
 use model::{NodeId, TaskId};
@@ -38,7 +38,7 @@ pub fn apply(set: &mut AssignmentSet, diff: AssignmentDiff) {
     }
 }
 
-type Peers = Arc<BTreeMap<NodeId, String>>;
+type Peers = Arc<BTreeMap<NodeId, Peer>>;
 
 fn add_peers(peers: &mut Peers, more: &Peers) {
     if !more.is_empty() {
@@ -167,6 +167,7 @@ mod tests {
             ports: Vec::new(),
             backends: vec![backend(2), backend(4), backend(77)],
             others: vec![backend(3)],
+            encrypted: Vec::new(),
         };
         set.services.insert(service.id, Arc::new(service));
         // The fifth does not run any more, the sixth was never assigned.

@@ -4,7 +4,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 
 use ipnet::IpNet;
-use model::assignment::{AssignmentSet, ServiceEndpoints};
+use model::assignment::{AssignmentSet, Peer, ServiceEndpoints};
 use model::object::{Network, Task};
 use model::spec::{EndpointMode, PortSpec, Protocol};
 use model::{NetworkId, NodeId, TaskId};
@@ -12,8 +12,8 @@ use model::{NetworkId, NodeId, TaskId};
 /// The wanted network, in plain words; the worker translates it for the dataplane.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub struct WantedNet {
-    /// Addresses of this host's containers: network number, and whether it has no way out.
-    pub endpoints: BTreeMap<Ipv4Addr, (u32, bool)>,
+    /// Addresses of this host's containers.
+    pub endpoints: BTreeMap<Ipv4Addr, Here>,
     /// Virtual addresses: network number and addresses behind.
     pub vips: BTreeMap<Ipv4Addr, (u32, Vec<Ipv4Addr>)>,
     /// Published ports: addresses and ports behind.
@@ -34,12 +34,38 @@ pub struct WantedNet {
     pub own: Option<Ipv4Addr>,
     /// Where all hosts are.
     pub hosts: BTreeSet<Ipv4Addr>,
-    /// Addresses of tasks on other hosts: network number, zero for a network this host is not in, and where their host is.
-    pub remote: BTreeMap<Ipv4Addr, (u32, Ipv4Addr)>,
+    /// What is encrypted with, for those hosts that can.
+    pub keys: BTreeMap<Ipv4Addr, [u8; 32]>,
+    /// Addresses of tasks on other hosts.
+    pub remote: BTreeMap<Ipv4Addr, There>,
     /// Subnets of the networks of this host's tasks: address and bits.
     pub subnets: BTreeSet<(Ipv4Addr, u8)>,
     /// Hosts that are not reached, as they said no IPv4 address: what they said.
     pub unreached: BTreeMap<NodeId, String>,
+    /// Hosts with tasks in encrypted networks that cannot encrypt: those are not reached.
+    pub keyless: BTreeSet<NodeId>,
+}
+
+/// An address of a container of this host.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Here {
+    /// Number of its network.
+    pub network: u32,
+    /// That has no way out.
+    pub internal: bool,
+    /// Nothing of it passes between hosts in the open.
+    pub encrypted: bool,
+}
+
+/// An address of a task on another host.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct There {
+    /// Number of its network; zero for one that this host is not in.
+    pub network: u32,
+    /// Where its host is.
+    pub host: Ipv4Addr,
+    /// Nothing goes there in the open.
+    pub encrypted: bool,
 }
 
 /// IPv4 subnets of a network: address and bits.
@@ -59,18 +85,28 @@ pub fn wanted(
     serving: &BTreeSet<TaskId>,
 ) -> WantedNet {
     let mut net = WantedNet {
-        own: set.peers.get(&node).and_then(|address| host(address)),
+        own: set.peers.get(&node).and_then(|peer| host(&peer.address)),
         subnets: (set.networks.values()).flat_map(|n| subnets(n)).collect(),
         unreached: unreached(&set.peers),
         ..WantedNet::default()
     };
     let number = |id: &NetworkId| set.networks.get(id).map_or(0, |n| n.vni);
     let internal = |id: &NetworkId| set.networks.get(id).is_some_and(|n| n.spec.internal);
+    // What cannot be read is taken for the safer.
+    let encrypted = |id: &NetworkId| {
+        set.networks
+            .get(id)
+            .is_some_and(|n| n.spec.encrypted() != Ok(false))
+    };
     for task in set.tasks.values().filter(|t| attached.contains(&t.id)) {
         let mut asker = (Vec::new(), true);
         for (network, address) in v4(&task.addresses) {
-            net.endpoints
-                .insert(address, (number(&network), internal(&network)));
+            let here = Here {
+                network: number(&network),
+                internal: internal(&network),
+                encrypted: encrypted(&network),
+            };
+            net.endpoints.insert(address, here);
             asker.0.push(number(&network));
             asker.1 &= internal(&network);
         }
@@ -116,9 +152,9 @@ pub fn grown(old: &AssignmentSet, new: &AssignmentSet, attached: &BTreeSet<TaskI
 }
 
 /// Hosts that cannot be reached at the address they said.
-pub fn unreached(peers: &BTreeMap<NodeId, String>) -> BTreeMap<NodeId, String> {
-    let those = peers.iter().filter(|(_, address)| host(address).is_none());
-    those.map(|(id, address)| (*id, address.clone())).collect()
+pub fn unreached(peers: &BTreeMap<NodeId, Peer>) -> BTreeMap<NodeId, String> {
+    let those = peers.iter().filter(|(_, peer)| host(&peer.address).is_none());
+    those.map(|(id, peer)| (*id, peer.address.clone())).collect()
 }
 
 /// The host's part of an address such as `10.0.0.1:2377`.
@@ -132,27 +168,39 @@ fn host(address: &str) -> Option<Ipv4Addr> {
 /// Tasks of other hosts in networks that this one has, and their names.
 fn add_remote(net: &mut WantedNet, set: &AssignmentSet, node: NodeId, number: &dyn Fn(&NetworkId) -> u32) {
     let hosts: BTreeMap<NodeId, Ipv4Addr> = (set.peers.iter())
-        .filter_map(|(id, address)| Some((*id, host(address)?)))
+        .filter_map(|(id, peer)| Some((*id, host(&peer.address)?)))
         .collect();
     net.hosts = hosts.values().copied().collect();
+    net.keys = (set.peers.iter())
+        .filter_map(|(id, peer)| Some((*hosts.get(id)?, peer.key?.0)))
+        .collect();
     let tasks = set.services.values().flat_map(|s| {
         let all = s.backends.iter().chain(&s.others);
         // One without networks or ports is gone, and clients of its ports may still have connections to its tasks.
         let gone = s.networks.is_empty() && s.ports.is_empty();
-        all.map(move |task| (task, !s.ports.is_empty(), gone))
+        all.map(move |task| (task, s, gone))
     });
-    for (task, published, gone) in tasks {
-        let Some(there) = task.node.filter(|n| *n != node).and_then(|n| hosts.get(&n)) else {
+    for (task, service, gone) in tasks {
+        let published = !service.ports.is_empty();
+        let Some(host) = task.node.filter(|n| *n != node).and_then(|n| hosts.get(&n)) else {
             continue;
         };
         for (network, address) in v4(&task.addresses) {
             let near = set.networks.contains_key(&network);
             let here = number(&network);
+            let there = There {
+                network: here,
+                host: *host,
+                encrypted: service.encrypted.contains(&network),
+            };
+            if there.encrypted && !net.keys.contains_key(host) {
+                net.keyless.extend(task.node);
+            }
             if gone {
                 // Its address may have been given again since.
-                net.remote.entry(address).or_insert((here, *there));
+                net.remote.entry(address).or_insert(there);
             } else if near || published {
-                net.remote.insert(address, (here, *there));
+                net.remote.insert(address, there);
             }
         }
         for (network, address) in named(&task.addresses) {
@@ -282,7 +330,7 @@ mod tests {
 
     use model::ServiceId;
     use model::assignment::{Backend, ServiceNetwork};
-    use model::object::{Meta, Network};
+    use model::object::{Meta, Network, TunnelKey};
     use model::spec::PublishMode;
 
     use super::*;
@@ -321,6 +369,7 @@ mod tests {
             ports,
             backends,
             others: Vec::new(),
+            encrypted: Vec::new(),
         }
     }
 
@@ -352,22 +401,35 @@ mod tests {
             task(4, 0, NEAR, "10.0.0.4"),
             task(5, 9, NEAR, "10.0.0.5"),
         ];
-        let published = service(2, FAR, vec![port], vec![task(6, 2, FAR, "10.0.1.6")]);
+        let mut published = service(
+            2,
+            FAR,
+            vec![port],
+            vec![task(6, 2, FAR, "10.0.1.6"), task(9, 3, FAR, "10.0.1.9")],
+        );
+        published.encrypted = vec![FAR];
         let far = service(3, FAR, Vec::new(), vec![task(7, 2, FAR, "10.0.1.7")]);
         let mut gone = service(4, FAR, Vec::new(), Vec::new());
         gone.networks.clear();
         gone.others = vec![task(8, 2, FAR, "10.0.1.8"), task(10, 2, NEAR, "10.0.0.10")];
         let address = |n: u128, text: &str| (NodeId(n), text.to_owned());
+        let peer = |(node, address): (NodeId, String)| {
+            let key = (node == NodeId(2)).then_some(TunnelKey([2; 32]));
+            (node, Peer { address, key })
+        };
         let set = AssignmentSet {
             networks: BTreeMap::from([(NEAR, Arc::new(network))]),
             services: [near, published, far, gone].map(|s| (s.id, Arc::new(s))).into(),
-            peers: Arc::new(BTreeMap::from([
-                address(1, "10.99.0.1:2377"),
-                address(2, "10.99.0.2:2377"),
-                address(3, "10.99.0.3:1"),
-                address(4, "[fd00::4]:2377"),
-                address(5, ""),
-            ])),
+            peers: Arc::new(BTreeMap::from(
+                [
+                    address(1, "10.99.0.1:2377"),
+                    address(2, "10.99.0.2:2377"),
+                    address(3, "10.99.0.3:1"),
+                    address(4, "[fd00::4]:2377"),
+                    address(5, ""),
+                ]
+                .map(peer),
+            )),
             ..AssignmentSet::default()
         };
         let net = wanted(&set, NodeId(1), &BTreeSet::new(), &BTreeSet::new());
@@ -378,17 +440,28 @@ mod tests {
             net.unreached,
             [address(4, "[fd00::4]:2377"), address(5, "")].into()
         );
+        let there = |address: &str, network, host, encrypted| {
+            let there = There {
+                network,
+                host: Ipv4Addr::new(10, 99, 0, host),
+                encrypted,
+            };
+            (ip(address), there)
+        };
         assert_eq!(
             net.remote,
             BTreeMap::from([
-                (ip("10.0.0.2"), (7, ip("10.99.0.2"))),
-                (ip("10.0.0.3"), (7, ip("10.99.0.3"))),
-                (ip("10.0.1.6"), (0, ip("10.99.0.2"))),
-                (ip("10.0.1.8"), (0, ip("10.99.0.2"))),
-                (ip("10.0.0.10"), (7, ip("10.99.0.2"))),
+                there("10.0.0.2", 7, 2, false),
+                there("10.0.0.3", 7, 3, false),
+                there("10.0.1.6", 0, 2, true),
+                there("10.0.1.9", 0, 3, true),
+                there("10.0.1.8", 0, 2, false),
+                there("10.0.0.10", 7, 2, false),
             ]),
             "not its own, nor where nobody has said, nor in networks that are not its"
         );
+        assert_eq!(net.keys, [(ip("10.99.0.2"), [2; 32])].into());
+        assert_eq!(net.keyless, [NodeId(3)].into());
         let name = |name: &str| net.names.get(&(7, name.to_owned())).cloned();
         assert_eq!(
             name("web.3"),

@@ -7,7 +7,7 @@ use std::sync::{Arc, Mutex};
 use image::ImageStore;
 use model::object::{NodeDescription, NodeRole};
 use model::{Level, NodeId};
-use net::{Dataplane, DataplaneConfig};
+use net::{Dataplane, DataplaneConfig, Encryption};
 use proto::host::host_server::HostServer;
 use proto::identity::Keychain;
 use proto::images::images_server::ImagesServer;
@@ -53,6 +53,8 @@ pub struct AgentConfig {
     pub version: String,
     /// What this build knows of messages.
     pub level: Level,
+    /// How networks are encrypted.
+    pub encryption: Encryption,
     /// Other nodes, whose images are fetched; none: only images that are here can be run.
     pub peers: Option<Arc<dyn Peers>>,
 }
@@ -112,6 +114,7 @@ impl Agent {
             name: config.dataplane.clone(),
             state_dir: config.data_dir.join("net"),
             upstream: upstream(Path::new("/etc/resolv.conf")),
+            encryption: config.encryption,
         })
         .await?;
         let volumes = Volumes::new(config.data_dir.join("volumes"));
@@ -122,7 +125,7 @@ impl Agent {
             links,
             runtime,
             images,
-            network: Network::new(plane, config.keychain.clone()),
+            network: Network::new(plane, config.keychain.clone()).await,
             volumes,
             outbox: Mutex::new(Outbox::default()),
             told: Notify::new(),
@@ -162,6 +165,7 @@ impl Agent {
             () = crate::inventory::run(self.shared.clone()) => {}
             () = self.shared.kept.run() => {}
             () = self.shared.network.keep() => {}
+            () = self.shared.network.renew_keys() => {}
         }
     }
 
@@ -220,6 +224,7 @@ impl Shared {
             engine_version: self.config.version.clone(),
             address: self.config.keychain.place().address,
             level: self.config.level,
+            tunnel_key: *self.network.key().borrow(),
             ..NodeDescription::default()
         }
     }

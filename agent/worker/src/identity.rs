@@ -61,6 +61,7 @@ pub(crate) async fn renew(shared: &Shared, channel: Channel, mut told: watch::Re
             match ask(shared, channel.clone(), &say).await {
                 Ok(()) => {
                     tracing::info!("this node has a new certificate");
+                    shared.network.want_new_key();
                     retry = RETRY_FIRST;
                     // What was said before is done; what is said from now on counts, and time.
                     let next = keychain

@@ -37,4 +37,5 @@ mod agent;
 pub use agent::{Agent, AgentConfig, AgentError};
 pub use host::HostService;
 pub use images::ImagesService;
+pub use net::Encryption;
 pub use peers::Peers;

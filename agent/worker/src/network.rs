@@ -8,17 +8,23 @@ use std::time::Duration;
 
 use agent_core::net::{WantedNet, subnets, wanted};
 use model::assignment::AssignmentSet;
-use model::object::Task;
+use model::object::{Task, TunnelKey};
 use model::spec;
 use model::{NetworkId, NodeId, TaskId};
-use net::{Dataplane, Endpoint, EndpointAddress, EndpointConfig, NetError, Overlay, Protocol, Wanted, Zone};
+use net::{
+    Dataplane, Endpoint, EndpointAddress, EndpointConfig, NetError, Overlay, Protocol, Remote, Wanted, Zone,
+};
 use proto::identity::Keychain;
-use tokio::sync::Notify;
+use tokio::sync::{Notify, watch};
+
+use crate::session::random_share;
 
 /// How often it is looked whether the kernel still has what it was given.
 const REPAIR_EVERY: Duration = Duration::from_secs(60);
 /// When what failed is tried again.
 const RETRY: Duration = Duration::from_secs(5);
+/// How often this host takes another key for encrypted networks (Swarm's), give or take a tenth.
+const KEY_PERIOD: Duration = Duration::from_secs(12 * 3600);
 
 /// The network of this host.
 pub(crate) struct Network {
@@ -30,6 +36,10 @@ pub(crate) struct Network {
     applying: tokio::sync::Mutex<u64>,
     /// Told when a way to another host could not be made.
     failed: Notify,
+    /// By which other hosts know this one in encrypted networks; none: it cannot be in any.
+    key: watch::Sender<Option<TunnelKey>>,
+    /// Told when it is to be another.
+    new_key: Notify,
 }
 
 #[derive(Default)]
@@ -44,14 +54,55 @@ struct Known {
 }
 
 impl Network {
-    pub(crate) fn new(plane: Dataplane, keychain: Keychain) -> Self {
+    pub(crate) async fn new(plane: Dataplane, keychain: Keychain) -> Self {
+        let key = match plane.key().await {
+            Ok(key) => Some(TunnelKey(key)),
+            Err(why) => {
+                tracing::warn!("encrypted networks cannot have tasks on this host: {why}");
+                None
+            }
+        };
         Self {
+            key: watch::Sender::new(key),
+            new_key: Notify::new(),
             plane,
             keychain,
             problem: Mutex::default(),
             known: Mutex::new(Known::default()),
             applying: tokio::sync::Mutex::new(0),
             failed: Notify::new(),
+        }
+    }
+
+    /// By which other hosts are to know this one in encrypted networks.
+    pub(crate) fn key(&self) -> watch::Receiver<Option<TunnelKey>> {
+        self.key.subscribe()
+    }
+
+    /// Has another key taken soon: with a new certificate comes a new key.
+    pub(crate) fn want_new_key(&self) {
+        self.new_key.notify_one();
+    }
+
+    /// Takes another key for encrypted networks from time to time. Until the other hosts have heard of it, which is a matter
+    /// of milliseconds, nothing encrypted passes; what is lost then is sent again.
+    pub(crate) async fn renew_keys(&self) {
+        loop {
+            tokio::select! {
+                () = tokio::time::sleep(KEY_PERIOD.mul_f64(0.9 + 0.2 * random_share())) => {}
+                () = self.new_key.notified() => {}
+            }
+            if self.key.borrow().is_none() {
+                continue;
+            }
+            match self.plane.renew_key().await {
+                Ok(()) => {
+                    if let Ok(key) = self.plane.key().await {
+                        self.key.send_replace(Some(TunnelKey(key)));
+                    }
+                }
+                Err(error) => tracing::warn!("take another key for encrypted networks: {}", chain(&error)),
+            }
         }
     }
 
@@ -169,6 +220,11 @@ impl Network {
         self.plane.destroy().await
     }
 
+    fn node(&self) -> NodeId {
+        // Without a certificate there are no tasks.
+        self.keychain.identity().map_or(NodeId(0), |i| i.subject.node)
+    }
+
     async fn apply(&self) -> Result<(), NetError> {
         let mine = self
             .known
@@ -180,8 +236,7 @@ impl Network {
         if *applied >= mine {
             return Ok(());
         }
-        // Without a certificate there are no tasks.
-        let node = self.keychain.identity().map_or(NodeId(0), |i| i.subject.node);
+        let node = self.node();
         let (net, generation) = {
             let known = self.known.lock().unwrap_or_else(PoisonError::into_inner);
             (
@@ -189,7 +244,7 @@ impl Network {
                 known.generation,
             )
         };
-        let unreached = unreached(&net.unreached);
+        let unreached = unreached(&net.unreached).or_else(|| keyless(&net.keyless));
         let done = match self.plane.apply(translate(net)).await {
             Ok(done) => done,
             // What is there may not be what was left there.
@@ -224,7 +279,9 @@ impl Network {
                     }
                     let unreached = {
                         let known = self.known.lock().unwrap_or_else(PoisonError::into_inner);
-                        unreached(&agent_core::net::unreached(&known.set.peers))
+                        let node = self.node();
+                        let net = wanted(&known.set, node, &known.attached, &known.serving);
+                        unreached(&net.unreached).or_else(|| keyless(&net.keyless))
                     };
                     self.say(repaired.unreachable, unreached);
                     self.reroute().await;
@@ -269,6 +326,19 @@ fn unreached(those: &BTreeMap<NodeId, String>) -> Option<String> {
     ))
 }
 
+/// What is to be said of hosts with tasks in encrypted networks that cannot encrypt.
+fn keyless(those: &BTreeSet<NodeId>) -> Option<String> {
+    let node = those.first()?;
+    let more = match those.len() {
+        1 => String::new(),
+        all => format!(" (and {} more)", all - 1),
+    };
+    Some(format!(
+        "node {node}{more} has tasks in encrypted networks and no key: nothing is sent there in the open; its log says why it \
+         cannot encrypt"
+    ))
+}
+
 /// How a task hangs on the dataplane.
 fn endpoint(task: &Task, set: &AssignmentSet) -> EndpointConfig {
     let address = |(network, address): &(NetworkId, IpAddr)| {
@@ -308,7 +378,14 @@ fn translate(net: WantedNet) -> Wanted {
         endpoints: net
             .endpoints
             .into_iter()
-            .map(|(a, (network, internal))| (a, Endpoint { network, internal }))
+            .map(|(address, here)| {
+                let endpoint = Endpoint {
+                    network: here.network,
+                    internal: here.internal,
+                    encrypted: here.encrypted,
+                };
+                (address, endpoint)
+            })
             .collect(),
         vips: net.vips,
         ports: net
@@ -335,7 +412,17 @@ fn translate(net: WantedNet) -> Wanted {
         overlay: Overlay {
             own: net.own,
             hosts: net.hosts,
-            remote: net.remote,
+            keys: net.keys,
+            remote: (net.remote.into_iter())
+                .map(|(address, there)| {
+                    let remote = Remote {
+                        network: there.network,
+                        host: there.host,
+                        encrypted: there.encrypted,
+                    };
+                    (address, remote)
+                })
+                .collect(),
         },
         subnets: net.subnets,
     }

@@ -171,6 +171,8 @@ async fn serve(shared: &Arc<Shared>, tasks: &mut Tasks, search: &mut Search, tar
         }
     };
     let mut raft_id = shared.config.raft_id.clone();
+    let mut tunnel_key = shared.network.key();
+    tunnel_key.mark_unchanged();
     let mut client = DispatcherClient::new(channel.clone()).max_decoding_message_size(FRAME_MAX);
     let request = w::SessionRequest {
         description: Some((&shared.description()).into()),
@@ -230,6 +232,10 @@ async fn serve(shared: &Arc<Shared>, tasks: &mut Tasks, search: &mut Search, tar
         _ = raft_id.changed() => Ended {
             again: true,
             ..String::from("this manager has a new number: it registers again").into()
+        },
+        _ = tunnel_key.changed() => Ended {
+            again: true,
+            ..String::from("this node has a new key for encrypted networks: it registers again").into()
         },
         ended = async { loop { match messages.message().await {
             Ok(Some(message)) => take(shared, &told, message),

@@ -8,8 +8,10 @@ use hosts::Host;
 use crate::bed::{Bed, Outcome, PATIENCE, contains, equal, is, until};
 
 const SLEEPERS: &str = "service create -q --name web --replicas 3 web:v1 sleep 1000000";
-/// The level of the newer build. The same binary says it is one; `RSWARM_OLD_BINARY` names another for the older.
+/// Levels of the newer and of the older build. The same binary says it is either; `RSWARM_OLD_BINARY` names another for the
+/// older.
 const NEWER: [(&str, &str); 1] = [("RSWARM_LEVEL", "2")];
+const OLDER: [(&str, &str); 1] = [("RSWARM_LEVEL", "1")];
 
 /// Puts a host's daemon in the place of another build, as an operator upgrades a package and restarts its service.
 fn install(host: &Host, newer: bool) -> Outcome {
@@ -26,7 +28,7 @@ fn boot(host: &Host, newer: bool) -> Outcome {
         host.boot_with(&NEWER)?;
     } else {
         host.install(old.as_deref().unwrap_or(ours));
-        host.boot()?;
+        host.boot_with(&OLDER)?;
     }
     Ok(())
 }
@@ -85,7 +87,10 @@ pub(crate) fn old_and_new_builds(bed: &Bed) -> Outcome {
     until("every node says what it knows", PATIENCE, || {
         Ok(is(bed.types(1, "info")?.all().contains("--level newest"), true))
     })?;
+    let encrypted = "network create --opt encrypted secret";
+    bed.refused(1, encrypted, "swarm update --level newest")?;
     contains(&bed.ok(1, "swarm update --level newest")?, "level 2 now")?;
+    bed.ok(1, encrypted)?;
     equal("levels", levels()?.trim(), "2 2")?;
     bed.refused(1, "swarm update --level 1", "no way back")?;
     too_old(bed, &containers)

@@ -31,7 +31,7 @@ const ROUNDS: u32 = 2;
 const SHOWN: usize = 5;
 
 /// Somebody who asks again and again.
-struct Clients {
+pub(crate) struct Clients {
     stop: Arc<AtomicBool>,
     sent: Arc<AtomicUsize>,
     failed: Arc<Mutex<Vec<String>>>,
@@ -74,7 +74,7 @@ impl Clients {
     }
 
     /// How many requests there were, and what was wrong with those that failed.
-    fn end(mut self) -> (usize, Vec<String>) {
+    pub(crate) fn end(mut self) -> (usize, Vec<String>) {
         self.stop();
         let failed = self.failed.lock().unwrap_or_else(PoisonError::into_inner).clone();
         (self.sent.load(Ordering::Relaxed), failed)
@@ -125,7 +125,7 @@ pub(crate) fn no_request_is_lost(bed: &Bed) -> Outcome {
     equal("h3's daemon ended with", late.stop(), Some(0))?;
     late.boot_with(&[LATE])?;
     bed.settled(1, 2)?;
-    let clients = begin(bed)?;
+    let clients = begin(bed, "")?;
     let began = Instant::now();
     for round in 0..ROUNDS {
         update(bed, round)?;
@@ -136,6 +136,11 @@ pub(crate) fn no_request_is_lost(bed: &Bed) -> Outcome {
     bed.runs(1, "web", 3)?;
     bed.ok(1, "node update --availability active h2")?;
     let took = began.elapsed();
+    none_failed(clients, took)
+}
+
+/// Ends the clients, of whose requests none may have failed.
+pub(crate) fn none_failed(clients: Clients, took: Duration) -> Outcome {
     let (sent, failed) = clients.end();
     println!("    {sent} requests in {took:.1?}, {} failed", failed.len());
     if let Some(shown) = failed.get(..failed.len().min(SHOWN)).filter(|s| !s.is_empty()) {
@@ -156,16 +161,16 @@ fn update(bed: &Bed, round: u32) -> Outcome {
 /// So many updates of each kind; answers the requests and what was wrong with those that failed.
 #[allow(dead_code, reason = "the bench has it, where the scenario has less")]
 pub(crate) fn updates(bed: &Bed, rounds: u32) -> Result<(usize, Vec<String>), Failed> {
-    let clients = begin(bed)?;
+    let clients = begin(bed, "")?;
     for round in 0..rounds {
         update(bed, round)?;
     }
     Ok(clients.end())
 }
 
-/// A service on three hosts, and clients who ask it.
-fn begin(bed: &Bed) -> Result<Clients, Failed> {
-    bed.ok(1, "network create -d overlay back")?;
+/// A service on three hosts, in a network with such options, and clients who ask it.
+pub(crate) fn begin(bed: &Bed, options: &str) -> Result<Clients, Failed> {
+    bed.ok(1, &format!("network create -d overlay {options} back"))?;
     bed.ok(1, WEB)?;
     bed.ok(
         1,

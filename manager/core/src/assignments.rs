@@ -4,8 +4,8 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 use std::time::Duration;
 
-use model::assignment::{AssignmentDiff, AssignmentSet, Backend, ServiceEndpoints, ServiceNetwork};
-use model::object::{Object, Service, Task};
+use model::assignment::{AssignmentDiff, AssignmentSet, Backend, Peer, ServiceEndpoints, ServiceNetwork};
+use model::object::{Node, Object, Service, Task};
 use model::spec::{EndpointMode, PublishMode};
 use model::task_state::TaskState;
 use model::{NetworkId, NodeId, ServiceId, Timestamp};
@@ -66,7 +66,7 @@ pub struct Views {
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub struct Common {
     /// Where the nodes are.
-    pub peers: Arc<BTreeMap<NodeId, String>>,
+    pub peers: Arc<BTreeMap<NodeId, Peer>>,
     /// Services that are gone, and where their tasks are, to which clients still have connections.
     pub leaving: Arc<Vec<Arc<ServiceEndpoints>>>,
 }
@@ -82,22 +82,42 @@ impl Common {
     }
 }
 
-fn peers(state: &State) -> BTreeMap<NodeId, String> {
-    let address = |n: &Arc<model::object::Node>| (n.id, n.description.address.clone());
-    state.nodes().map(address).collect()
+fn peers(state: &State) -> BTreeMap<NodeId, Peer> {
+    state.nodes().map(|n| (n.id, peer(n))).collect()
+}
+
+fn peer(node: &Node) -> Peer {
+    Peer {
+        address: node.description.address.clone(),
+        key: node.description.tunnel_key,
+    }
+}
+
+/// Those networks of tasks that are encrypted.
+fn encrypted(state: &State, tasks: &[&[Backend]]) -> Vec<NetworkId> {
+    let addresses = tasks.iter().flat_map(|t| t.iter()).flat_map(|t| &t.addresses);
+    let networks: BTreeSet<NetworkId> = addresses.map(|(network, _)| *network).collect();
+    let is = |id: &NetworkId| {
+        state
+            .network(*id)
+            .is_some_and(|n| n.spec.encrypted() != Ok(false))
+    };
+    networks.into_iter().filter(is).collect()
 }
 
 /// A service that is gone, while any of its tasks is somewhere.
 fn leaving(state: &State, id: ServiceId) -> Option<ServiceEndpoints> {
     let placed: Vec<&Arc<Task>> = state.tasks_of_service(id).filter(|t| is_placed(t)).collect();
+    let others: Vec<Backend> = placed.iter().map(|t| backend(t)).collect();
     Some(ServiceEndpoints {
         id,
+        encrypted: encrypted(state, &[&others]),
         name: placed.first()?.service_name.clone(),
         mode: EndpointMode::DnsRr,
         networks: Vec::new(),
         ports: Vec::new(),
         backends: Vec::new(),
-        others: placed.into_iter().map(|t| backend(t)).collect(),
+        others,
     })
 }
 
@@ -251,8 +271,10 @@ pub fn endpoints(state: &State, service: &Service) -> ServiceEndpoints {
         let all = state.tasks_of_service(service.id);
         all.filter(|t| which(t)).map(|t| backend(t)).collect()
     };
+    let (backends, others) = (tasks(&serves), tasks(&|t| is_placed(t) && !serves(t)));
     ServiceEndpoints {
         id: service.id,
+        encrypted: encrypted(state, &[&backends, &others]),
         name: service.spec.name.clone(),
         mode: service.spec.endpoint.mode,
         networks: service
@@ -273,8 +295,8 @@ pub fn endpoints(state: &State, service: &Service) -> ServiceEndpoints {
             .filter(|p| p.mode == PublishMode::Ingress)
             .cloned()
             .collect(),
-        backends: tasks(&serves),
-        others: tasks(&|t| is_placed(t) && !serves(t)),
+        backends,
+        others,
     }
 }
 
@@ -337,7 +359,7 @@ pub struct Affected {
     /// The nodes of the changed tasks.
     pub nodes: BTreeSet<NodeId>,
     /// Any node: a service or network changed, a task came, went, or began or ceased to take connections, or a node has
-    /// another address.
+    /// another address or key.
     pub everyone: bool,
 }
 
@@ -356,9 +378,7 @@ pub fn affected(changes: &Changes) -> Affected {
         }
         affected.everyone |= match (&change.before, &change.after) {
             (Some(Object::Task(before)), Some(Object::Task(after))) => seen(before) != seen(after),
-            (Some(Object::Node(before)), Some(Object::Node(after))) => {
-                before.description.address != after.description.address
-            }
+            (Some(Object::Node(before)), Some(Object::Node(after))) => peer(before) != peer(after),
             (Some(Object::Task(task)), None) | (None, Some(Object::Task(task))) => is_placed(task),
             (Some(Object::Node(_)), None) | (None, Some(Object::Node(_))) => true,
             _ => false,

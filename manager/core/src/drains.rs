@@ -330,6 +330,7 @@ mod tests {
                 ports: Vec::new(),
                 backends: behind.then_some(backend).into_iter().collect(),
                 others: Vec::new(),
+                encrypted: Vec::new(),
             };
             set.services.insert(SERVICE, Arc::new(service));
         }

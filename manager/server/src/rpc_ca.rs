@@ -80,6 +80,7 @@ pub(crate) fn managers(state: &State) -> Vec<types::Peer> {
         .map(|n| types::Peer {
             node_id: n.id.to_string(),
             address: n.description.address.clone(),
+            ..types::Peer::default()
         })
         .collect()
 }

@@ -66,6 +66,9 @@ pub struct NetworkSpec {
     pub subnets: Vec<IpNet>,
 }
 
+/// The option that encrypts a network.
+pub const ENCRYPTED: &str = "encrypted";
+
 impl NetworkSpec {
     /// The families of which whoever joins gets one address each, IPv4 first.
     pub const fn families(&self) -> &'static [Family] {
@@ -73,6 +76,18 @@ impl NetworkSpec {
             &[Family::V4, Family::V6]
         } else {
             &[Family::V4]
+        }
+    }
+
+    /// Whether nothing of it passes between hosts in the open: Docker's option `encrypted`, alone or with a yes.
+    ///
+    /// # Errors
+    /// The value, when it is neither a yes nor a no.
+    pub fn encrypted(&self) -> Result<bool, &str> {
+        match self.options.get(ENCRYPTED).map(String::as_str) {
+            None | Some("false" | "0") => Ok(false),
+            Some("" | "true" | "1") => Ok(true),
+            Some(other) => Err(other),
         }
     }
 }

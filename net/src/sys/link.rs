@@ -99,6 +99,24 @@ pub(crate) fn vxlan(socket: &mut Socket, device: &Vxlan<'_>) -> io::Result<()> {
     socket.request(m)
 }
 
+/// Makes a WireGuard device in a namespace; its packets pass through the namespace of the socket that makes it.
+pub(crate) fn wireguard(socket: &mut Socket, name: &str, namespace: &File, mtu: u32) -> io::Result<()> {
+    let mut m = Message::new(NEW_LINK, REQUEST | ACK | CREATE | EXCL, &interface(0, false));
+    m.text(3, name).ne32(4, mtu);
+    m.put(28, &namespace.as_raw_fd().to_ne_bytes());
+    m.nest(18, |m| {
+        m.text(1, "wireguard");
+    });
+    socket.request(m)
+}
+
+/// Gives an interface a MAC and the largest packet it takes.
+pub(crate) fn shape(socket: &mut Socket, index: u32, mac: [u8; 6], mtu: u32) -> io::Result<()> {
+    let mut m = Message::new(NEW_LINK, REQUEST | ACK, &interface(index, false));
+    m.put(1, &mac).ne32(4, mtu);
+    socket.request(m)
+}
+
 /// The host's address a VXLAN device sends from.
 pub(crate) fn vxlan_local(socket: &mut Socket, index: u32) -> io::Result<Option<Ipv4Addr>> {
     let all = attributes_of(socket, index)?;
@@ -365,17 +383,15 @@ pub(crate) fn default_route(
     socket.request(m)
 }
 
-/// Leads packets whose mark is more than a byte to a table of routes; a rule that is there is no error.
-pub(crate) fn rule_for_marks(socket: &mut Socket, table: u32) -> io::Result<()> {
+/// Leads packets with a mark to a table of routes; a rule that is there is no error.
+pub(crate) fn rule_for_mark(socket: &mut Socket, mark: u32, table: u32) -> io::Result<()> {
     const NEW_RULE: u16 = 32;
     const TO_TABLE: u8 = 1;
-    const INVERT: u32 = 2;
     // struct fib_rule_hdr: family, lengths, service, table, reserved, action, flags.
-    let mut fixed = vec![2, 0, 0, 0, 0, 0, 0, TO_TABLE];
-    fixed.extend_from_slice(&INVERT.to_ne_bytes());
+    let fixed = [2, 0, 0, 0, 0, 0, 0, TO_TABLE, 0, 0, 0, 0];
     let mut m = Message::new(NEW_RULE, REQUEST | ACK | CREATE | EXCL, &fixed);
     // priority, mark, mask, table
-    m.ne32(6, 1000).ne32(10, 0).ne32(16, 0xffff_ff00).ne32(15, table);
+    m.ne32(6, table).ne32(10, mark).ne32(16, u32::MAX).ne32(15, table);
     match socket.request(m) {
         Err(e) if e.kind() == io::ErrorKind::AlreadyExists => Ok(()),
         result => result,

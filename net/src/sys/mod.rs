@@ -3,6 +3,8 @@
 pub(crate) mod link;
 pub(crate) mod netlink;
 pub(crate) mod nft;
+pub(crate) mod tun;
+pub(crate) mod wireguard;
 
 use std::fs::File;
 use std::io;

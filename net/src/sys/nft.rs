@@ -233,6 +233,8 @@ pub(crate) enum Expression {
     Drop,
     /// The packet belongs to no connection that is remembered.
     NotTracked,
+    /// Counts it, for people who list the rules.
+    Counter,
 }
 
 impl Expression {
@@ -251,6 +253,7 @@ impl Expression {
             Self::Masquerade => "masq",
             Self::Reject { .. } => "reject",
             Self::NotTracked => "notrack",
+            Self::Counter => "counter",
         };
         m.text(1, name);
         m.nest(2, |m| self.data(m));
@@ -323,7 +326,7 @@ impl Expression {
             Self::SourceNat { address } => {
                 m.be32(1, 0).be32(2, 2).be32(3, *address);
             }
-            Self::Masquerade | Self::NotTracked => {}
+            Self::Masquerade | Self::NotTracked | Self::Counter => {}
             Self::Reject { reset, code } => {
                 m.be32(1, u32::from(*reset)).put(2, &[*code]);
             }

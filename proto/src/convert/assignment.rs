@@ -29,6 +29,7 @@ impl From<&m::ServiceEndpoints> for w::ServiceEndpoints {
             ports: wire(&s.ports),
             backends: s.backends.iter().map(backend).collect(),
             others: s.others.iter().map(backend).collect(),
+            encrypted: s.encrypted.iter().map(ToString::to_string).collect(),
         }
     }
 }
@@ -85,6 +86,9 @@ impl TryFrom<w::ServiceEndpoints> for m::ServiceEndpoints {
             ports: all(s.ports)?,
             backends: backends(s.backends)?,
             others: backends(s.others)?,
+            encrypted: (s.encrypted.iter())
+                .map(|id| parse(id, "services.encrypted"))
+                .collect::<Result<_, WireError>>()?,
         })
     }
 }
@@ -108,9 +112,10 @@ impl From<&m::AssignmentDiff> for w::AssignmentsMessage {
             services: wire(d.update.services.values().map(|x| &**x)),
             removed: wire(keys),
             peers: (d.update.peers.iter())
-                .map(|(node, address)| crate::types::Peer {
+                .map(|(node, peer)| crate::types::Peer {
                     node_id: node.to_string(),
-                    address: address.clone(),
+                    address: peer.address.clone(),
+                    tunnel_key: super::key_bytes(peer.key),
                 })
                 .collect(),
             removed_peers: d.remove_peers.iter().map(ToString::to_string).collect(),
@@ -143,7 +148,11 @@ impl TryFrom<w::AssignmentsMessage> for m::AssignmentDiff {
         }
         for peer in f.peers {
             let node = parse(&peer.node_id, "peers.node_id")?;
-            Arc::make_mut(&mut diff.update.peers).insert(node, peer.address);
+            let peer = m::Peer {
+                key: super::key_of(&peer.tunnel_key),
+                address: peer.address,
+            };
+            Arc::make_mut(&mut diff.update.peers).insert(node, peer);
         }
         for node in f.removed_peers {
             diff.remove_peers.push(parse(&node, "removed_peers")?);

@@ -256,6 +256,7 @@ impl From<&m::NodeDescription> for w::NodeDescription {
             engine_labels: d.engine_labels.clone(),
             address: d.address.clone(),
             level: d.level.number(),
+            tunnel_key: super::key_bytes(d.tunnel_key),
         }
     }
 }
@@ -271,6 +272,7 @@ impl From<w::NodeDescription> for m::NodeDescription {
             engine_labels: d.engine_labels,
             address: d.address,
             level: Level::new(d.level),
+            tunnel_key: super::key_of(&d.tunnel_key),
         }
     }
 }

@@ -6,10 +6,10 @@ use ipnet::{IpNet, Ipv6Net};
 use model::ids::IdSource;
 use model::object::{Key, Meta, Network, Object};
 use model::spec::{Family, NetworkSpec, check_name};
-use model::{NetworkId, Timestamp};
+use model::{Level, NetworkId, Timestamp};
 
 use super::file::{gone, in_use};
-use super::{Admitted, Refusal, RefusalKind, check_version, user_of, validate};
+use super::{Admitted, Refusal, RefusalKind, check_version, level, user_of, validate};
 use crate::allocate;
 use crate::state::{Kind, Scratch, State};
 
@@ -64,6 +64,23 @@ pub(super) fn add(
             "network {name}: there is no driver {}; overlay is the only one",
             spec.driver
         )));
+    }
+    match spec.encrypted() {
+        Ok(false) => {}
+        Ok(true) if level::written(scratch) >= Level::ENCRYPTED => {}
+        Ok(true) => {
+            return Err(Refusal::invalid(format!(
+                "E_LEVEL: network {name}: the cluster writes at level {}, and hosts that know no more than that would send in \
+                 the open: encrypted networks need level {}: run rswarm swarm update --level newest",
+                level::written(scratch),
+                Level::ENCRYPTED
+            )));
+        }
+        Err(value) => {
+            return Err(Refusal::invalid(format!(
+                "network {name}: the option encrypted is \"{value}\": write encrypted, encrypted=true or encrypted=false"
+            )));
+        }
     }
     if spec.ingress && scratch.ingress().is_some() {
         return Err(Refusal::new(

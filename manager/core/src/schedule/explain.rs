@@ -45,6 +45,7 @@ fn words(refused: Refused) -> &'static str {
         Refused::Platform => "unsupported platform",
         Refused::HostPort => "host-mode port already in use",
         Refused::MaxReplicas => "max replicas per node limit exceeded",
+        Refused::CannotEncrypt => "cannot encrypt networks",
         Refused::Unheard => "not heard of since the leader changed",
     }
 }
@@ -58,7 +59,7 @@ fn asked(refused: Refused, task: &Task) -> String {
     let placement = &task.spec.placement;
     let mut list: Vec<String> = Vec::new();
     match refused {
-        Refused::NotReady | Refused::Unheard => {}
+        Refused::NotReady | Refused::CannotEncrypt | Refused::Unheard => {}
         Refused::Resources => {
             if reservations.cpu.0 > 0 {
                 list.push(format!("reserves {} CPUs", reservations.cpu));

@@ -99,6 +99,7 @@ impl Api {
             .map(|(node, address)| types::Peer {
                 node_id: node.to_string(),
                 address,
+                ..types::Peer::default()
             })
             .collect();
         if keychain.clock().now().1 {
