@@ -1,12 +1,13 @@
 //! Networks with IPv4 and IPv6: which subnets they get, and that whoever joins has an address of each.
 
 use std::net::IpAddr;
+use std::sync::Arc;
 
 use ipnet::IpNet;
-use model::NetworkId;
 use model::object::{Key, Network, Object, Task};
 use model::spec::{EndpointMode, NetworkAttachment, NetworkSpec, STACK_LABEL, ServiceSpec, StackSpec};
 use model::task_state::TaskState;
+use model::{Level, NetworkId};
 
 use crate::admit::{self, Refusal};
 use crate::orchestrate_tests::{Sim, joined, node, spec};
@@ -24,6 +25,18 @@ fn dual(name: &str, subnets: &[&str]) -> NetworkSpec {
         subnets: subnets.iter().map(|s| subnet(s)).collect(),
         ..NetworkSpec::default()
     }
+}
+
+/// A cluster that writes at the level of networks with IPv6, with nodes.
+fn dual_sim(nodes: u128) -> Sim {
+    let mut sim = Sim::new(nodes);
+    let mut cluster = sim.state.cluster().expect("a cluster").clone();
+    Arc::make_mut(&mut cluster).level = Level::IPV6;
+    sim.commit(Txn {
+        expect: Vec::new(),
+        actions: vec![Action::Put(Object::Cluster(cluster))],
+    });
+    sim
 }
 
 /// Makes a network; answers it, or why it was refused.
@@ -62,8 +75,21 @@ fn in_network(name: &str, network: &str, replicas: u32) -> ServiceSpec {
 }
 
 #[test]
-fn a_network_gets_the_subnets_that_were_not_asked_for() {
+fn no_network_has_ipv6_while_a_host_may_not_know_of_it() {
     let mut sim = Sim::new(1);
+    let refused = make(&mut sim, dual("early", &[])).unwrap_err().to_string();
+    assert!(
+        refused.contains("E_LEVEL") && refused.contains("--level newest"),
+        "{refused}"
+    );
+    let mut plain = dual("plain", &[]);
+    plain.ipv6 = false;
+    assert!(make(&mut sim, plain).is_ok());
+}
+
+#[test]
+fn a_network_gets_the_subnets_that_were_not_asked_for() {
+    let mut sim = dual_sim(1);
     let chosen = make(&mut sim, dual("chosen", &[])).unwrap();
     let [IpNet::V4(four), IpNet::V6(six)] = chosen.subnets[..] else {
         panic!("one of each, IPv4 first: {:?}", chosen.subnets);
@@ -102,7 +128,7 @@ fn a_network_gets_the_subnets_that_were_not_asked_for() {
 
 #[test]
 fn a_subnet_that_is_of_no_use_is_refused_with_what_to_do() {
-    let mut sim = Sim::new(1);
+    let mut sim = dual_sim(1);
     make(&mut sim, dual("known", &["fd00:1::/64"])).unwrap();
     let mut host = node(9, "h9");
     host.description.address = "[fd00:2::5]:2377".into();
@@ -182,7 +208,7 @@ fn the_pools_of_a_cluster_are_of_ipv4() {
 
 #[test]
 fn whoever_joins_has_an_address_of_each_family_and_keeps_it() {
-    let mut sim = Sim::new(2);
+    let mut sim = dual_sim(2);
     let back = make(&mut sim, dual("back", &["10.66.0.0/24", "fd00:66::/64"])).unwrap();
     sim.create(in_network("web", "back", 3));
     let fits = |list: &[(NetworkId, IpAddr)]| {
@@ -225,7 +251,7 @@ fn whoever_joins_has_an_address_of_each_family_and_keeps_it() {
 
 #[test]
 fn a_network_that_is_out_of_ipv6_says_so_and_heals() {
-    let mut sim = Sim::new(1);
+    let mut sim = dual_sim(1);
     // 254 addresses: one for the service, the others for tasks.
     let full = make(&mut sim, dual("full", &["fd00:7::/120"])).unwrap();
     let made = admit::create_service(&sim.state, in_network("web", "full", 255), sim.now, &mut sim.ids);
@@ -263,7 +289,7 @@ fn a_network_that_is_out_of_ipv6_says_so_and_heals() {
 
 #[test]
 fn addresses_of_both_families_can_be_asked_for() {
-    let mut sim = Sim::new(2);
+    let mut sim = dual_sim(2);
     make(&mut sim, dual("back", &["10.66.0.0/24", "fd00:66::/64"])).unwrap();
     let asking = |name: &str, four: Option<&str>, six: Option<&str>| ServiceSpec {
         task: model::spec::TaskSpec {
@@ -321,7 +347,7 @@ fn addresses_of_both_families_can_be_asked_for() {
 
 #[test]
 fn a_subnet_of_ipv6_is_kept_from_others_until_the_last_task_in_it_has_ended() {
-    let mut sim = Sim::new(1);
+    let mut sim = dual_sim(1);
     make(&mut sim, dual("back", &["fd00:66::/64"])).unwrap();
     sim.create(in_network("web", "back", 1));
     let gone = admit::remove_services(&sim.state, &["web".into()]);
@@ -344,7 +370,7 @@ fn a_subnet_of_ipv6_is_kept_from_others_until_the_last_task_in_it_has_ended() {
 
 #[test]
 fn a_stack_comes_back_to_a_network_of_both_families() {
-    let mut sim = Sim::new(1);
+    let mut sim = dual_sim(1);
     let stack = |ipv6: bool, subnets: &[&str]| StackSpec {
         namespace: "shop".into(),
         networks: vec![NetworkSpec {

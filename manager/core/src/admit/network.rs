@@ -82,6 +82,14 @@ pub(super) fn add(
             )));
         }
     }
+    if spec.ipv6 && level::written(scratch) < Level::IPV6 {
+        return Err(Refusal::invalid(format!(
+            "E_LEVEL: network {name}: the cluster writes at level {}, and hosts that know no more than that would give its tasks \
+             no IPv6: it needs level {}: run rswarm swarm update --level newest",
+            level::written(scratch),
+            Level::IPV6
+        )));
+    }
     if spec.ingress && scratch.ingress().is_some() {
         return Err(Refusal::new(
             RefusalKind::AlreadyExists,
