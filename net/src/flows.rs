@@ -3,12 +3,13 @@
 
 use std::collections::BTreeSet;
 use std::fs::File;
-use std::net::Ipv4Addr;
+use std::net::IpAddr;
 use std::sync::mpsc;
 
 use tokio::sync::oneshot;
 
 use crate::dataplane::{NETLINK_NETFILTER, NetError, at};
+use crate::plan::Family;
 use crate::sys;
 use crate::sys::netlink::Socket;
 use crate::sys::nft;
@@ -19,9 +20,9 @@ const TOGETHER_MAX: usize = 1024;
 /// What is asked.
 enum Job {
     /// Forget flows of UDP to these, so that the next datagram chooses another.
-    Forget(BTreeSet<Ipv4Addr>, oneshot::Sender<Result<(), NetError>>),
+    Forget(BTreeSet<IpAddr>, oneshot::Sender<Result<(), NetError>>),
     /// Whether clients have TCP connections to any of these.
-    Connected(Vec<Ipv4Addr>, oneshot::Sender<Result<bool, NetError>>),
+    Connected(Vec<IpAddr>, oneshot::Sender<Result<bool, NetError>>),
 }
 
 /// The connections of one dataplane. Clones are the same ones.
@@ -50,10 +51,7 @@ impl Flows {
     }
 
     /// Begins to forget; answers what tells that it is done. Nothing: there is nothing to forget, or nobody to do it.
-    pub(crate) fn forget(
-        &self,
-        those: BTreeSet<Ipv4Addr>,
-    ) -> Option<oneshot::Receiver<Result<(), NetError>>> {
+    pub(crate) fn forget(&self, those: BTreeSet<IpAddr>) -> Option<oneshot::Receiver<Result<(), NetError>>> {
         if those.is_empty() {
             return None;
         }
@@ -62,7 +60,7 @@ impl Flows {
         Some(result)
     }
 
-    pub(crate) async fn is_connected(&self, those: Vec<Ipv4Addr>) -> Result<bool, NetError> {
+    pub(crate) async fn is_connected(&self, those: Vec<IpAddr>) -> Result<bool, NetError> {
         if those.is_empty() {
             return Ok(false);
         }
@@ -78,18 +76,19 @@ impl Flows {
 const PICKED_MAX: usize = 4;
 
 fn answer(socket: &mut Socket, jobs: Vec<Job>) {
-    let servers: BTreeSet<Ipv4Addr> = (jobs.iter())
+    let servers: BTreeSet<IpAddr> = (jobs.iter())
         .flat_map(|job| match job {
             Job::Forget(those, _) => those.iter().copied().collect::<Vec<_>>(),
             Job::Connected(those, _) => those.clone(),
         })
         .collect();
-    let flows: std::io::Result<Vec<nft::Flow>> = if servers.len() > PICKED_MAX {
-        nft::flows(socket, None)
+    let each: std::io::Result<Vec<_>> = if servers.len() > PICKED_MAX {
+        let families: BTreeSet<Family> = servers.iter().map(|s| Family::of(*s)).collect();
+        families.iter().map(|f| nft::flows(socket, *f)).collect()
     } else {
-        let each: std::io::Result<Vec<_>> = servers.iter().map(|s| nft::flows(socket, Some(*s))).collect();
-        each.map(|all| all.into_iter().flatten().collect())
+        servers.iter().map(|s| nft::flows_of(socket, *s)).collect()
     };
+    let flows: std::io::Result<Vec<nft::Flow>> = each.map(|all| all.into_iter().flatten().collect());
     let listed = || -> Result<&Vec<nft::Flow>, NetError> {
         let again = |e: &std::io::Error| std::io::Error::new(e.kind(), e.to_string());
         flows.as_ref().map_err(|e| at("list connections")(again(e)))

@@ -16,6 +16,7 @@ mod flows;
 mod found;
 mod ruleset;
 mod tunnel;
+mod uplink;
 mod wireguard;
 
 // Several hosts on one machine, for tests and the demo.

@@ -9,11 +9,11 @@ mod bed;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::io::Write;
-use std::net::{Ipv4Addr, TcpListener, TcpStream, UdpSocket};
+use std::net::{IpAddr, Ipv4Addr, TcpListener, TcpStream, UdpSocket};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use bed::{Bed, PORT, PUBLISHED, ask, ask_udp, ip, serve, serve_udp, wanted};
+use bed::{Bed, FAMILIES, PORT, PUBLISHED, ask, ask_udp, ip, serve, serve_udp, wanted};
 use net::{Endpoint, EndpointAddress, EndpointConfig, Overlay, Protocol, Wanted, Wire, inside};
 
 #[test]
@@ -23,7 +23,7 @@ fn containers_of_several_hosts_meet_in_their_networks_and_clients_are_seen_as_th
     let all = [(1, 2, 1), (2, 3, 1), (2, 4, 2), (1, 5, 2)];
     let names = ["a", "b", "c", "d"];
     let spaces: Vec<PathBuf> = (all.iter().zip(names))
-        .map(|((host, container, _), name)| bed.attach(*host, name, ip(*container)))
+        .map(|((host, container, _), name)| bed.attach(*host, name, *container))
         .collect();
     for (space, name) in spaces.iter().zip(names) {
         serve(space, name);
@@ -34,35 +34,34 @@ fn containers_of_several_hosts_meet_in_their_networks_and_clients_are_seen_as_th
         assert_eq!(bed.apply(host, &wanted(host, 3, &all)), 0, "again");
     }
     let (a, b) = (&spaces[0], &spaces[1]);
-    assert_eq!(ask(a, ip(3), PORT).unwrap(), "b 10.7.0.2");
-    assert_eq!(ask_udp(a, ip(3), PORT).unwrap(), "b 10.7.0.2");
-    assert_eq!(ask(b, ip(2), PORT).unwrap(), "a 10.7.0.3");
-    // Its own network, on both hosts, and no other.
-    assert_eq!(ask(&spaces[2], ip(5), PORT).unwrap(), "d 10.7.0.4");
-    assert!(ask(a, ip(4), PORT).is_err(), "another network");
-    assert!(ask(&spaces[2], ip(2), PORT).is_err(), "another network");
-    let seen: BTreeSet<String> = (0..60).map(|_| ask(a, ip(100), PORT).unwrap()).collect();
-    assert!(seen.contains("b 10.7.0.2") && seen.len() == 2, "{seen:?}");
-    // A published port answers on every host, whichever the container is on, and it sees who asks.
     let client = bed.wire.namespace(4);
-    for host in 1..=3 {
-        for _ in 0..3 {
-            assert_eq!(
-                ask(&client, Wire::address(host), PUBLISHED).unwrap(),
-                "b 10.99.0.4",
-                "h{host}"
-            );
-            assert_eq!(
-                ask_udp(&client, Wire::address(host), PUBLISHED).unwrap(),
-                "b 10.99.0.4",
-                "h{host}"
-            );
+    for (ip, host_ip) in FAMILIES {
+        let seen_as = |name: &str, client: u8| format!("{name} {}", ip(client));
+        assert_eq!(ask(a, ip(3), PORT).unwrap(), seen_as("b", 2));
+        assert_eq!(ask_udp(a, ip(3), PORT).unwrap(), seen_as("b", 2));
+        assert_eq!(ask(b, ip(2), PORT).unwrap(), seen_as("a", 3));
+        // Its own network, on both hosts, and no other.
+        assert_eq!(ask(&spaces[2], ip(5), PORT).unwrap(), seen_as("d", 4));
+        assert!(ask(a, ip(4), PORT).is_err(), "another network");
+        assert!(ask(&spaces[2], ip(2), PORT).is_err(), "another network");
+        let seen: BTreeSet<String> = (0..60).map(|_| ask(a, ip(100), PORT).unwrap()).collect();
+        assert!(seen.contains(&seen_as("b", 2)) && seen.len() == 2, "{seen:?}");
+        let seen: BTreeSet<String> = (0..60).filter_map(|_| ask_udp(a, ip(100), PORT).ok()).collect();
+        assert!(seen.contains(&seen_as("b", 2)), "{seen:?}");
+        // A published port answers on every host, whichever the container is on, and it sees who asks.
+        let told = format!("b {}", host_ip(4));
+        for host in 1..=3 {
+            for _ in 0..3 {
+                let to = host_ip(host);
+                assert_eq!(ask(&client, to, PUBLISHED).unwrap(), told, "h{host}");
+                assert_eq!(ask_udp(&client, to, PUBLISHED).unwrap(), told, "h{host}");
+            }
         }
+        assert!(
+            ask(&client, host_ip(1), PORT).is_err(),
+            "nothing else is published"
+        );
     }
-    assert!(
-        ask(&client, Wire::address(1), PORT).is_err(),
-        "nothing else is published"
-    );
     // No container can speak to a host as if it were one.
     for (port, arrives) in [(4788, true), (4789, false)] {
         let heard = inside(&client, || {
@@ -82,16 +81,21 @@ fn containers_of_several_hosts_meet_in_their_networks_and_clients_are_seen_as_th
     let again = bed.open(1);
     bed.planes.insert(0, again);
     assert_eq!(bed.apply(1, &wanted(1, 3, &all)), 0, "adopted");
-    assert_eq!(ask(a, ip(3), PORT).unwrap(), "b 10.7.0.2");
+    for (ip, _) in FAMILIES {
+        assert_eq!(ask(a, ip(3), PORT).unwrap(), format!("b {}", ip(2)));
+    }
     // It moves to another host.
     let moved = [(1, 2, 1), (3, 3, 1)];
-    let there = bed.attach(3, "e", ip(3));
+    let there = bed.attach(3, "e", 3);
     serve(&there, "e");
     for host in 1..=3 {
         bed.apply(host, &wanted(host, 3, &moved));
     }
-    assert_eq!(ask(a, ip(3), PORT).unwrap(), "e 10.7.0.2");
-    assert_eq!(ask(&client, Wire::address(2), PUBLISHED).unwrap(), "e 10.99.0.4");
+    for (ip, host_ip) in FAMILIES {
+        assert_eq!(ask(a, ip(3), PORT).unwrap(), format!("e {}", ip(2)));
+        let told = format!("e {}", host_ip(4));
+        assert_eq!(ask(&client, host_ip(2), PUBLISHED).unwrap(), told);
+    }
     // A host alone has no way to others, and needs none.
     assert!(bed.apply(2, &Wanted::default()) > 0);
     assert_eq!(bed.apply(2, &Wanted::default()), 0);
@@ -102,7 +106,7 @@ fn containers_of_several_hosts_meet_in_their_networks_and_clients_are_seen_as_th
 fn large_packets_find_their_size() {
     let Some(bed) = Bed::new(2) else { return };
     let all = [(1, 2, 1), (2, 3, 1)];
-    let (a, b) = (bed.attach(1, "a", ip(2)), bed.attach(2, "b", ip(3)));
+    let (a, b) = (bed.attach(1, "a", 2), bed.attach(2, "b", 3));
     for host in 1..=2 {
         bed.apply(host, &wanted(host, 2, &all));
     }
@@ -125,17 +129,17 @@ fn large_packets_find_their_size() {
 #[test]
 fn a_container_speaks_in_each_of_its_networks_as_their_member_and_to_nobody_in_vain() {
     let Some(bed) = Bed::new(2) else { return };
-    let second = |last: u8| Ipv4Addr::new(10, 7, 1, last);
+    let second = |last: u8| IpAddr::from([10, 7, 1, last]);
     let both = bed.attach_in(1, "both", &[ip(2), second(2)], true);
-    serve(&bed.attach(2, "a", ip(3)), "a");
-    serve(&bed.attach(2, "b", second(3)), "b");
+    serve(&bed.attach_in(2, "a", &[ip(3)], false), "a");
+    serve(&bed.attach_in(2, "b", &[second(3)], false), "b");
     serve(&bed.wire.namespace(3), "outside");
     let endpoint = |network, internal| Endpoint {
         network,
         internal,
         encrypted: false,
     };
-    let overlay = |host: u8, remote: [(Ipv4Addr, (u32, Ipv4Addr)); 2]| Overlay {
+    let overlay = |host: u8, remote: [(IpAddr, (u32, Ipv4Addr)); 2]| Overlay {
         own: Some(Wire::address(host)),
         hosts: (1..=2).map(Wire::address).collect(),
         keys: BTreeMap::new(),
@@ -149,7 +153,7 @@ fn a_container_speaks_in_each_of_its_networks_as_their_member_and_to_nobody_in_v
         vips: [(ip(100), (1, vec![]))].into(),
         overlay: overlay(
             1,
-            [ip(3), second(3)].map(|a| (a, (u32::from(a.octets()[2]) + 1, Wire::address(2)))),
+            [ip(3), second(3)].map(|a| (a, (if a == ip(3) { 1 } else { 2 }, Wire::address(2)))),
         ),
         subnets: subnets.into(),
         ..Wanted::default()
@@ -158,7 +162,7 @@ fn a_container_speaks_in_each_of_its_networks_as_their_member_and_to_nobody_in_v
         endpoints: [(ip(3), endpoint(1, true)), (second(3), endpoint(2, false))].into(),
         overlay: overlay(
             2,
-            [ip(2), second(2)].map(|a| (a, (u32::from(a.octets()[2]) + 1, Wire::address(1)))),
+            [ip(2), second(2)].map(|a| (a, (if a == ip(2) { 1 } else { 2 }, Wire::address(1)))),
         ),
         subnets: subnets.into(),
         ..Wanted::default()
@@ -172,8 +176,8 @@ fn a_container_speaks_in_each_of_its_networks_as_their_member_and_to_nobody_in_v
     // To the world it speaks by the network that has a way out.
     assert_eq!(ask(&both, Wire::address(3), PORT).unwrap(), "outside 10.99.0.1");
     // Its second network grows: it speaks to what is new from its address there.
-    let third = Ipv4Addr::new(10, 7, 2, 3);
-    serve(&bed.attach(2, "c", third), "c");
+    let third = IpAddr::from([10, 7, 2, 3]);
+    serve(&bed.attach_in(2, "c", &[third], false), "c");
     let mut more = (one.clone(), two.clone());
     more.0
         .overlay
@@ -186,12 +190,9 @@ fn a_container_speaks_in_each_of_its_networks_as_their_member_and_to_nobody_in_v
         ask(&both, third, PORT).is_ok(),
         "from its address that has a way out"
     );
-    let address = |address: Ipv4Addr, subnets: &[u8], internal: bool| EndpointAddress {
+    let address = |address: IpAddr, subnets: &[u8], internal: bool| EndpointAddress {
         address,
-        subnets: subnets
-            .iter()
-            .map(|n| (Ipv4Addr::new(10, 7, *n, 0), 24))
-            .collect(),
+        subnets: subnets.iter().map(|n| ([10, 7, *n, 0].into(), 24)).collect(),
         internal,
     };
     let grown = EndpointConfig {
@@ -233,14 +234,15 @@ fn forged(from: (Ipv4Addr, Ipv4Addr), to: (Ipv4Addr, Ipv4Addr), number: u32) -> 
 fn only_hosts_of_the_cluster_are_heard() {
     let Some(bed) = Bed::new(2) else { return };
     let all = [(1, 2, 1), (2, 3, 1)];
-    let a = bed.attach(1, "a", ip(2));
-    bed.attach(2, "b", ip(3));
+    let a = bed.attach(1, "a", 2);
+    bed.attach(2, "b", 3);
     for host in 1..=2 {
         bed.apply(host, &wanted(host, 2, &all));
     }
     let socket = inside(&a, || UdpSocket::bind(("0.0.0.0", 9)).unwrap()).unwrap();
     socket.set_read_timeout(Some(Duration::from_millis(500))).unwrap();
-    let packet = forged((Wire::address(2), ip(3)), (Wire::address(1), ip(2)), 4095);
+    let task = |last| Ipv4Addr::new(10, 7, 0, last);
+    let packet = forged((Wire::address(2), task(3)), (Wire::address(1), task(2)), 4095);
     // The third host is a stranger, whoever it says its packet is from.
     for (host, arrives) in [(2, true), (3, false)] {
         inside(&bed.wire.namespace(host), || {
@@ -269,7 +271,7 @@ fn only_hosts_of_the_cluster_are_heard() {
 fn what_somebody_else_has_changed_is_repaired_and_counted() {
     let Some(bed) = Bed::new(2) else { return };
     let all = [(1, 2, 1), (2, 3, 1)];
-    let (a, b) = (bed.attach(1, "a", ip(2)), bed.attach(2, "b", ip(3)));
+    let (a, b) = (bed.attach(1, "a", 2), bed.attach(2, "b", 3));
     serve(&a, "a");
     serve(&b, "b");
     for host in 1..=2 {
@@ -312,7 +314,7 @@ fn inner_address(plane: &Path) -> Ipv4Addr {
 #[test]
 fn a_port_of_one_address_is_open_there_and_nowhere_else() {
     let Some(bed) = Bed::new(1) else { return };
-    let a = bed.attach(1, "a", ip(2));
+    let a = bed.attach(1, "a", 2);
     serve(&a, "a");
     let (host, client) = (bed.wire.namespace(1), bed.wire.namespace(2));
     let (local, outer) = (Ipv4Addr::LOCALHOST, Wire::address(1));
@@ -325,7 +327,7 @@ fn a_port_of_one_address_is_open_there_and_nowhere_else() {
         let mut wanted = wanted(1, 1, &[(1, 2, 1)]);
         wanted.ports = [((Protocol::Tcp, PUBLISHED), vec![(ip(2), PORT)])].into();
         wanted.bound = bound
-            .map(|address| ((Protocol::Tcp, PUBLISHED), address))
+            .map(|address| ((Protocol::Tcp, PUBLISHED), address.into()))
             .into_iter()
             .collect();
         bed.apply(1, &wanted);
@@ -359,7 +361,7 @@ fn a_port_of_one_address_is_open_there_and_nowhere_else() {
 fn connections_are_seen_while_a_client_has_them() {
     let Some(bed) = Bed::new(2) else { return };
     let all = [(1, 2, 1), (2, 3, 1)];
-    let (a, b) = (bed.attach(1, "a", ip(2)), bed.attach(2, "b", ip(3)));
+    let (a, b) = (bed.attach(1, "a", 2), bed.attach(2, "b", 3));
     serve(&b, "b");
     for host in 1..=2 {
         bed.apply(host, &wanted(host, 2, &all));

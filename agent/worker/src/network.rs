@@ -1,7 +1,7 @@
 //! The dataplane kept as wanted: one change after the other, several at once where they wait.
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::net::{IpAddr, Ipv4Addr};
+use std::net::IpAddr;
 use std::path::PathBuf;
 use std::sync::{Mutex, PoisonError};
 use std::time::Duration;
@@ -62,6 +62,12 @@ impl Network {
                 None
             }
         };
+        if !Dataplane::has_ipv6() {
+            tracing::warn!(
+                "this host's kernel has no IPv6 (it was started with ipv6.disable=1?): its tasks are reached by their IPv4 \
+                 addresses alone"
+            );
+        }
         Self {
             key: watch::Sender::new(key),
             new_key: Notify::new(),
@@ -203,7 +209,7 @@ impl Network {
 
     /// Whether a task has connections that clients opened.
     pub(crate) async fn is_connected(&self, task: &Task) -> Result<bool, NetError> {
-        let addresses = task.addresses.iter().filter_map(|(_, address)| v4(*address));
+        let addresses = task.addresses.iter().map(|(_, address)| *address);
         self.plane.is_connected(addresses.collect()).await
     }
 
@@ -342,24 +348,18 @@ fn keyless(those: &BTreeSet<NodeId>) -> Option<String> {
 /// How a task hangs on the dataplane.
 fn endpoint(task: &Task, set: &AssignmentSet) -> EndpointConfig {
     let address = |(network, address): &(NetworkId, IpAddr)| {
-        let address = v4(*address)?;
         let network = set.networks.get(network);
-        Some(EndpointAddress {
-            address,
-            subnets: network.map(|n| subnets(n)).unwrap_or_default(),
+        let mut subnets = network.map(|n| subnets(n)).unwrap_or_default();
+        subnets.retain(|(subnet, _)| subnet.is_ipv4() == address.is_ipv4());
+        EndpointAddress {
+            address: *address,
+            subnets,
             internal: network.is_some_and(|n| n.spec.internal),
-        })
+        }
     };
     EndpointConfig {
         id: task.id.to_string(),
-        addresses: task.addresses.iter().filter_map(address).collect(),
-    }
-}
-
-fn v4(address: IpAddr) -> Option<Ipv4Addr> {
-    match address {
-        IpAddr::V4(address) => Some(address),
-        IpAddr::V6(_) => None,
+        addresses: task.addresses.iter().map(address).collect(),
     }
 }
 
