@@ -3,7 +3,7 @@
 
 use std::collections::BTreeSet;
 use std::fs::File;
-use std::net::IpAddr;
+use std::net::{IpAddr, Ipv4Addr};
 use std::sync::mpsc;
 
 use tokio::sync::oneshot;
@@ -72,7 +72,7 @@ impl Flows {
     }
 }
 
-/// Servers of one walk whose connections are picked by the kernel, each in a walk of its own; of more all are read.
+/// IPv4 servers of one walk whose connections are picked by the kernel, each in a walk of its own; of more all are read.
 const PICKED_MAX: usize = 4;
 
 fn answer(socket: &mut Socket, jobs: Vec<Job>) {
@@ -82,13 +82,7 @@ fn answer(socket: &mut Socket, jobs: Vec<Job>) {
             Job::Connected(those, _) => those.clone(),
         })
         .collect();
-    let each: std::io::Result<Vec<_>> = if servers.len() > PICKED_MAX {
-        let families: BTreeSet<Family> = servers.iter().map(|s| Family::of(*s)).collect();
-        families.iter().map(|f| nft::flows(socket, *f)).collect()
-    } else {
-        servers.iter().map(|s| nft::flows_of(socket, *s)).collect()
-    };
-    let flows: std::io::Result<Vec<nft::Flow>> = each.map(|all| all.into_iter().flatten().collect());
+    let flows = look(socket, &servers);
     let listed = || -> Result<&Vec<nft::Flow>, NetError> {
         let again = |e: &std::io::Error| std::io::Error::new(e.kind(), e.to_string());
         flows.as_ref().map_err(|e| at("list connections")(again(e)))
@@ -109,4 +103,26 @@ fn answer(socket: &mut Socket, jobs: Vec<Job>) {
             }
         }
     }
+}
+
+/// Connections, those to these servers among them.
+fn look(socket: &mut Socket, servers: &BTreeSet<IpAddr>) -> std::io::Result<Vec<nft::Flow>> {
+    let four: Vec<Ipv4Addr> = (servers.iter())
+        .filter_map(|server| match server {
+            IpAddr::V4(server) => Some(*server),
+            IpAddr::V6(_) => None,
+        })
+        .collect();
+    let mut flows = Vec::new();
+    if four.len() > PICKED_MAX {
+        flows = nft::flows(socket, Family::V4)?;
+    } else {
+        for server in &four {
+            flows.extend(nft::flows_of(socket, *server)?);
+        }
+    }
+    if four.len() < servers.len() {
+        flows.extend(nft::flows(socket, Family::V6)?);
+    }
+    Ok(flows)
 }

@@ -639,19 +639,19 @@ fn hear_hosts_only(b: &mut Batch, uplink: &str, dataplane: IpAddr, number: u32) 
     }
 }
 
-/// What comes from the host's loopback interface.
-fn from_loopback(family: Family) -> Vec<Expression> {
+/// What is for the host itself, at an address from which a connection can be led on: never at `::1`, as no answer comes back to
+/// that over an interface. There it is refused at once, and who asked for `localhost` goes on to 127.0.0.1.
+fn for_the_host(family: Family) -> Vec<Expression> {
+    let local = vec![
+        Expression::DestinationType { to: W0 },
+        is(W0, &2u32.to_ne_bytes()),
+    ];
     match family {
-        Family::V4 => vec![
-            source(family, W0),
-            Expression::Mask {
-                register: W0,
-                mask: [255, 0, 0, 0],
-                xor: [0; 4],
-            },
-            is(W0, &[127, 0, 0, 0]),
-        ],
-        Family::V6 => vec![source(family, W0), is(W0, &Ipv6Addr::LOCALHOST.octets())],
+        Family::V4 => local,
+        Family::V6 => {
+            let elsewhere = [destination(family, W0), is_not(W0, &Ipv6Addr::LOCALHOST.octets())];
+            [&local[..], &elsewhere].concat()
+        }
     }
 }
 
@@ -681,10 +681,7 @@ pub(crate) fn host(table: &str, uplink: &str, dataplane: IpAddr, number: u32) ->
         },
     ];
     for chain in ["pre", "out"] {
-        let local = [
-            Expression::DestinationType { to: W0 },
-            is(W0, &2u32.to_ne_bytes()),
-        ];
+        let local = for_the_host(family);
         let published = [meta(PROTOCOL, W0), port(W1), find("ports", W0, None)];
         let bound = [
             destination(family, W0),
@@ -695,16 +692,24 @@ pub(crate) fn host(table: &str, uplink: &str, dataplane: IpAddr, number: u32) ->
         b.rule(chain, &[&local[..], &published, &to_dataplane].concat());
         b.rule(chain, &[&local[..], &bound, &to_dataplane].concat());
     }
-    // To such an address no answer would find its way back.
-    b.rule(
-        "post",
-        &[
-            &[meta(OUT_NAME, R1), is(R1, &name(uplink))][..],
-            &from_loopback(family),
-            &[Expression::Masquerade],
-        ]
-        .concat(),
-    );
+    if family == Family::V4 {
+        // From 127/8 no answer would find its way back.
+        b.rule(
+            "post",
+            &[
+                meta(OUT_NAME, R1),
+                is(R1, &name(uplink)),
+                source(family, W0),
+                Expression::Mask {
+                    register: W0,
+                    mask: [255, 0, 0, 0],
+                    xor: [0; 4],
+                },
+                is(W0, &[127, 0, 0, 0]),
+                Expression::Masquerade,
+            ],
+        );
+    }
     b.rule(
         "post",
         &[

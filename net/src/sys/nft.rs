@@ -1,10 +1,10 @@
 //! nf_tables messages (linux/netfilter/nf_tables.h): tables, chains, sets, rules, elements.
 
 use std::io;
-use std::net::IpAddr;
+use std::net::{IpAddr, Ipv4Addr};
 
 use super::netlink::{ACK, CREATE, Message, REQUEST, Socket};
-use crate::plan::{Family, SUBNETS, octets};
+use crate::plan::{Family, SUBNETS};
 
 const NEW_TABLE: u16 = 0;
 const DELETE_TABLE: u16 = 2;
@@ -458,18 +458,19 @@ pub(crate) fn flows(socket: &mut Socket, family: Family) -> io::Result<Vec<Flow>
     listed(socket, family, request(family))
 }
 
-/// Those alone that `server` answers.
-pub(crate) fn flows_of(socket: &mut Socket, server: IpAddr) -> io::Result<Vec<Flow>> {
+/// Those alone that `server` answers. There is none for IPv6, of which the kernel compares addresses the wrong way round: it
+/// lists all but those that are asked for (`ctnetlink_filter_match_tuple`, up to Linux 6.18 at least).
+pub(crate) fn flows_of(socket: &mut Socket, server: Ipv4Addr) -> io::Result<Vec<Flow>> {
     const REPLY: u16 = 2;
     const ADDRESSES: u16 = 1;
     const FILTER: u16 = 25;
     const OF_ORIGINAL: u16 = 1;
     const OF_REPLY: u16 = 2;
-    let family = Family::of(server);
+    let family = Family::V4;
     let mut request = request(family);
     request.nest(REPLY, |m| {
         m.nest(ADDRESSES, |m| {
-            m.put(source_of(family), &octets(server));
+            m.put(source_of(family), &server.octets());
         });
     });
     // Of the reply the source is compared, of the original nothing (since Linux 5.8).
