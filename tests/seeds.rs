@@ -55,6 +55,8 @@ const MUST_HAPPEN: &[&str] = &[
     "snapshots installed",
     "stacks deployed",
     "stacks removed",
+    "stacks with IPv6 deployed",
+    "stacks with an IPv6 address deployed",
     "stale proposals",
     "tasks stopped by their cut off hosts",
     "updates of healthy services",

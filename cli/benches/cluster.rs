@@ -499,6 +499,7 @@ async fn serve(
                 tokio::time::sleep(period).await;
                 let request = dispatch::HeartbeatRequest {
                     session: session.clone(),
+                    unreached: None,
                 };
                 let reply = tokio::time::timeout(period, client.heartbeat(request)).await;
                 let reply = reply.map_err(|_| Status::unavailable("no answer"))??;

@@ -19,7 +19,7 @@ mod rolling;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::io::{Read, Write};
-use std::net::{Ipv4Addr, SocketAddr, TcpListener, TcpStream};
+use std::net::{IpAddr, Ipv4Addr, SocketAddr, TcpListener, TcpStream};
 use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::time::{Duration, Instant};
@@ -48,8 +48,8 @@ const UPDATES: u32 = 10;
 const REACHES: usize = 10;
 
 /// An address of the only network.
-fn ip(number: u32) -> Ipv4Addr {
-    Ipv4Addr::from(u32::from(Ipv4Addr::new(10, 7, 0, 0)) + number)
+fn ip(number: u32) -> IpAddr {
+    Ipv4Addr::from(u32::from(Ipv4Addr::new(10, 7, 0, 0)) + number).into()
 }
 
 /// Hosts 1 to 3 with dataplanes, and host 4 without; containers `a` on host 1 and `b` on host 2.
@@ -148,13 +148,13 @@ fn wanted(host: u8, services: u32) -> Wanted {
     };
     let others = (1..services).flat_map(|s| (0..ENDPOINTS).map(move |e| ip(1000 + s * ENDPOINTS + e)));
     let places = [(A, 1), (B, 2), (HIDDEN, 1)].map(|(n, h)| (ip(n), h));
-    let places: Vec<(Ipv4Addr, u8)> = places.into_iter().chain(others.map(|a| (a, 3))).collect();
+    let places: Vec<(IpAddr, u8)> = places.into_iter().chain(others.map(|a| (a, 3))).collect();
     let behind = |s: u32| {
         (0..ENDPOINTS)
             .map(move |e| ip(1000 + s * ENDPOINTS + e))
             .collect()
     };
-    let mut vips: BTreeMap<Ipv4Addr, (u32, Vec<Ipv4Addr>)> =
+    let mut vips: BTreeMap<IpAddr, (u32, Vec<IpAddr>)> =
         (1..services).map(|s| (ip(30_000 + s), (1, behind(s)))).collect();
     vips.insert(ip(VIP), (1, vec![ip(B)]));
     let here = places
@@ -214,7 +214,7 @@ fn serve(namespace: &Path, port: u16, how: Serve) {
 }
 
 /// Gbit/s of one stream.
-fn throughput(from: &Path, to: (Ipv4Addr, u16)) -> f64 {
+fn throughput(from: &Path, to: (IpAddr, u16)) -> f64 {
     inside(from, || {
         let mut stream = TcpStream::connect(to).unwrap();
         let bytes = vec![7u8; 128 << 10];
@@ -229,7 +229,7 @@ fn throughput(from: &Path, to: (Ipv4Addr, u16)) -> f64 {
 }
 
 /// Microseconds of a round trip, the median.
-fn latency(from: &Path, to: (Ipv4Addr, u16)) -> f64 {
+fn latency(from: &Path, to: (IpAddr, u16)) -> f64 {
     inside(from, || {
         let mut stream = TcpStream::connect(to).unwrap();
         stream.set_nodelay(true).unwrap();
@@ -247,7 +247,7 @@ fn latency(from: &Path, to: (Ipv4Addr, u16)) -> f64 {
 }
 
 /// Connections a second, one after another, each with a request; and the median of how long one takes to be set up (µs).
-fn connections(from: &Path, to: (Ipv4Addr, u16)) -> (f64, f64) {
+fn connections(from: &Path, to: (IpAddr, u16)) -> (f64, f64) {
     inside(from, || {
         let began = Instant::now();
         let mut times: Vec<f64> = (0..CONNECTIONS)
@@ -292,7 +292,7 @@ fn overlay(fabric: &Fabric) -> (f64, f64) {
         serve(namespace, base + 1, Serve::Echo);
     }
     let h1 = fabric.host(1);
-    let under = |port| (Wire::address(2), port);
+    let under = |port| (Wire::address(2).into(), port);
     let over = |port| (ip(B), port);
     let (plain, tunnel) = in_turn(
         || throughput(&h1, under(9000)),
@@ -418,10 +418,10 @@ fn mesh(fabric: &Fabric) -> Option<(f64, f64)> {
             }
             figures
                 .0
-                .push(throughput(&client, (Wire::address(1), PUBLISHED + 1)));
+                .push(throughput(&client, (Wire::address(1).into(), PUBLISHED + 1)));
             figures
                 .1
-                .push(connections(&client, (Wire::address(1), PUBLISHED)).1);
+                .push(connections(&client, (Wire::address(1).into(), PUBLISHED)).1);
             if hide {
                 nft(&inner, "delete table ip hide");
             }

@@ -1,9 +1,10 @@
 //! Objects as Docker's API shows them, and the rows of lists.
 
+use std::net::IpAddr;
 use std::time::Duration;
 
 use base64::prelude::{BASE64_STANDARD, Engine as _};
-
+use model::NetworkId;
 use model::object::{
     Availability, Config, Network, Node, NodeRole, NodeState, Secret, Service, SlotKey, Task,
 };
@@ -82,7 +83,7 @@ fn task_spec(t: &TaskSpec) -> Value {
             "Window": ns(t.restart.window),
         },
         "Placement": {"Constraints": t.placement.constraints, "MaxReplicas": t.placement.max_replicas_per_node},
-        "Networks": t.networks.iter().map(|n| json!({"Target": n.network.to_string(), "Aliases": n.aliases, "Address": n.address.map(|a| a.to_string())})).collect::<Vec<_>>(),
+        "Networks": t.networks.iter().map(|n| json!({"Target": n.network.to_string(), "Aliases": n.aliases, "Address": n.address.map(|a| a.to_string()), "Address6": n.address6.map(|a| a.to_string())})).collect::<Vec<_>>(),
         "ForceUpdate": t.force_update,
         "OnDisconnect": match t.on_disconnect {
             OnDisconnect::Keep => json!("keep"),
@@ -143,6 +144,15 @@ pub(crate) fn ports(list: &[PortSpec]) -> String {
     list.iter().map(one).collect::<Vec<_>>().join(", ")
 }
 
+/// The networks of a task, each with its addresses there.
+fn attachments(t: &Task) -> Vec<Value> {
+    let one = |of_one: &[(NetworkId, IpAddr)]| {
+        let addresses: Vec<_> = of_one.iter().map(|(_, a)| a.to_string()).collect();
+        json!({"Network": {"ID": of_one[0].0.to_string()}, "Addresses": addresses})
+    };
+    t.addresses.chunk_by(|(a, _), (b, _)| a == b).map(one).collect()
+}
+
 pub(crate) fn task(t: &Task) -> Value {
     let (version, created, updated) = meta(t.meta);
     json!({
@@ -155,7 +165,7 @@ pub(crate) fn task(t: &Task) -> Value {
             "State": t.status.state.as_str(), "Timestamp": t.status.at.rfc3339(), "Message": t.status.message, "Err": t.status.error,
             "ContainerStatus": t.status.container.as_ref().map(|c| json!({"ContainerID": c.id, "PID": c.pid, "ExitCode": c.exit_code})),
         },
-        "NetworksAttachments": t.addresses.iter().map(|(n, a)| json!({"Network": {"ID": n.to_string()}, "Addresses": [a.to_string()]})).collect::<Vec<_>>(),
+        "NetworksAttachments": attachments(t),
     })
 }
 
@@ -210,7 +220,7 @@ pub(crate) fn network(n: &Network) -> Value {
     let (version, created, _) = meta(n.meta);
     json!({
         "Name": n.spec.name, "ID": n.id.to_string(), "Id": n.id.to_string(), "Version": version, "Created": created,
-        "Scope": "swarm", "Driver": n.spec.driver, "Internal": n.spec.internal, "Attachable": n.spec.attachable,
+        "Scope": "swarm", "Driver": n.spec.driver, "EnableIPv4": true, "EnableIPv6": n.spec.ipv6, "Internal": n.spec.internal, "Attachable": n.spec.attachable,
         "Ingress": n.spec.ingress, "Labels": n.spec.labels, "Options": n.spec.options,
         "IPAM": {"Driver": "default", "Config": n.subnets.iter().map(|s| json!({"Subnet": s.to_string()})).collect::<Vec<_>>()},
         "VNI": n.vni,

@@ -207,6 +207,11 @@ const ALL: &[(&str, Start, Scenario)] = &[
         network::tasks_churn_under_loss,
     ),
     (
+        "packets of networks are lost, and nothing else",
+        Start::Cluster(3, 0),
+        network::packets_of_networks_are_lost,
+    ),
+    (
         "nobody listens to an encrypted network",
         Start::Cluster(1, 2),
         encrypted::nobody_listens,

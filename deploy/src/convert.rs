@@ -1,7 +1,7 @@
 //! From the merged long form to what the manager takes; every rule is `docker stack deploy`'s unless it says so.
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::net::{IpAddr, Ipv4Addr};
+use std::str::FromStr;
 use std::time::Duration;
 
 use model::spec::{
@@ -250,7 +250,7 @@ impl Converter<'_> {
                 internal: flag(node, &["internal"]),
                 attachable: flag(node, &["attachable"]),
                 ingress: false,
-                ipv6: false,
+                ipv6: flag(node, &["enable_ipv6"]),
                 subnets,
             });
         }
@@ -404,19 +404,18 @@ impl Converter<'_> {
         }
     }
 
-    /// The address a service is to have in a network.
-    fn address(&mut self, node: &Node, path: &str) -> Option<IpAddr> {
-        let text = text(node, &["ipv4_address"]);
+    /// An address a service is to have in a network.
+    fn address<A: FromStr>(&mut self, node: &Node, path: &str, key: &str, kind: &str) -> Option<A> {
+        let text = text(node, &[key]);
         if text.is_empty() {
             return None;
         }
-        let address = text.parse::<Ipv4Addr>();
+        let address = text.parse();
         if address.is_err() {
-            let message = format!("\"{text}\" is no IPv4 address");
-            self.report
-                .problem(node.at, &format!("{path}.ipv4_address"), message);
+            let message = format!("\"{text}\" is no {kind} address");
+            self.report.problem(node.at, &format!("{path}.{key}"), message);
         }
-        address.ok().map(IpAddr::V4)
+        address.ok()
     }
 
     fn attachments(&mut self, key: &str, node: &Node) -> Vec<NetworkAttachment> {
@@ -437,9 +436,10 @@ impl Converter<'_> {
             self.used.insert(entry.key.clone());
             let mut aliases = texts(&entry.node, &["aliases"]);
             aliases.insert(0, key.to_owned());
-            let address = self.address(&entry.node, &format!("services.{key}.networks.{}", entry.key));
+            let path = format!("services.{key}.networks.{}", entry.key);
             all.push(NetworkAttachment {
-                address,
+                address: self.address(&entry.node, &path, "ipv4_address", "IPv4"),
+                address6: self.address(&entry.node, &path, "ipv6_address", "IPv6"),
                 ..attachment(name, aliases)
             });
         }
@@ -681,6 +681,7 @@ fn attachment(name: String, aliases: Vec<String>) -> NetworkAttachment {
         name,
         aliases,
         address: None,
+        address6: None,
     }
 }
 

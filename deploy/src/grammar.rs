@@ -290,7 +290,7 @@ pub fn parse_config(text: &str) -> Result<ConfigRef, String> {
     })
 }
 
-/// `NAME`, or `name=…,alias=…,ip=…`.
+/// `NAME`, or `name=…,alias=…,ip=…,ip6=…`.
 ///
 /// # Errors
 /// One sentence that names what cannot be read.
@@ -300,6 +300,7 @@ pub fn parse_network(text: &str) -> Result<NetworkAttachment, String> {
         name: String::new(),
         aliases: Vec::new(),
         address: None,
+        address6: None,
     };
     if !text.contains('=') {
         text.clone_into(&mut network.name);
@@ -310,10 +311,18 @@ pub fn parse_network(text: &str) -> Result<NetworkAttachment, String> {
             "name" => network.name = value,
             "alias" => network.aliases.push(value),
             "ip" => {
-                let address = value
-                    .parse()
-                    .map_err(|_| format!("{text}: {value} is no address"))?;
-                network.address = Some(address);
+                let address = value.parse();
+                network.address = Some(
+                    address
+                        .map_err(|_| format!("{text}: {value} is no IPv4 address; one of IPv6 is ip6=…"))?,
+                );
+            }
+            "ip6" => {
+                let address = value.parse();
+                network.address6 = Some(
+                    address
+                        .map_err(|_| format!("{text}: {value} is no IPv6 address; one of IPv4 is ip=…"))?,
+                );
             }
             other => return Err(format!("{text}: there is no field {other}")),
         }
@@ -467,11 +476,22 @@ mod tests {
         assert_eq!(parse_network("name=n,alias=x").unwrap().aliases, ["x"]);
         let fixed = parse_network("name=n,ip=10.0.0.9").unwrap().address;
         assert_eq!(fixed, Some("10.0.0.9".parse().unwrap()));
-        assert!(
-            parse_network("name=n,ip=10.0.0")
-                .unwrap_err()
-                .contains("10.0.0 is no address")
+        let fixed = parse_network("name=n,ip6=fd00::9,ip=10.0.0.9").unwrap();
+        assert_eq!(
+            (fixed.address, fixed.address6),
+            (
+                Some("10.0.0.9".parse().unwrap()),
+                Some("fd00::9".parse().unwrap())
+            )
         );
+        for (text, wrong) in [
+            ("name=n,ip=10.0.0", "10.0.0 is no IPv4 address"),
+            ("name=n,ip=fd00::9", "one of IPv6 is ip6="),
+            ("name=n,ip6=10.0.0.9", "one of IPv4 is ip="),
+        ] {
+            let error = parse_network(text).unwrap_err();
+            assert!(error.contains(wrong), "{text}: {error}");
+        }
         assert_eq!(parse_ulimit("nofile=1:2").unwrap().hard, 2);
         assert!(parse_ulimit("nofile").is_err());
         let vars = |n: &str| (n == "B").then(|| "2".to_owned());

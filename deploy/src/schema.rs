@@ -335,7 +335,7 @@ const NETWORK: Shape = Shape::Object(&[
             ),
         ]),
     ),
-    refused("enable_ipv6", LATER),
+    used("enable_ipv6", Shape::Bool),
     refused("enable_ipv4", LATER),
 ]);
 
@@ -427,10 +427,7 @@ const FILE_REF: Shape = Shape::Object(&[
 const ATTACHMENT: Shape = Shape::Object(&[
     used("aliases", Shape::Texts),
     used("ipv4_address", Shape::Text),
-    ignored(
-        "ipv6_address",
-        "not yet honoured: the cluster hands out addresses",
-    ),
+    used("ipv6_address", Shape::Text),
     ignored("link_local_ips", SWARM),
     ignored("mac_address", SWARM),
     ignored("driver_opts", SWARM),

@@ -177,6 +177,17 @@ impl Hosts {
         Ok(())
     }
 
+    /// Loses all datagrams for a UDP port of a host from now on, or no more; healing does not end it.
+    ///
+    /// # Errors
+    /// [`HostsError`]; then it is as before.
+    pub fn lose_udp(&self, to: &Host, port: u16, lost: bool) -> Result<(), HostsError> {
+        match self.wire().as_mut() {
+            Some(wire) => Ok(wire.lose_udp(to.number, port, lost)?),
+            None => Ok(()),
+        }
+    }
+
     /// Heals everything that was lost between hosts; cables stay as they are.
     ///
     /// # Errors

@@ -46,7 +46,7 @@ pub struct ServiceEndpoints {
     pub name: String,
     /// What its name resolves to.
     pub mode: EndpointMode,
-    /// In each network: more names, and the virtual address if it has one.
+    /// In each network: more names, and the virtual addresses if it has them.
     pub networks: Vec<ServiceNetwork>,
     /// Ports published on every node.
     pub ports: Vec<PortSpec>,
@@ -65,8 +65,8 @@ pub struct ServiceNetwork {
     pub network: NetworkId,
     /// More names of the service there.
     pub aliases: Vec<String>,
-    /// Virtual address; none with `dnsrr`.
-    pub vip: Option<IpAddr>,
+    /// Virtual addresses, of IPv4 first; none with `dnsrr`.
+    pub vips: Vec<IpAddr>,
 }
 
 /// A task and where it is.
@@ -78,7 +78,7 @@ pub struct Backend {
     pub node: Option<NodeId>,
     /// Name of the task, such as `web.1`.
     pub name: String,
-    /// Its address in each network.
+    /// Its address in each network, of IPv4 and, where it has that, then of IPv6.
     pub addresses: Vec<(NetworkId, IpAddr)>,
 }
 

@@ -13,6 +13,8 @@ impl Level {
     pub const FIRST: Self = Self(1);
     /// From here on networks can be encrypted: an agent that does not know of it would send in the open.
     pub const ENCRYPTED: Self = Self(2);
+    /// From here on networks can have IPv6: an agent that does not know of it would give its tasks none.
+    pub const IPV6: Self = Self(2);
     /// What this build knows.
     pub const OURS: Self = Self(2);
 

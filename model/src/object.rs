@@ -37,7 +37,7 @@ pub struct Cluster {
     pub task_history_limit: i32,
     /// Time between two heartbeats of a node.
     pub heartbeat: Duration,
-    /// Where networks without a subnet take theirs from.
+    /// Where networks without a subnet of IPv4 take theirs from; those of IPv6 follow from the cluster's id.
     pub address_pools: Vec<IpNet>,
     /// Prefix length of such a subnet.
     pub subnet_prefix: u8,
@@ -316,7 +316,7 @@ impl Service {
 pub struct Endpoint {
     /// Published ports; `published` is never 0.
     pub ports: Vec<PortSpec>,
-    /// Virtual address in each network, none with `dnsrr`.
+    /// Virtual address in each network, of IPv4 and, where it has that, then of IPv6; none with `dnsrr`.
     pub vips: Vec<(NetworkId, IpAddr)>,
 }
 
@@ -416,7 +416,7 @@ pub struct Task {
     /// Index of the log entry that made it: grows from each task of a slot to the next, so that storage outside the
     /// cluster can refuse the one that was replaced. Its container finds it as `RSWARM_FENCE`.
     pub fence: u64,
-    /// Address in each network.
+    /// Address in each network, of IPv4 and, where it has that, then of IPv6.
     pub addresses: Vec<(NetworkId, IpAddr)>,
     /// Ports published on its node (mode host).
     pub host_ports: Vec<PortSpec>,
@@ -505,7 +505,7 @@ pub struct Network {
     pub meta: Meta,
     /// What the user wants.
     pub spec: NetworkSpec,
-    /// Its subnets; the first address of each is kept as gateway.
+    /// Its subnets, of IPv4 and, where it has that, of IPv6; the first address of each is kept as gateway.
     pub subnets: Vec<IpNet>,
     /// Its number on the wire (VXLAN network identifier, RFC 7348), unique in the cluster.
     pub vni: u32,

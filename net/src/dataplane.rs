@@ -3,7 +3,7 @@
 use std::collections::BTreeSet;
 use std::fs::{self, File};
 use std::io;
-use std::net::{Ipv4Addr, SocketAddr};
+use std::net::{IpAddr, SocketAddr};
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, mpsc};
 use std::time::{Duration, Instant};
@@ -12,16 +12,17 @@ use tokio::sync::oneshot;
 
 use crate::dns;
 use crate::flows::Flows;
-use crate::found::{self, Found, Transit};
+use crate::found::{self, Found};
 use crate::overlay::{self, Step, Way, Ways};
-use crate::plan::{self, Elements, Wanted};
+use crate::plan::{self, Elements, Family, Wanted};
 use crate::pulse::{Probe, Pulse};
-use crate::ruleset::{GATEWAY, TABLE};
+use crate::ruleset::TABLE;
 use crate::sys;
 use crate::sys::link;
 use crate::sys::netlink::Socket;
 use crate::sys::nft::{self, Batch};
 use crate::tunnel::Tunnel;
+use crate::uplink::{self, Transit, gateway};
 use crate::wireguard::{Encryption, Key, Wireguard};
 
 /// MTU of containers on one host; across hosts it follows from the underlay.
@@ -47,7 +48,7 @@ pub struct DataplaneConfig {
 pub struct EndpointConfig {
     /// Its id.
     pub id: String,
-    /// Its addresses, the one by which it is reached from outside first.
+    /// Its addresses, the one of each family by which it is reached from outside first.
     pub addresses: Vec<EndpointAddress>,
 }
 
@@ -55,9 +56,9 @@ pub struct EndpointConfig {
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct EndpointAddress {
     /// The address.
-    pub address: Ipv4Addr,
-    /// Subnets of its network, address and bits: it speaks from this address to them, as only members are heard there.
-    pub subnets: Vec<(Ipv4Addr, u8)>,
+    pub address: IpAddr,
+    /// Subnets of its network, address and bits, of the same family: it speaks from this address to them, as only members are heard there.
+    pub subnets: Vec<(IpAddr, u8)>,
     /// Its network has no way out: the container speaks from another address to the world.
     pub internal: bool,
 }
@@ -69,7 +70,7 @@ pub struct Applied {
     pub changed: usize,
     /// How long the kernel took for the dataplane's maps.
     pub kernel: Duration,
-    /// The first way to another host that could not be made; what is on this host works all the same, and the next call
+    /// The first way to another host, or out of this one, that could not be made; what is on this host works all the same, and the next call
     /// tries again.
     pub unreachable: Option<NetError>,
     /// Flows to addresses that nothing leads to any more are being forgotten.
@@ -223,6 +224,9 @@ impl Dataplane {
     /// [`NetError`]; then some of it may be done: [`Dataplane::repair`] does the rest. A way to another host that cannot be
     /// made is no error.
     pub async fn apply(&self, mut wanted: Wanted) -> Result<Applied, NetError> {
+        if !Self::has_ipv6() {
+            wanted = wanted.without_ipv6();
+        }
         self.names.set_zone(std::mem::take(&mut wanted.zone));
         let applied = self.run(move |worker| worker.apply(Arc::new(wanted))).await?;
         applied.settled().await
@@ -241,7 +245,7 @@ impl Dataplane {
     ///
     /// # Errors
     /// [`NetError`] when the kernel does not say.
-    pub async fn is_connected(&self, addresses: Vec<Ipv4Addr>) -> Result<bool, NetError> {
+    pub async fn is_connected(&self, addresses: Vec<IpAddr>) -> Result<bool, NetError> {
         self.flows.is_connected(addresses).await
     }
 
@@ -252,6 +256,11 @@ impl Dataplane {
     /// [`NetError`] when nobody can be asked.
     pub async fn ask(&self, probes: BTreeSet<Probe>, limit: Duration) -> Result<BTreeSet<Probe>, NetError> {
         self.pulse.ask(probes, limit).await
+    }
+
+    /// Whether this host's kernel has IPv6. Where it has not, addresses of it are left out of everything.
+    pub fn has_ipv6() -> bool {
+        uplink::families().contains(&Family::V6)
     }
 
     /// The public key by which other hosts are to know this one, for encrypted networks.
@@ -313,11 +322,10 @@ struct Worker {
     wanted: Option<Arc<Wanted>>,
     /// The sets are as that says.
     sure: bool,
-}
-
-pub(crate) fn setting(path: &str, value: &str) -> Result<(), NetError> {
-    fs::write(format!("/proc/sys/net/ipv4/{path}"), value)
-        .map_err(at(format!("set net.ipv4.{path} to {value}")))
+    /// What the kernel knows.
+    families: &'static [Family],
+    /// The host was made to pass IPv6 on.
+    passes_ipv6: bool,
 }
 
 impl Worker {
@@ -332,6 +340,7 @@ impl Worker {
 
     fn open(config: &DataplaneConfig) -> Result<Self, NetError> {
         let transit = Transit::of(&config.name);
+        let families = uplink::families();
         let host = File::open("/proc/thread-self/ns/net").map_err(at("open the host's network namespace"))?;
         let path = Self::namespace(config);
         let fresh = !is_namespace(&path);
@@ -345,43 +354,29 @@ impl Worker {
         if fresh {
             // What is left of one that was not taken down leads nowhere.
             link::delete(&mut host_links, &transit.host_end).map_err(at("remove a link that was left"))?;
-            if nft::table_exists(&mut host_tables, &transit.table).map_err(at("list the host's tables"))? {
-                let mut batch = Batch::new(&transit.table);
-                batch.delete_table();
-                batch
-                    .commit(&mut host_tables)
-                    .map_err(at("remove a table that was left"))?;
-            }
+            remove_host_tables(&mut host_tables, &transit, families)
+                .map_err(at("remove a table that was left"))?;
         }
         if link::index(&mut host_links, &transit.host_end)
             .map_err(at("list the host's links"))?
             .is_none()
         {
-            let macs = (mac(&transit.host_end, 1), mac(&transit.host_end, 2));
             link::veth(
                 &mut host_links,
                 &transit.host_end,
                 (&transit.inner_end, &inside),
-                macs,
+                transit.macs(),
                 MTU,
             )
             .map_err(at(format!("make the link {}", transit.host_end)))?;
         }
-        let index = link::index(&mut host_links, &transit.host_end)
-            .map_err(at("list the host's links"))?
-            .unwrap_or(0);
-        link::up(&mut host_links, index).map_err(at("put the host's end of the link up"))?;
-        link::address(&mut host_links, index, transit.host, 30)
-            .map_err(at("give the host its end of the link"))?;
-        setting("ip_forward", "1")?;
-        setting(&format!("conf/{}/route_localnet", transit.host_end), "1")?;
-        setting(&format!("conf/{}/rp_filter", transit.host_end), "0")?;
-        found::make_host_table(&mut host_tables, &transit)?;
+        uplink::host_end(&mut host_links, &transit)?;
+        found::make_host_table(&mut host_tables, &transit, Family::V4)?;
         sys::enter(&inside).map_err(at("enter the dataplane's namespace"))?;
         let mut links = Socket::open(NETLINK_ROUTE).map_err(at("open netlink"))?;
         let mut tables = Socket::open(NETLINK_NETFILTER).map_err(at("open netlink"))?;
-        inner_links(&mut links, &transit)?;
-        found::make_inner_table(&mut tables, &transit)?;
+        uplink::inner_end(&mut links, &transit, families)?;
+        found::make_inner_tables(&mut tables, &transit, families)?;
         let mut wireguard = Wireguard::open(Self::secret(config), &inside, config.encryption);
         let found = found::look(
             &mut links,
@@ -389,6 +384,7 @@ impl Worker {
             &mut host_tables,
             &transit,
             wireguard.as_mut().ok(),
+            families,
         )?;
         let flows = inside.try_clone().map_err(at("open the dataplane's namespace"))?;
         let pulse = inside.try_clone().map_err(at("open the dataplane's namespace"))?;
@@ -408,11 +404,19 @@ impl Worker {
             wireguard,
             wanted: None,
             sure: false,
+            families,
+            passes_ipv6: false,
         })
     }
 
     fn path_of(&self, id: &str) -> PathBuf {
         self.config.state_dir.join("netns").join(id)
+    }
+
+    /// The addresses that the kernel can give a container.
+    fn addresses(&self, endpoint: &EndpointConfig) -> Vec<EndpointAddress> {
+        let known = |a: &&EndpointAddress| self.families.contains(&Family::of(a.address));
+        endpoint.addresses.iter().filter(known).cloned().collect()
     }
 
     fn attach(&mut self, endpoint: &EndpointConfig) -> Result<(PathBuf, dns::Sockets), NetError> {
@@ -446,15 +450,21 @@ impl Worker {
         let index =
             index.ok_or_else(|| at(format!("find the link {name}"))(io::ErrorKind::NotFound.into()))?;
         link::up(&mut self.links, index).map_err(at(format!("put the link {name} up")))?;
-        for EndpointAddress { address, .. } in &endpoint.addresses {
+        let addresses = self.addresses(endpoint);
+        for EndpointAddress { address, .. } in &addresses {
             link::neighbour(&mut self.links, index, *address, inner)
                 .map_err(at(format!("know {address}")))?;
-            link::route(&mut self.links, (*address, 32), index, None)
-                .map_err(at(format!("route to {address}")))?;
+            link::route(
+                &mut self.links,
+                (*address, Family::of(*address).bits()),
+                index,
+                None,
+            )
+            .map_err(at(format!("route to {address}")))?;
         }
         sys::enter(&namespace).map_err(at("enter a container's namespace"))?;
         // One that is there may be of an earlier version, and its networks may have grown.
-        let made = container_end(&endpoint.addresses, outer);
+        let made = container_end(&addresses, outer);
         let sockets = made.and_then(|()| dns::Sockets::open().map_err(at("listen on 127.0.0.11:53")));
         sys::enter(&self.inside).map_err(at("return to the dataplane's namespace"))?;
         sockets
@@ -462,8 +472,9 @@ impl Worker {
 
     fn reroute(&mut self, endpoint: &EndpointConfig) -> Result<(), NetError> {
         let namespace = File::open(self.path_of(&endpoint.id)).map_err(at("open a container's namespace"))?;
+        let addresses = self.addresses(endpoint);
         sys::enter(&namespace).map_err(at("enter a container's namespace"))?;
-        let made = container_end(&endpoint.addresses, mac(&endpoint.id, 1));
+        let made = container_end(&addresses, mac(&endpoint.id, 1));
         sys::enter(&self.inside).map_err(at("return to the dataplane's namespace"))?;
         made
     }
@@ -482,7 +493,8 @@ impl Worker {
             host: &self.host,
             inside: &self.inside,
             wireguard: self.wireguard.as_mut().ok(),
-            index: None,
+            families: self.families,
+            device: None,
         };
         for (way, step) in steps {
             match tunnel.take(*way, *step) {
@@ -501,14 +513,17 @@ impl Worker {
         };
         self.sure = false;
         let transit = Transit::of(&self.config.name);
-        found::make_host_table(&mut self.host_tables, &transit)?;
-        found::make_inner_table(&mut self.tables, &transit)?;
+        found::make_host_table(&mut self.host_tables, &transit, Family::V4)?;
+        found::make_inner_tables(&mut self.tables, &transit, self.families)?;
+        self.passes_ipv6 = false;
+        let passes = self.pass_ipv6(&wanted);
         let found = found::look(
             &mut self.links,
             &mut self.tables,
             &mut self.host_tables,
             &transit,
             self.wireguard.as_mut().ok(),
+            self.families,
         )?;
         let known = Found {
             elements: std::mem::take(&mut self.found),
@@ -517,8 +532,31 @@ impl Worker {
         };
         let changed = known.apart(&found);
         (self.found, self.host_sets, self.ways) = (found.elements, found.host_sets, found.ways);
-        let done = self.apply(wanted)?;
+        let mut done = self.apply(wanted)?;
+        if let Err(error) = passes {
+            done.unreachable.get_or_insert(error);
+        }
         Ok(Applied { changed, ..done })
+    }
+
+    /// Makes the host itself pass IPv6 on, once a container of this host or a port needs it: nothing of a host that has none
+    /// is touched.
+    fn pass_ipv6(&mut self, wanted: &Wanted) -> Result<(), NetError> {
+        if self.passes_ipv6 || !wanted.passes_ipv6() {
+            return Ok(());
+        }
+        let transit = Transit::of(&self.config.name);
+        sys::enter(&self.host).map_err(at("enter the host's namespace"))?;
+        let made = uplink::host_end_ipv6(&mut self.host_links, &transit)
+            .and_then(|()| found::make_host_table(&mut self.host_tables, &transit, Family::V6))
+            .and_then(|()| uplink::pass_ipv6_on());
+        sys::enter(&self.inside).map_err(at("return to the dataplane's namespace"))?;
+        made?;
+        for (set, _) in plan::host_sets(Family::V6) {
+            self.host_sets.entry((Family::V6, set)).or_default();
+        }
+        self.passes_ipv6 = true;
+        Ok(())
     }
 
     fn apply(&mut self, wanted: Arc<Wanted>) -> Result<Applied, NetError> {
@@ -532,6 +570,9 @@ impl Worker {
         let (before, after) = overlay::steps(&ways, &self.ways);
         let mut done = Applied::default();
         self.take(&before, &mut done);
+        if let Err(error) = self.pass_ipv6(&wanted) {
+            done.unreachable.get_or_insert(error);
+        }
         let changes = match old {
             Some(old) => plan::between(&old, &wanted, &self.found),
             None => plan::diff(&plan::elements(&wanted, &self.found), &self.found),
@@ -539,30 +580,36 @@ impl Worker {
         let left = plan::left(&changes, &wanted);
         let began = Instant::now();
         for part in plan::parts(changes) {
-            let mut batch = Batch::new(TABLE);
-            for (set, (gone, new)) in &part {
-                done.changed += gone.len() + new.len();
-                batch.remove(set, gone);
-                batch.add(set, new);
+            for family in self.families {
+                let mut batch = Batch::new(*family, TABLE);
+                for ((_, set), (gone, new)) in part.iter().filter(|((of, _), _)| of == family) {
+                    done.changed += gone.len() + new.len();
+                    batch.remove(set, gone);
+                    batch.add(set, new);
+                }
+                batch
+                    .commit(&mut self.tables)
+                    .map_err(at("change the dataplane's maps"))?;
             }
-            batch
-                .commit(&mut self.tables)
-                .map_err(at("change the dataplane's maps"))?;
             plan::take(&mut self.found, &part);
         }
         done.kernel = began.elapsed();
         // Also where nobody waits for it, and whatever fails after this.
         done.forgotten = self.flows.forget(left);
         let host_sets = plan::host_elements(&wanted, &ways);
-        for (set, change) in plan::diff(&host_sets, &self.host_sets) {
-            let mut batch = Batch::new(&Transit::of(&self.config.name).table);
+        for ((family, set), change) in plan::diff(&host_sets, &self.host_sets) {
+            // A host that does not pass IPv6 on has no table of it.
+            if !self.host_sets.contains_key(&(family, set)) {
+                continue;
+            }
+            let mut batch = Batch::new(family, &Transit::of(&self.config.name).table);
             done.changed += change.0.len() + change.1.len();
             batch.remove(set, &change.0);
             batch.add(set, &change.1);
             batch
                 .commit(&mut self.host_tables)
                 .map_err(at(format!("change the host's set {set}")))?;
-            plan::take(&mut self.host_sets, &[(set, change)].into());
+            plan::take(&mut self.host_sets, &[((family, set), change)].into());
         }
         self.take(&after, &mut done);
         self.sure = true;
@@ -585,15 +632,10 @@ impl Worker {
                 );
             }
         }
-        if nft::table_exists(&mut self.host_tables, &transit.table).unwrap_or(false) {
-            let mut batch = Batch::new(&transit.table);
-            batch.delete_table();
-            note(
-                batch
-                    .commit(&mut self.host_tables)
-                    .map_err(at("remove the host's table")),
-            );
-        }
+        note(
+            remove_host_tables(&mut self.host_tables, &transit, self.families)
+                .map_err(at("remove the host's tables")),
+        );
         // At once, as its number is taken in the host's namespace until it is gone.
         let mut done = Applied::default();
         self.take(
@@ -616,25 +658,19 @@ impl Worker {
     }
 }
 
-fn inner_links(links: &mut Socket, transit: &Transit) -> Result<(), NetError> {
-    if let Some(lo) = link::index(links, "lo").map_err(at("list links"))? {
-        link::up(links, lo).map_err(at("put lo up"))?;
+/// Removes the host's tables, where they are.
+fn remove_host_tables(tables: &mut Socket, transit: &Transit, families: &[Family]) -> io::Result<()> {
+    for family in families {
+        if nft::table_exists(tables, *family, &transit.table)? {
+            let mut batch = Batch::new(*family, &transit.table);
+            batch.delete_table();
+            batch.commit(tables)?;
+        }
     }
-    let uplink = link::index(links, &transit.inner_end)
-        .map_err(at("list links"))?
-        .unwrap_or(0);
-    link::up(links, uplink).map_err(at("put the dataplane's end of the link up"))?;
-    link::address(links, uplink, transit.inner, 30).map_err(at("give the dataplane its end of the link"))?;
-    link::address(links, uplink, GATEWAY, 32).map_err(at("give the dataplane the gateway's address"))?;
-    link::route(links, (Ipv4Addr::UNSPECIFIED, 0), uplink, Some(transit.host)).map_err(at("route out"))?;
-    setting("ip_forward", "1")?;
-    // Strict on containers' links: a packet with another's source is dropped. The way out takes any source.
-    setting("conf/all/rp_filter", "0")?;
-    setting("conf/default/rp_filter", "1")?;
-    setting(&format!("conf/{}/rp_filter", transit.inner_end), "0")
+    Ok(())
 }
 
-/// The container's end, from within its namespace.
+/// The container's end, from within its namespace. One without IPv6 addresses is left as the kernel makes it.
 fn container_end(addresses: &[EndpointAddress], gateway_mac: [u8; 6]) -> Result<(), NetError> {
     let mut links = Socket::open(NETLINK_ROUTE).map_err(at("open netlink"))?;
     let find = |links: &mut Socket, name: &str| -> Result<u32, NetError> {
@@ -642,22 +678,41 @@ fn container_end(addresses: &[EndpointAddress], gateway_mac: [u8; 6]) -> Result<
             .map_err(at("list links"))?
             .ok_or_else(|| at(name)(io::ErrorKind::NotFound.into()))
     };
+    let of = |family: Family| addresses.iter().filter(move |a| Family::of(a.address) == family);
+    if of(Family::V6).next().is_some() {
+        // It is told all there is to know: no router, and nobody else with its addresses, has to be asked.
+        for (path, value) in [
+            ("all/disable_ipv6", "0"),
+            ("eth0/accept_ra", "0"),
+            ("eth0/autoconf", "0"),
+            ("eth0/dad_transmits", "0"),
+        ] {
+            uplink::setting(Family::V6, &format!("conf/{path}"), value)?;
+        }
+    }
     let lo = find(&mut links, "lo")?;
     link::up(&mut links, lo).map_err(at("put lo up"))?;
     let eth = find(&mut links, "eth0")?;
     for EndpointAddress { address, .. } in addresses {
-        link::address(&mut links, eth, *address, 32).map_err(at(format!("give the container {address}")))?;
+        link::address(&mut links, eth, *address, Family::of(*address).bits())
+            .map_err(at(format!("give the container {address}")))?;
     }
     link::up(&mut links, eth).map_err(at("put eth0 up"))?;
-    link::neighbour(&mut links, eth, GATEWAY, gateway_mac).map_err(at("know the gateway"))?;
-    let outward = addresses.iter().find(|a| !a.internal).map(|a| a.address);
-    let everywhere = (Ipv4Addr::UNSPECIFIED, 0);
-    link::route_from(&mut links, everywhere, eth, Some(GATEWAY), outward)
-        .map_err(at("route to the gateway"))?;
-    for EndpointAddress { address, subnets, .. } in addresses {
-        for (subnet, bits) in subnets {
-            link::route_from(&mut links, (*subnet, *bits), eth, Some(GATEWAY), Some(*address))
-                .map_err(at(format!("route to {subnet}/{bits} from {address}")))?;
+    for family in Family::ALL {
+        if *family == Family::V6 && of(*family).next().is_none() {
+            continue;
+        }
+        let gateway = gateway(*family);
+        link::neighbour(&mut links, eth, gateway, gateway_mac).map_err(at("know the gateway"))?;
+        let outward = of(*family).find(|a| !a.internal).map(|a| a.address);
+        let everywhere = (family.unspecified(), 0);
+        link::route_from(&mut links, everywhere, eth, Some(gateway), outward)
+            .map_err(at("route to the gateway"))?;
+        for EndpointAddress { address, subnets, .. } in of(*family) {
+            for (subnet, bits) in subnets {
+                link::route_from(&mut links, (*subnet, *bits), eth, Some(gateway), Some(*address))
+                    .map_err(at(format!("route to {subnet}/{bits} from {address}")))?;
+            }
         }
     }
     Ok(())
@@ -680,7 +735,7 @@ fn interface(id: &str) -> String {
 }
 
 /// A locally administered address for one end of a link.
-fn mac(id: &str, end: u8) -> [u8; 6] {
+pub(crate) fn mac(id: &str, end: u8) -> [u8; 6] {
     let h = hash(id).to_be_bytes();
     [0x02, end, h[2], h[3], h[4], h[5]]
 }

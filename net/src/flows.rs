@@ -3,12 +3,13 @@
 
 use std::collections::BTreeSet;
 use std::fs::File;
-use std::net::Ipv4Addr;
+use std::net::{IpAddr, Ipv4Addr};
 use std::sync::mpsc;
 
 use tokio::sync::oneshot;
 
 use crate::dataplane::{NETLINK_NETFILTER, NetError, at};
+use crate::plan::Family;
 use crate::sys;
 use crate::sys::netlink::Socket;
 use crate::sys::nft;
@@ -19,9 +20,9 @@ const TOGETHER_MAX: usize = 1024;
 /// What is asked.
 enum Job {
     /// Forget flows of UDP to these, so that the next datagram chooses another.
-    Forget(BTreeSet<Ipv4Addr>, oneshot::Sender<Result<(), NetError>>),
+    Forget(BTreeSet<IpAddr>, oneshot::Sender<Result<(), NetError>>),
     /// Whether clients have TCP connections to any of these.
-    Connected(Vec<Ipv4Addr>, oneshot::Sender<Result<bool, NetError>>),
+    Connected(Vec<IpAddr>, oneshot::Sender<Result<bool, NetError>>),
 }
 
 /// The connections of one dataplane. Clones are the same ones.
@@ -50,10 +51,7 @@ impl Flows {
     }
 
     /// Begins to forget; answers what tells that it is done. Nothing: there is nothing to forget, or nobody to do it.
-    pub(crate) fn forget(
-        &self,
-        those: BTreeSet<Ipv4Addr>,
-    ) -> Option<oneshot::Receiver<Result<(), NetError>>> {
+    pub(crate) fn forget(&self, those: BTreeSet<IpAddr>) -> Option<oneshot::Receiver<Result<(), NetError>>> {
         if those.is_empty() {
             return None;
         }
@@ -62,7 +60,7 @@ impl Flows {
         Some(result)
     }
 
-    pub(crate) async fn is_connected(&self, those: Vec<Ipv4Addr>) -> Result<bool, NetError> {
+    pub(crate) async fn is_connected(&self, those: Vec<IpAddr>) -> Result<bool, NetError> {
         if those.is_empty() {
             return Ok(false);
         }
@@ -74,22 +72,17 @@ impl Flows {
     }
 }
 
-/// Servers of one walk whose connections are picked by the kernel, each in a walk of its own; of more all are read.
+/// IPv4 servers of one walk whose connections are picked by the kernel, each in a walk of its own; of more all are read.
 const PICKED_MAX: usize = 4;
 
 fn answer(socket: &mut Socket, jobs: Vec<Job>) {
-    let servers: BTreeSet<Ipv4Addr> = (jobs.iter())
+    let servers: BTreeSet<IpAddr> = (jobs.iter())
         .flat_map(|job| match job {
             Job::Forget(those, _) => those.iter().copied().collect::<Vec<_>>(),
             Job::Connected(those, _) => those.clone(),
         })
         .collect();
-    let flows: std::io::Result<Vec<nft::Flow>> = if servers.len() > PICKED_MAX {
-        nft::flows(socket, None)
-    } else {
-        let each: std::io::Result<Vec<_>> = servers.iter().map(|s| nft::flows(socket, Some(*s))).collect();
-        each.map(|all| all.into_iter().flatten().collect())
-    };
+    let flows = look(socket, &servers);
     let listed = || -> Result<&Vec<nft::Flow>, NetError> {
         let again = |e: &std::io::Error| std::io::Error::new(e.kind(), e.to_string());
         flows.as_ref().map_err(|e| at("list connections")(again(e)))
@@ -110,4 +103,26 @@ fn answer(socket: &mut Socket, jobs: Vec<Job>) {
             }
         }
     }
+}
+
+/// Connections, those to these servers among them.
+fn look(socket: &mut Socket, servers: &BTreeSet<IpAddr>) -> std::io::Result<Vec<nft::Flow>> {
+    let four: Vec<Ipv4Addr> = (servers.iter())
+        .filter_map(|server| match server {
+            IpAddr::V4(server) => Some(*server),
+            IpAddr::V6(_) => None,
+        })
+        .collect();
+    let mut flows = Vec::new();
+    if four.len() > PICKED_MAX {
+        flows = nft::flows(socket, Family::V4)?;
+    } else {
+        for server in &four {
+            flows.extend(nft::flows_of(socket, *server)?);
+        }
+    }
+    if four.len() < servers.len() {
+        flows.extend(nft::flows(socket, Family::V6)?);
+    }
+    Ok(flows)
 }

@@ -17,6 +17,7 @@ mod found;
 mod pulse;
 mod ruleset;
 mod tunnel;
+mod uplink;
 mod wireguard;
 
 // Several hosts on one machine, for tests and the demo.
@@ -34,7 +35,7 @@ mod sys;
 pub use dataplane::{Applied, Dataplane, DataplaneConfig, EndpointAddress, EndpointConfig, NetError};
 pub use dns::Zone;
 pub use overlay::{Overlay, Remote};
-pub use pulse::Probe;
 pub use plan::{Endpoint, Protocol, Wanted};
+pub use pulse::Probe;
 pub use wire::{Overheard, Wire, inside, overhear};
 pub use wireguard::{Encryption, Key};

@@ -3,10 +3,11 @@
 //! Addresses are unique in the cluster, and which may reach which is decided by the tables of both ends. So one VXLAN device
 //! (RFC 7348) carries all networks, and a second one, within WireGuard, all that are encrypted: for each host a device has one
 //! neighbour and one entry of its forwarding table, and for each task there is one route. A host is its own gateway there: its
-//! address stands for it and is never asked for (ARP), and what its device is called on the wire follows from it.
+//! address stands for it and is never asked for (ARP), and what its device is called on the wire follows from it. Hosts have IPv4
+//! addresses alone; IPv6 of containers goes by way of the same address, written as one of the link.
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::net::Ipv4Addr;
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
 use crate::wireguard::Key;
 
@@ -20,7 +21,7 @@ pub struct Overlay {
     /// Public keys of those that can encrypt.
     pub keys: BTreeMap<Ipv4Addr, Key>,
     /// Addresses of containers elsewhere.
-    pub remote: BTreeMap<Ipv4Addr, Remote>,
+    pub remote: BTreeMap<IpAddr, Remote>,
 }
 
 /// A container elsewhere.
@@ -56,7 +57,7 @@ pub(crate) struct Paths {
     /// Other hosts, with the keys they are known by on the encrypted way.
     pub(crate) hosts: BTreeMap<Ipv4Addr, Option<Key>>,
     /// Containers' addresses: their hosts.
-    pub(crate) routes: BTreeMap<Ipv4Addr, Ipv4Addr>,
+    pub(crate) routes: BTreeMap<IpAddr, Ipv4Addr>,
 }
 
 /// One change in the kernel. Each may be done again.
@@ -73,13 +74,13 @@ pub(crate) enum Step {
     },
     RemoveHost(Ipv4Addr, Option<Key>),
     /// A container's address and its host; it takes the place of another way.
-    AddRoute(Ipv4Addr, Ipv4Addr),
-    RemoveRoute(Ipv4Addr),
+    AddRoute(IpAddr, Ipv4Addr),
+    RemoveRoute(IpAddr),
 }
 
 /// What has to be there: a plain device where there is another host, which may ask at any time, and an encrypted one where
 /// `encrypts`, as a container here is in such a network, or one is elsewhere.
-pub(crate) fn ways(overlay: &Overlay, encrypts: bool, is_here: impl Fn(&Ipv4Addr) -> bool) -> Ways {
+pub(crate) fn ways(overlay: &Overlay, encrypts: bool, is_here: impl Fn(&IpAddr) -> bool) -> Ways {
     let other = |host: &Ipv4Addr| overlay.own.is_some_and(|own| own != *host);
     let paths = |hosts: BTreeMap<Ipv4Addr, Option<Key>>, encrypted: bool| Paths {
         own: overlay.own.filter(|_| !hosts.is_empty()),
@@ -144,10 +145,10 @@ fn steps_of(wanted: &Paths, found: &Paths) -> (Vec<Step>, Vec<Step>) {
             old: have.hosts.get(host).copied().flatten(),
         }),
     );
-    let moved = |(address, host): &(&Ipv4Addr, &Ipv4Addr)| have.routes.get(*address) != Some(*host);
+    let moved = |(address, host): &(&IpAddr, &Ipv4Addr)| have.routes.get(*address) != Some(*host);
     before
         .extend((wanted.routes.iter().filter(moved)).map(|(address, host)| Step::AddRoute(*address, *host)));
-    let gone = |address: &&Ipv4Addr| !wanted.routes.contains_key(*address);
+    let gone = |address: &&IpAddr| !wanted.routes.contains_key(*address);
     after.extend((have.routes.keys().filter(gone)).map(|address| Step::RemoveRoute(*address)));
     let left = |(host, _): &(&Ipv4Addr, &Option<Key>)| !wanted.hosts.contains_key(*host);
     after.extend((have.hosts.iter().filter(left)).map(|(host, key)| Step::RemoveHost(*host, *key)));
@@ -187,6 +188,20 @@ pub(crate) fn mac_of(host: Ipv4Addr) -> [u8; 6] {
     [0x02, 0x52, a, b, c, d]
 }
 
+/// Addresses of one link whose last four bytes are an IPv4 address (RFC 4291).
+const LINK: u128 = 0xfe80 << 112;
+
+/// The gateway for a host's IPv6: its IPv4 address as one of the link. What it is called on the wire is the same.
+pub(crate) fn gateway_of(host: Ipv4Addr) -> Ipv6Addr {
+    Ipv6Addr::from(LINK | u128::from(u32::from(host)))
+}
+
+/// The host of such a gateway.
+pub(crate) fn host_of(gateway: Ipv6Addr) -> Option<Ipv4Addr> {
+    let host = u32::try_from(u128::from(gateway) ^ LINK).ok()?;
+    Some(host.into())
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -195,8 +210,12 @@ mod tests {
     const TWO: Ipv4Addr = Ipv4Addr::new(10, 99, 0, 2);
     const THREE: Ipv4Addr = Ipv4Addr::new(10, 99, 0, 3);
 
-    fn task(n: u8) -> Ipv4Addr {
-        Ipv4Addr::new(10, 0, 0, n)
+    fn task(n: u8) -> IpAddr {
+        Ipv4Addr::new(10, 0, 0, n).into()
+    }
+
+    fn task6(n: u16) -> IpAddr {
+        Ipv6Addr::new(0xfd00, 0, 0, 0, 0, 0, 0, n).into()
     }
 
     /// Containers of a plain network, 100 and above of an encrypted one.
@@ -321,7 +340,7 @@ mod tests {
         let rows: [(&[(Ipv4Addr, u8)], &[Step], &[Step]); 4] = [
             // A stranger with a key is no host.
             (
-                &[(OWN, 1), (TWO, 2), (task(9), 9)],
+                &[(OWN, 1), (TWO, 2), (Ipv4Addr::new(10, 0, 0, 9), 9)],
                 &[
                     Step::AddDevice(OWN),
                     key(TWO, 2, None),

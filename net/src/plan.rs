@@ -2,7 +2,7 @@
 
 use std::cmp::Ordering;
 use std::collections::{BTreeMap, BTreeSet};
-use std::net::Ipv4Addr;
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
 use crate::balance::{SLOTS, assign};
 use crate::dns::Zone;
@@ -17,6 +17,65 @@ pub enum Protocol {
     Udp = 17,
 }
 
+/// What tables, routes and addresses are of: IPv4 or IPv6.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub(crate) enum Family {
+    V4,
+    V6,
+}
+
+impl Family {
+    /// Both.
+    pub(crate) const ALL: &[Self] = &[Self::V4, Self::V6];
+
+    pub(crate) const fn of(address: IpAddr) -> Self {
+        match address {
+            IpAddr::V4(_) => Self::V4,
+            IpAddr::V6(_) => Self::V6,
+        }
+    }
+
+    /// Its number for the kernel: that of sockets, of routes and of tables alike.
+    pub(crate) const fn number(self) -> u8 {
+        match self {
+            Self::V4 => 2,
+            Self::V6 => 10,
+        }
+    }
+
+    /// Bytes of an address.
+    pub(crate) const fn bytes(self) -> u32 {
+        match self {
+            Self::V4 => 4,
+            Self::V6 => 16,
+        }
+    }
+
+    /// Bits of an address.
+    pub(crate) const fn bits(self) -> u8 {
+        match self {
+            Self::V4 => 32,
+            Self::V6 => 128,
+        }
+    }
+
+    /// No address in particular.
+    pub(crate) const fn unspecified(self) -> IpAddr {
+        match self {
+            Self::V4 => IpAddr::V4(Ipv4Addr::UNSPECIFIED),
+            Self::V6 => IpAddr::V6(Ipv6Addr::UNSPECIFIED),
+        }
+    }
+}
+
+/// The bytes of an address.
+pub(crate) fn octets(address: IpAddr) -> Vec<u8> {
+    match address {
+        IpAddr::V4(address) => address.octets().to_vec(),
+        IpAddr::V6(address) => address.octets().to_vec(),
+    }
+}
+
 /// A container's address.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Endpoint {
@@ -28,57 +87,102 @@ pub struct Endpoint {
     pub encrypted: bool,
 }
 
-/// Everything the dataplane is to do.
+/// Everything the dataplane is to do. Addresses of both families stand side by side; what leads to others leads to those of
+/// its own family.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub struct Wanted {
     /// Addresses of containers of this host.
-    pub endpoints: BTreeMap<Ipv4Addr, Endpoint>,
+    pub endpoints: BTreeMap<IpAddr, Endpoint>,
     /// Virtual addresses: their network, and the addresses behind them.
-    pub vips: BTreeMap<Ipv4Addr, (u32, Vec<Ipv4Addr>)>,
-    /// Published ports: address and port of what is behind them.
-    pub ports: BTreeMap<(Protocol, u16), Vec<(Ipv4Addr, u16)>>,
+    pub vips: BTreeMap<IpAddr, (u32, Vec<IpAddr>)>,
+    /// Published ports: address and port of what is behind them. With IPv6 a port is open where a container behind it has
+    /// such an address.
+    pub ports: BTreeMap<(Protocol, u16), Vec<(IpAddr, u16)>>,
     /// Those of them that are published on one address of the host only.
-    pub bound: BTreeMap<(Protocol, u16), Ipv4Addr>,
+    pub bound: BTreeMap<(Protocol, u16), IpAddr>,
     /// What other hosts may send clients to: address and port of containers of this host, also of those that take no
     /// connections any more, as not everybody knows that at once.
-    pub published: BTreeSet<(Ipv4Addr, Protocol, u16)>,
+    pub published: BTreeSet<(IpAddr, Protocol, u16)>,
     /// Names.
     pub zone: Zone,
     /// What is on other hosts.
     pub overlay: Overlay,
     /// Subnets of the networks here: address and bits. Nothing that a container sends to them goes out, and what is for an
     /// address in them that nobody has is refused at once.
-    pub subnets: BTreeSet<(Ipv4Addr, u8)>,
+    pub subnets: BTreeSet<(IpAddr, u8)>,
 }
 
-/// Elements by set: key and, in a map, value.
-pub(crate) type Elements = BTreeMap<&'static str, BTreeMap<Vec<u8>, Option<Vec<u8>>>>;
+impl Wanted {
+    /// The same without IPv6, for a kernel that has none: what leads nowhere has no name either.
+    pub(crate) fn without_ipv6(mut self) -> Self {
+        self.endpoints.retain(|address, _| address.is_ipv4());
+        self.vips.retain(|address, _| address.is_ipv4());
+        self.bound.retain(|_, address| address.is_ipv4());
+        self.published.retain(|(address, ..)| address.is_ipv4());
+        self.overlay.remote.retain(|address, _| address.is_ipv4());
+        self.subnets.retain(|(address, _)| address.is_ipv4());
+        for behind in self.ports.values_mut() {
+            behind.retain(|(address, _)| address.is_ipv4());
+        }
+        for addresses in self.zone.names.values_mut() {
+            addresses.retain(IpAddr::is_ipv4);
+        }
+        self
+    }
 
-/// Sets of the dataplane's table: name, bytes of the key, bytes of the value.
-pub(crate) const SETS: &[(&str, u32, Option<u32>)] = &[
-    ("vips", 4, None),
-    ("eps", 8, Some(4)),
-    ("ports", 12, Some(8)),
-    ("nets", 4, Some(4)),
-    ("members", 8, None),
-    ("internal", 4, None),
-    ("secret", 4, None),
-    ("selves", 8, None),
-    ("published", 12, None),
+    /// Whether the host itself has to pass IPv6 on: a container here has such an address, or a port leads to one.
+    pub(crate) fn passes_ipv6(&self) -> bool {
+        let mut behind = self.ports.values().flatten();
+        self.endpoints.keys().any(IpAddr::is_ipv6) || behind.any(|(address, _)| address.is_ipv6())
+    }
+}
+
+/// A set by the family of its table and its name.
+pub(crate) type Set = (Family, &'static str);
+
+/// Elements by set: key and, in a map, value.
+pub(crate) type Elements = BTreeMap<Set, BTreeMap<Vec<u8>, Option<Vec<u8>>>>;
+
+/// What a key or a value has: how many addresses, and how many bytes beside them.
+pub(crate) type Size = (u32, u32);
+
+/// Sets of the dataplane's tables: name, key, value.
+pub(crate) const SETS: &[(&str, Size, Option<Size>)] = &[
+    ("vips", (1, 0), None),
+    ("eps", (1, 4), Some((1, 0))),
+    ("ports", (0, 12), Some((1, 4))),
+    ("nets", (1, 0), Some((0, 4))),
+    ("members", (1, 4), None),
+    ("internal", (1, 0), None),
+    ("secret", (1, 0), None),
+    ("selves", (2, 0), None),
+    ("published", (1, 8), None),
     // Of ranges: where one begins, and, with an empty value, where it has ended.
-    (SUBNETS, 4, None),
+    (SUBNETS, (1, 0), None),
 ];
 
 /// The set of ranges.
 pub(crate) const SUBNETS: &str = "subnets";
 
-/// Sets of the host's table: name, bytes of the key. None is a map.
-pub(crate) const HOST_SETS: &[(&str, u32)] = &[("ports", 8), ("bound", 12), ("hosts", 4)];
+/// Sets of the host's table of a family: name, key. None is a map. Hosts have IPv4 addresses for each other.
+pub(crate) const fn host_sets(family: Family) -> &'static [(&'static str, Size)] {
+    match family {
+        Family::V4 => &[("ports", (0, 8)), ("bound", (1, 8)), ("hosts", (1, 0))],
+        Family::V6 => &[("ports", (0, 8)), ("bound", (1, 8))],
+    }
+}
+
+/// Its bytes in a family.
+pub(crate) const fn bytes((addresses, beside): Size, family: Family) -> u32 {
+    addresses * family.bytes() + beside
+}
 
 /// The sets that make `wanted` so. Slots that lead to a backend that is still wanted stay where `now` has them.
 pub(crate) fn elements(wanted: &Wanted, now: &Elements) -> Elements {
-    let mut all: Elements = SETS.iter().map(|(name, _, _)| (*name, BTreeMap::new())).collect();
-    let mut put = |set: &'static str, key: Vec<u8>, value: Option<Vec<u8>>| {
+    let both = Family::ALL.iter();
+    let sets = both.flat_map(|family| SETS.iter().map(|(name, ..)| (*family, *name)));
+    let mut all: Elements = sets.map(|set| (set, BTreeMap::new())).collect();
+    let mut put = |set: Set, key: Vec<u8>, value: Option<Vec<u8>>| {
         all.entry(set).or_default().insert(key, value);
     };
     // Addresses of networks that nobody here is in have no number.
@@ -88,88 +192,129 @@ pub(crate) fn elements(wanted: &Wanted, now: &Elements) -> Elements {
         .iter()
         .filter(|(_, remote)| remote.network != 0);
     for (address, remote) in near {
+        let (family, key) = (Family::of(*address), octets(*address));
         let network = remote.network.to_ne_bytes();
-        put("nets", address.octets().to_vec(), Some(network.to_vec()));
-        put("members", [network, address.octets()].concat(), None);
+        put((family, "members"), [&network[..], &key].concat(), None);
+        put((family, "nets"), key, Some(network.to_vec()));
     }
     for (address, endpoint) in &wanted.endpoints {
+        let (family, key) = (Family::of(*address), octets(*address));
         let network = endpoint.network.to_ne_bytes();
-        put("nets", address.octets().to_vec(), Some(network.to_vec()));
-        put("members", [network, address.octets()].concat(), None);
-        put("selves", [address.octets(), address.octets()].concat(), None);
+        put((family, "members"), [&network[..], &key].concat(), None);
+        put((family, "selves"), [&key[..], &key].concat(), None);
         if endpoint.internal {
-            put("internal", address.octets().to_vec(), None);
+            put((family, "internal"), key.clone(), None);
         }
         if endpoint.encrypted {
-            put("secret", address.octets().to_vec(), None);
+            put((family, "secret"), key.clone(), None);
         }
+        put((family, "nets"), key, Some(network.to_vec()));
     }
     let empty = BTreeMap::new();
-    let had = |set: &str| now.get(set).unwrap_or(&empty);
+    let had = |set: Set| now.get(&set).unwrap_or(&empty);
     for (vip, (_, backends)) in &wanted.vips {
-        put("vips", vip.octets().to_vec(), None);
-        let values: Vec<Vec<u8>> = backends.iter().map(|b| b.octets().to_vec()).collect();
-        for (key, value) in slots(&vip.octets(), &values, had("eps")) {
-            put("eps", key, Some(value));
+        let (family, key) = (Family::of(*vip), octets(*vip));
+        let same = backends.iter().filter(|b| Family::of(**b) == family);
+        let values: Vec<Vec<u8>> = same.map(|b| octets(*b)).collect();
+        for (key, value) in slots(&key, &values, had((family, "eps"))) {
+            put((family, "eps"), key, Some(value));
         }
+        put((family, "vips"), key, None);
     }
     for (ip, protocol, port) in &wanted.published {
-        let key = [ip.octets(), [*protocol as u8, 0, 0, 0], port_word(*port)].concat();
-        put("published", key, None);
+        let key = [octets(*ip), port_key(*protocol, *port)].concat();
+        put((Family::of(*ip), "published"), key, None);
     }
     for (begin, end) in ranges(&wanted.subnets) {
-        put(SUBNETS, begin.octets().to_vec(), None);
+        put((Family::of(begin), SUBNETS), octets(begin), None);
         if let Some(end) = end {
-            put(SUBNETS, end.octets().to_vec(), Some(Vec::new()));
+            put((Family::of(end), SUBNETS), octets(end), Some(Vec::new()));
         }
     }
     for ((protocol, port), backends) in &wanted.ports {
-        let values: Vec<Vec<u8>> = backends
-            .iter()
-            .map(|(ip, port)| [ip.octets(), port_word(*port)].concat())
-            .collect();
-        let prefix = [[*protocol as u8, 0, 0, 0], port_word(*port)].concat();
-        for (key, value) in slots(&prefix, &values, had("ports")) {
-            put("ports", key, Some(value));
+        for family in Family::ALL {
+            let values: Vec<Vec<u8>> = behind(backends, *family)
+                .map(|(ip, port)| [octets(*ip), port_word(*port).to_vec()].concat())
+                .collect();
+            let prefix = port_key(*protocol, *port);
+            for (key, value) in slots(&prefix, &values, had((*family, "ports"))) {
+                put((*family, "ports"), key, Some(value));
+            }
         }
     }
     all
 }
 
+/// What of a family is behind a published port.
+fn behind(backends: &[(IpAddr, u16)], family: Family) -> impl Iterator<Item = &(IpAddr, u16)> {
+    let same = move |(address, _): &&(IpAddr, u16)| Family::of(*address) == family;
+    backends.iter().filter(same)
+}
+
 /// The host's sets that make `wanted` so, where other hosts are known as in `ways`.
 pub(crate) fn host_elements(wanted: &Wanted, ways: &Ways) -> Elements {
-    let (bound, free): (Vec<_>, Vec<_>) = (wanted.ports.keys()).partition(|p| wanted.bound.contains_key(p));
-    let at = |p: &(Protocol, u16)| wanted.bound.get(p).map_or([0; 4], Ipv4Addr::octets);
-    let port = |(protocol, port): &(Protocol, u16)| [[*protocol as u8, 0, 0, 0], port_word(*port)].concat();
-    let hosts = ways.plain.hosts.keys().map(|host| host.octets().to_vec());
-    Elements::from([
-        ("ports", free.into_iter().map(|p| (port(p), None)).collect()),
-        (
-            "bound",
-            (bound.into_iter())
-                .map(|p| ([&at(p)[..], &port(p)].concat(), None))
-                .collect(),
-        ),
-        ("hosts", hosts.map(|host| (host, None)).collect()),
-    ])
+    let both = Family::ALL.iter();
+    let sets = both.flat_map(|family| host_sets(*family).iter().map(|(name, _)| (*family, *name)));
+    let mut all: Elements = sets.map(|set| (set, BTreeMap::new())).collect();
+    let mut put = |set: Set, key: Vec<u8>| all.entry(set).or_default().insert(key, None);
+    for (place, backends) in &wanted.ports {
+        let key = port_key(place.0, place.1);
+        match wanted.bound.get(place) {
+            Some(address) => {
+                put((Family::of(*address), "bound"), [octets(*address), key].concat());
+            }
+            None => {
+                if behind(backends, Family::V6).next().is_some() {
+                    put((Family::V6, "ports"), key.clone());
+                }
+                put((Family::V4, "ports"), key);
+            }
+        }
+    }
+    for host in ways.plain.hosts.keys() {
+        put((Family::V4, "hosts"), host.octets().to_vec());
+    }
+    all
 }
 
 /// Subnets as ranges that do not touch: the first address, and the first after them, unless there is none.
-fn ranges(subnets: &BTreeSet<(Ipv4Addr, u8)>) -> Vec<(Ipv4Addr, Option<Ipv4Addr>)> {
-    let mut ranges: Vec<(u64, u64)> = Vec::new();
+fn ranges(subnets: &BTreeSet<(IpAddr, u8)>) -> Vec<(IpAddr, Option<IpAddr>)> {
+    let mut ranges: Vec<(Family, u128, Option<u128>)> = Vec::new();
     for (address, bits) in subnets {
-        let begin = u64::from(u32::from(*address));
-        let end = begin + (1 << 32u32.saturating_sub(u32::from(*bits)));
+        let family = Family::of(*address);
+        let begin = number(*address);
+        let size = 1u128.checked_shl(u32::from(family.bits().saturating_sub(*bits)));
+        let end = size.and_then(|size| begin.checked_add(size));
         match ranges.last_mut() {
-            Some((_, last)) if *last >= begin => *last = end.max(*last),
-            Some(_) | None => ranges.push((begin, end)),
+            Some((of, _, last)) if *of == family && last.is_none_or(|last| last >= begin) => {
+                *last = last.zip(end).map(|(last, end)| last.max(end));
+            }
+            Some(_) | None => ranges.push((family, begin, end)),
         }
     }
-    let address = |n: u64| u32::try_from(n).ok().map(Ipv4Addr::from);
-    let both = ranges
-        .into_iter()
-        .filter_map(|(begin, end)| Some((address(begin)?, address(end))));
+    let both = ranges.into_iter().filter_map(|(family, begin, end)| {
+        Some((address(family, begin)?, end.and_then(|n| address(family, n))))
+    });
     both.collect()
+}
+
+/// An address as a number, and the address of a number, unless there is none.
+fn number(address: IpAddr) -> u128 {
+    match address {
+        IpAddr::V4(address) => u128::from(u32::from(address)),
+        IpAddr::V6(address) => u128::from(address),
+    }
+}
+fn address(family: Family, number: u128) -> Option<IpAddr> {
+    match family {
+        Family::V4 => u32::try_from(number).ok().map(|n| Ipv4Addr::from(n).into()),
+        Family::V6 => Some(Ipv6Addr::from(number).into()),
+    }
+}
+
+/// A protocol and a port as words of a key.
+fn port_key(protocol: Protocol, port: u16) -> Vec<u8> {
+    [[protocol as u8, 0, 0, 0], port_word(port)].concat()
 }
 
 /// A port as a word of a key: network order, then zeros.
@@ -196,14 +341,14 @@ fn slots(
 pub(crate) type Change = (Vec<(Vec<u8>, Option<Vec<u8>>)>, Vec<(Vec<u8>, Option<Vec<u8>>)>);
 
 /// Changes by set; sets that stay as they are have none.
-pub(crate) type Changes = BTreeMap<&'static str, Change>;
+pub(crate) type Changes = BTreeMap<Set, Change>;
 
 /// What `new` needs beyond `old`, which is what the kernel has, as in `now`: worked out of what differs alone.
 pub(crate) fn between(old: &Wanted, new: &Wanted, now: &Elements) -> Changes {
-    let addresses: BTreeSet<Ipv4Addr> = differing(&old.endpoints, &new.endpoints)
+    let addresses: BTreeSet<IpAddr> = differing(&old.endpoints, &new.endpoints)
         .chain(differing(&old.overlay.remote, &new.overlay.remote))
         .collect();
-    let vips: BTreeSet<Ipv4Addr> = differing(&old.vips, &new.vips).collect();
+    let vips: BTreeSet<IpAddr> = differing(&old.vips, &new.vips).collect();
     let ports: BTreeSet<(Protocol, u16)> = differing(&old.ports, &new.ports).collect();
     let part = |of: &Wanted, other: &Wanted| Wanted {
         endpoints: some(&of.endpoints, &addresses),
@@ -263,7 +408,7 @@ fn some<K: Ord + Copy, V: Clone>(of: &BTreeMap<K, V>, keys: &BTreeSet<K>) -> BTr
 /// Remembers changes that were made.
 pub(crate) fn take(elements: &mut Elements, changes: &Changes) {
     for (set, (gone, new)) in changes {
-        let set = elements.entry(set).or_default();
+        let set = elements.entry(*set).or_default();
         gone.iter().for_each(|(key, _)| drop(set.remove(key)));
         set.extend(new.iter().cloned());
     }
@@ -301,12 +446,15 @@ pub(crate) fn parts(changes: Changes) -> Vec<Changes> {
 }
 
 /// Addresses behind virtual addresses and ports that changes take away and nothing else leads to.
-pub(crate) fn left(changes: &Changes, wanted: &Wanted) -> BTreeSet<Ipv4Addr> {
-    let balanced = ["eps", "ports"].into_iter().filter_map(|set| changes.get(set));
-    let values = balanced.flat_map(|(gone, _)| gone.iter().filter_map(|(_, value)| value.as_deref()));
-    let mut left: BTreeSet<Ipv4Addr> = values
-        .filter_map(|value| Some(Ipv4Addr::from(<[u8; 4]>::try_from(value.get(..4)?).ok()?)))
-        .collect();
+pub(crate) fn left(changes: &Changes, wanted: &Wanted) -> BTreeSet<IpAddr> {
+    let mut left = BTreeSet::new();
+    for ((family, set), (gone, _)) in changes {
+        if !["eps", "ports"].contains(set) {
+            continue;
+        }
+        let values = gone.iter().filter_map(|(_, value)| value.as_deref());
+        left.extend(values.filter_map(|value| first_address(*family, value)));
+    }
     if !left.is_empty() {
         let behind_vips = wanted.vips.values().flat_map(|(_, behind)| behind.iter());
         let behind_ports = wanted
@@ -318,6 +466,14 @@ pub(crate) fn left(changes: &Changes, wanted: &Wanted) -> BTreeSet<Ipv4Addr> {
         }
     }
     left
+}
+
+/// The address that a value begins with.
+fn first_address(family: Family, value: &[u8]) -> Option<IpAddr> {
+    match family {
+        Family::V4 => Some(IpAddr::from(<[u8; 4]>::try_from(value.get(..4)?).ok()?)),
+        Family::V6 => Some(IpAddr::from(<[u8; 16]>::try_from(value.get(..16)?).ok()?)),
+    }
 }
 
 /// The changes from `found` to `wanted`, by set; empty for equal ones.
@@ -349,7 +505,7 @@ mod tests {
     use crate::overlay::Remote;
 
     fn wanted() -> Wanted {
-        let ip = |n| Ipv4Addr::new(10, 0, 0, n);
+        let ip = |n| IpAddr::from([10, 0, 0, n]);
         let endpoint = |network, internal| Endpoint {
             network,
             internal,
@@ -366,14 +522,14 @@ mod tests {
     #[test]
     fn a_plan_applied_to_its_own_result_is_empty() {
         let first = elements(&wanted(), &Elements::new());
-        assert_eq!(first["eps"].len(), SLOTS);
-        assert_eq!(first["ports"].len(), SLOTS);
+        assert_eq!(first[&(Family::V4, "eps")].len(), SLOTS);
+        assert_eq!(first[&(Family::V4, "ports")].len(), SLOTS);
         assert_eq!(
             (
-                first["vips"].len(),
-                first["members"].len(),
-                first["internal"].len(),
-                first["secret"].len()
+                first[&(Family::V4, "vips")].len(),
+                first[&(Family::V4, "members")].len(),
+                first[&(Family::V4, "internal")].len(),
+                first[&(Family::V4, "secret")].len()
             ),
             (2, 2, 1, 1)
         );
@@ -382,7 +538,7 @@ mod tests {
 
     #[test]
     fn what_differs_is_worked_out_as_the_whole_is() {
-        let ip = |n: u8| Ipv4Addr::new(10, 0, 0, n);
+        let ip = |n: u8| IpAddr::from([10, 0, 0, n]);
         let endpoint = |network| Endpoint {
             network,
             internal: false,
@@ -393,12 +549,12 @@ mod tests {
             host: Ipv4Addr::new(10, 0, 0, 200),
             encrypted: false,
         };
-        type Edit = fn(&mut Wanted, &dyn Fn(u8) -> Ipv4Addr);
+        type Edit = fn(&mut Wanted, &dyn Fn(u8) -> IpAddr);
         let edits: [(&str, Edit); 10] = [
             ("nothing", |_, _| {}),
             ("a network comes", |w, ip| w.subnets.extend([(ip(0), 24)])),
             ("one that touches it comes", |w, _| {
-                w.subnets.insert((Ipv4Addr::new(10, 0, 1, 0), 24));
+                w.subnets.insert(([10, 0, 1, 0].into(), 24));
             }),
             ("a backend goes", |w, ip| {
                 drop(w.vips.insert(ip(9), (1, vec![ip(2)])))
@@ -442,7 +598,7 @@ mod tests {
     #[test]
     fn subnets_are_ranges_that_do_not_touch() {
         let subnet = |text: &str, bits| (text.parse().unwrap(), bits);
-        let address = |text: &str| text.parse::<Ipv4Addr>().unwrap();
+        let address = |text: &str| text.parse::<IpAddr>().unwrap();
         for (subnets, want) in [
             (vec![], vec![]),
             (vec![subnet("10.0.0.0", 24)], vec![("10.0.0.0", Some("10.0.1.0"))]),
@@ -471,7 +627,7 @@ mod tests {
 
     #[test]
     fn what_is_too_much_for_one_transaction_takes_several_and_leaves_no_key_without_a_value() {
-        let ip = |n: u32| Ipv4Addr::from(u32::from(Ipv4Addr::new(10, 0, 0, 0)) + n);
+        let ip = |n: u32| IpAddr::from(Ipv4Addr::from(u32::from(Ipv4Addr::new(10, 0, 0, 0)) + n));
         let with = |backend: u32| Wanted {
             vips: (0..100).map(|vip| (ip(vip), (1, vec![ip(backend)]))).collect(),
             ..Wanted::default()
@@ -483,7 +639,7 @@ mod tests {
         assert_eq!(parts.len(), 2);
         let mut now = first;
         for part in &parts {
-            let (gone, new) = &part["eps"];
+            let (gone, new) = &part[&(Family::V4, "eps")];
             assert!(gone.iter().map(|(key, _)| key).eq(new.iter().map(|(key, _)| key)));
             assert!(gone.len() <= PART_MAX);
             take(&mut now, part);
@@ -498,9 +654,9 @@ mod tests {
         let first = elements(&wanted(), &Elements::new());
         let mut less = wanted();
         less.vips
-            .insert(Ipv4Addr::new(10, 0, 0, 9), (1, vec![Ipv4Addr::new(10, 0, 0, 2)]));
+            .insert([10, 0, 0, 9].into(), (1, vec![[10, 0, 0, 2].into()]));
         let change = diff(&elements(&less, &first), &first);
-        assert_eq!(change.keys().copied().collect::<Vec<_>>(), ["eps"]);
-        assert_eq!(change["eps"].1.len(), SLOTS / 2);
+        assert_eq!(change.keys().copied().collect::<Vec<_>>(), [(Family::V4, "eps")]);
+        assert_eq!(change[&(Family::V4, "eps")].1.len(), SLOTS / 2);
     }
 }

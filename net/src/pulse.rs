@@ -3,14 +3,14 @@
 use std::collections::BTreeSet;
 use std::fs::File;
 use std::io;
-use std::net::{Ipv4Addr, Ipv6Addr};
+use std::net::Ipv4Addr;
 use std::sync::mpsc;
 use std::time::{Duration, Instant};
 
 use tokio::sync::oneshot;
 
 use crate::dataplane::{NETLINK_ROUTE, NetError, at};
-use crate::overlay::{Way, link_local};
+use crate::overlay::{Way, gateway_of, host_of};
 use crate::sys::echo::{Echo, HEADERS};
 use crate::sys::netlink::Socket;
 use crate::sys::{self, link};
@@ -94,7 +94,12 @@ fn ask(probes: &BTreeSet<Probe>, limit: Duration, number: u16) -> io::Result<BTr
         if let Some((_, index, room)) = device(probe.encrypted) {
             let size = if probe.large { *room } else { 0 };
             // The number says which round and which size it is.
-            let sent = echo.ask(link_local(probe.host), *index, (number, u16::from(probe.large)), size);
+            let sent = echo.ask(
+                gateway_of(probe.host),
+                *index,
+                (number, u16::from(probe.large)),
+                size,
+            );
             if sent.is_ok() {
                 waiting.insert(*probe);
             }
@@ -111,8 +116,9 @@ fn ask(probes: &BTreeSet<Probe>, limit: Duration, number: u16) -> io::Result<BTr
         let Some((encrypted, ..)) = devices.iter().find(|(_, i, _)| *i == index) else {
             continue;
         };
+        let Some(host) = host_of(from) else { continue };
         let probe = Probe {
-            host: host_of(from),
+            host,
             encrypted: *encrypted,
             large: size == 1,
         };
@@ -121,10 +127,4 @@ fn ask(probes: &BTreeSet<Probe>, limit: Duration, number: u16) -> io::Result<BTr
         }
     }
     Ok(answered)
-}
-
-/// The host with a link-local address.
-fn host_of(address: Ipv6Addr) -> Ipv4Addr {
-    let [.., a, b, c, d] = address.octets();
-    Ipv4Addr::new(a, b, c, d)
 }

@@ -1,15 +1,14 @@
-//! The fixed rules: the dataplane's table and the host's small one. Only elements of their sets ever change.
+//! The fixed rules: the dataplane's tables and the host's small ones, of IPv4 and of IPv6 alike. Only elements of their sets
+//! ever change.
 
-use std::net::Ipv4Addr;
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
 use crate::balance::SLOTS;
 use crate::overlay::mac_of;
-use crate::plan::{HOST_SETS, SETS, SUBNETS};
+use crate::plan::{Family, SETS, SUBNETS, bytes, host_sets, octets};
 use crate::sys::nft::{Batch, Expression, Hook, NETDEV, R1, W0, W1, W2, W4};
 use crate::wireguard;
 
-/// Gateway of every container: link-local, the same everywhere.
-pub(crate) const GATEWAY: Ipv4Addr = Ipv4Addr::new(169, 254, 1, 1);
 /// Table of the dataplane's namespace.
 pub(crate) const TABLE: &str = "rswarm";
 
@@ -19,26 +18,53 @@ const OUT_NAME: u32 = 7;
 const PROTOCOL: u32 = 16;
 const EQUAL: u32 = 0;
 const UNEQUAL: u32 = 1;
-/// ICMP: administratively prohibited, host and port unreachable (RFC 792, RFC 1812).
-const PROHIBITED: u8 = 13;
-const NO_HOST: u8 = 1;
-const NO_PORT: u8 = 3;
 
-fn source(to: u32) -> Expression {
+/// Why a packet is refused.
+#[derive(Clone, Copy)]
+enum Why {
+    Prohibited,
+    NoHost,
+    NoPort,
+}
+
+/// Tells the sender so: by a code of ICMP (RFC 792, RFC 1812) or of ICMPv6 (RFC 4443).
+fn refuse(family: Family, why: Why) -> Expression {
+    let code = match (family, why) {
+        (Family::V4, Why::Prohibited) => 13,
+        (Family::V4, Why::NoHost) => 1,
+        (Family::V4, Why::NoPort) => 3,
+        (Family::V6, Why::Prohibited) => 1,
+        (Family::V6, Why::NoHost) => 3,
+        (Family::V6, Why::NoPort) => 4,
+    };
+    Expression::Reject { reset: false, code }
+}
+
+fn source(family: Family, to: u32) -> Expression {
+    let offset = match family {
+        Family::V4 => 12,
+        Family::V6 => 8,
+    };
+    address_at(family, offset, to)
+}
+fn destination(family: Family, to: u32) -> Expression {
+    let offset = match family {
+        Family::V4 => 16,
+        Family::V6 => 24,
+    };
+    address_at(family, offset, to)
+}
+fn address_at(family: Family, offset: u32, to: u32) -> Expression {
     Expression::Payload {
         base: 1,
-        offset: 12,
-        len: 4,
+        offset,
+        len: family.bytes(),
         to,
     }
 }
-fn destination(to: u32) -> Expression {
-    Expression::Payload {
-        base: 1,
-        offset: 16,
-        len: 4,
-        to,
-    }
+/// The word after an address that begins in one, as keys have no gaps.
+fn after(family: Family, word: u32) -> u32 {
+    word + family.bytes() / 4
 }
 fn port(to: u32) -> Expression {
     Expression::Payload {
@@ -103,14 +129,16 @@ pub(crate) const CUTS: &str = "rswarm-cuts";
 pub(crate) const CUT_FROM: &str = "from";
 /// Its set of addresses of which it loses some packets.
 pub(crate) const NOISY_FROM: &str = "noisy";
+/// Its set of UDP ports at which nothing is heard.
+pub(crate) const LOST_UDP: &str = "udp";
 /// Its set of numbers below a hundred at which such a packet is lost.
 pub(crate) const LOST: &str = "lost";
 
-/// The table of cuts: what comes from an address in its sets is gone, or some of it, before anything else sees it.
+/// The table of cuts, of IPv4: what comes from an address in its sets is gone, or some of it, before anything else sees it.
 pub(crate) fn cuts() -> Batch {
-    let mut b = Batch::new(CUTS);
+    let mut b = Batch::new(Family::V4, CUTS);
     b.table();
-    for set in [CUT_FROM, NOISY_FROM, LOST] {
+    for set in [CUT_FROM, NOISY_FROM, LOST, LOST_UDP] {
         b.set(set, 4, None);
     }
     // Before connections are tracked (-200) and addresses rewritten (-100).
@@ -120,12 +148,25 @@ pub(crate) fn cuts() -> Batch {
         priority: -300,
     };
     b.chain("in", &first);
-    b.rule("in", &[source(W0), find(CUT_FROM, W0, None), Expression::Drop]);
+    b.rule(
+        "in",
+        &[source(Family::V4, W0), find(CUT_FROM, W0, None), Expression::Drop],
+    );
+    b.rule(
+        "in",
+        &[
+            meta(PROTOCOL, W0),
+            is(W0, &[17]),
+            port(W0),
+            find(LOST_UDP, W0, None),
+            Expression::Drop,
+        ],
+    );
     let random = Expression::Random { below: 100, to: W0 };
     b.rule(
         "in",
         &[
-            source(W0),
+            source(Family::V4, W0),
             find(NOISY_FROM, W0, None),
             random,
             find(LOST, W0, None),
@@ -152,11 +193,11 @@ pub(crate) const ANSWER: u32 = 0x100;
 pub(crate) const ENCRYPTED_ANSWER: u32 = 0x200;
 
 /// Goes on only for what comes from another host and from no container: a client of a published port sent it.
-fn from_a_client(overlay: &str) -> [Expression; 4] {
+fn from_a_client(family: Family, overlay: &str) -> [Expression; 4] {
     [
         meta(IN_NAME, R1),
         is(R1, &name(overlay)),
-        source(W0),
+        source(family, W0),
         Expression::Absent {
             set: "nets".into(),
             from: W0,
@@ -165,13 +206,13 @@ fn from_a_client(overlay: &str) -> [Expression; 4] {
 }
 
 /// Nothing that is for a container of an encrypted network comes by the plain way, whoever sent it; it is counted.
-fn only_encrypted(b: &mut Batch, overlay: &str) {
+fn only_encrypted(b: &mut Batch, family: Family, overlay: &str) {
     b.rule(
         "mesh",
         &[
             meta(IN_NAME, R1),
             is(R1, &name(overlay)),
-            destination(W0),
+            destination(family, W0),
             find("secret", W0, None),
             Expression::Counter,
             Expression::Drop,
@@ -182,7 +223,7 @@ fn only_encrypted(b: &mut Batch, overlay: &str) {
 /// Answers go back through the host that a client had asked: its address is the mark of the connection. A mark of the packet
 /// leads it to the device of its way; as it leaves, the mark is the address ([`send_to_the_asked`]), which [`back`] makes the
 /// destination.
-fn remember_the_way(b: &mut Batch, overlay: &str, encrypted: &str) {
+fn remember_the_way(b: &mut Batch, family: Family, overlay: &str, encrypted: &str) {
     b.chain(
         "mesh",
         &Hook {
@@ -192,12 +233,12 @@ fn remember_the_way(b: &mut Batch, overlay: &str, encrypted: &str) {
             priority: -150,
         },
     );
-    only_encrypted(b, overlay);
+    only_encrypted(b, family, overlay);
     for device in [overlay, encrypted] {
         b.rule(
             "mesh",
             &[
-                &from_a_client(device)[..],
+                &from_a_client(family, device)[..],
                 &[
                     Expression::Payload {
                         base: 0,
@@ -225,7 +266,7 @@ fn remember_the_way(b: &mut Batch, overlay: &str, encrypted: &str) {
             to: W0,
         },
         is_not(W0, &[0; 4]),
-        source(W0),
+        source(family, W0),
     ];
     let secret = find("secret", W0, None);
     let plain = Expression::Absent {
@@ -307,7 +348,7 @@ pub(crate) fn back(table: &str, device: &str) -> Batch {
 
 /// A virtual address that nothing stands behind answers at once, and as a closed port does: before it is looked where it
 /// leads, as it leads nowhere.
-fn answer_for_nobody(b: &mut Batch) {
+fn answer_for_nobody(b: &mut Batch, family: Family) {
     b.chain(
         "nobody",
         &Hook {
@@ -320,7 +361,7 @@ fn answer_for_nobody(b: &mut Batch) {
     b.rule(
         "nobody",
         &[
-            destination(W0),
+            destination(family, W0),
             find("vips", W0, None),
             meta(PROTOCOL, W0),
             is(W0, &[6]),
@@ -330,28 +371,54 @@ fn answer_for_nobody(b: &mut Batch) {
     b.rule(
         "nobody",
         &[
-            destination(W0),
+            destination(family, W0),
             find("vips", W0, None),
-            Expression::Reject {
-                reset: false,
-                code: NO_PORT,
-            },
+            refuse(family, Why::NoPort),
         ],
     );
 }
 
-/// The dataplane's table: balancing, isolation, the way out.
-pub(crate) fn dataplane(uplink: &str, [overlay, encrypted]: [&str; 2], own: Ipv4Addr) -> Batch {
-    let mut b = Batch::new(TABLE);
+/// A container sends from its own addresses only. For IPv4 the interfaces see to that (`rp_filter`); IPv6 knows no such thing.
+fn only_from_its_own(b: &mut Batch, family: Family, others: [&str; 3]) {
+    if family == Family::V4 {
+        return;
+    }
+    let of_containers = others
+        .into_iter()
+        .flat_map(|other| [meta(IN_NAME, R1), is_not(R1, &name(other))]);
+    let foreign = [
+        Expression::WayBack { to: W0 },
+        is(W0, &[0; 4]),
+        Expression::Counter,
+        Expression::Drop,
+    ];
+    b.rule("mesh", &of_containers.chain(foreign).collect::<Vec<_>>());
+}
+
+/// Addresses of the dataplane itself.
+#[derive(Clone, Copy)]
+pub(crate) struct Own {
+    /// At the end of its link to the host, to which published ports lead.
+    pub(crate) address: IpAddr,
+    /// By which a container is seen by itself.
+    pub(crate) gateway: IpAddr,
+}
+
+/// The dataplane's table of a family, that of `own`: balancing, isolation, the way out.
+pub(crate) fn dataplane(uplink: &str, [overlay, encrypted]: [&str; 2], own: Own) -> Batch {
+    let family = Family::of(own.address);
+    let mut b = Batch::new(family, TABLE);
     b.table();
     for (set, key, data) in SETS {
-        b.set(set, *key, *data);
+        b.set(set, bytes(*key, family), data.map(|data| bytes(data, family)));
     }
-    remember_the_way(&mut b, overlay, encrypted);
+    let second = after(family, W0);
+    remember_the_way(&mut b, family, overlay, encrypted);
+    only_from_its_own(&mut b, family, [uplink, overlay, encrypted]);
     send_to_the_asked(&mut b, overlay, encrypted);
     b.chain("pre", &nat("nat", 0));
     b.chain("post", &nat("nat", 4));
-    answer_for_nobody(&mut b);
+    answer_for_nobody(&mut b, family);
     b.chain(
         "fwd",
         &Hook {
@@ -364,10 +431,11 @@ pub(crate) fn dataplane(uplink: &str, [overlay, encrypted]: [&str; 2], own: Ipv4
     let vip = [
         random,
         mark,
-        destination(W0),
-        meta(MARK, W1),
+        destination(family, W0),
+        meta(MARK, second),
         find("eps", W0, Some(R1)),
         Expression::DestinationNat {
+            family,
             address: R1,
             port: None,
         },
@@ -375,8 +443,8 @@ pub(crate) fn dataplane(uplink: &str, [overlay, encrypted]: [&str; 2], own: Ipv4
     b.rule("pre", &vip);
     let [random, mark] = choose();
     let published = [
-        destination(W0),
-        is(W0, &own.octets()),
+        destination(family, W0),
+        is(W0, &octets(own.address)),
         random,
         mark,
         meta(PROTOCOL, W0),
@@ -384,8 +452,9 @@ pub(crate) fn dataplane(uplink: &str, [overlay, encrypted]: [&str; 2], own: Ipv4
         meta(MARK, W2),
         find("ports", W0, Some(R1)),
         Expression::DestinationNat {
+            family,
             address: W0,
-            port: Some(W1),
+            port: Some(second),
         },
     ];
     b.rule("pre", &published);
@@ -393,14 +462,14 @@ pub(crate) fn dataplane(uplink: &str, [overlay, encrypted]: [&str; 2], own: Ipv4
     b.rule(
         "post",
         &[
-            source(W0),
-            destination(W1),
+            source(family, W0),
+            destination(family, second),
             find("selves", W0, None),
             Expression::Immediate {
                 to: R1,
-                value: GATEWAY.octets().to_vec(),
+                value: octets(own.gateway),
             },
-            Expression::SourceNat { address: R1 },
+            Expression::SourceNat { family, address: R1 },
         ],
     );
     b.rule(
@@ -430,10 +499,7 @@ pub(crate) fn dataplane(uplink: &str, [overlay, encrypted]: [&str; 2], own: Ipv4
             is(R1, &name(uplink)),
             meta(OUT_NAME, R1),
             is(R1, &name(uplink)),
-            Expression::Reject {
-                reset: false,
-                code: NO_HOST,
-            },
+            refuse(family, Why::NoHost),
         ],
     );
     b.rule(
@@ -445,12 +511,9 @@ pub(crate) fn dataplane(uplink: &str, [overlay, encrypted]: [&str; 2], own: Ipv4
         &[
             meta(OUT_NAME, R1),
             is(R1, &name(uplink)),
-            source(W0),
+            source(family, W0),
             find("internal", W0, None),
-            Expression::Reject {
-                reset: false,
-                code: PROHIBITED,
-            },
+            refuse(family, Why::Prohibited),
         ],
     );
     // What is for a network stays in it, although the world may have the same addresses; answers have passed above.
@@ -459,12 +522,9 @@ pub(crate) fn dataplane(uplink: &str, [overlay, encrypted]: [&str; 2], own: Ipv4
         &[
             meta(OUT_NAME, R1),
             is(R1, &name(uplink)),
-            destination(W0),
+            destination(family, W0),
             find(SUBNETS, W0, None),
-            Expression::Reject {
-                reset: false,
-                code: NO_HOST,
-            },
+            refuse(family, Why::NoHost),
         ],
     );
     // No container speaks to a host as if it were one, and what came from another host does not go out here: answers have
@@ -502,11 +562,11 @@ pub(crate) fn dataplane(uplink: &str, [overlay, encrypted]: [&str; 2], own: Ipv4
         b.rule(
             "fwd",
             &[
-                &from_a_client(device)[..],
+                &from_a_client(family, device)[..],
                 &[
-                    destination(W0),
-                    meta(PROTOCOL, W1),
-                    port(W2),
+                    destination(family, W0),
+                    meta(PROTOCOL, second),
+                    port(second + 1),
                     find("published", W0, None),
                     Expression::Accept,
                 ],
@@ -517,26 +577,21 @@ pub(crate) fn dataplane(uplink: &str, [overlay, encrypted]: [&str; 2], own: Ipv4
     b.rule(
         "fwd",
         &[
-            source(W0),
+            source(family, W0),
             find("nets", W0, Some(W0)),
-            destination(W1),
+            destination(family, W1),
             find("members", W0, None),
             Expression::Accept,
         ],
     );
-    b.rule(
-        "fwd",
-        &[Expression::Reject {
-            reset: false,
-            code: PROHIBITED,
-        }],
-    );
+    b.rule("fwd", &[refuse(family, Why::Prohibited)]);
     b
 }
 
 /// What is let in. VXLAN: only hosts of the cluster are heard, and none of it is tracked, as what is in it is. `number` is that of the
 /// device (VNI): what others on this machine do with the same port is theirs.
-fn hear_hosts_only(b: &mut Batch, uplink: &str, dataplane: Ipv4Addr, number: u32) {
+fn hear_hosts_only(b: &mut Batch, uplink: &str, dataplane: IpAddr, number: u32) {
+    let family = Family::of(dataplane);
     let to = |number: u16| {
         [
             meta(PROTOCOL, W0),
@@ -564,25 +619,31 @@ fn hear_hosts_only(b: &mut Batch, uplink: &str, dataplane: Ipv4Addr, number: u32
             to: W0,
         },
         is(W0, &[high, middle, low]),
-        source(W0),
+        source(family, W0),
         Expression::Absent {
             set: "hosts".into(),
             from: W0,
         },
         Expression::Drop,
     ];
-    b.rule("first", &[&to(PORT)[..], &strangers].concat());
+    // Hosts speak to each other over IPv4.
+    if family == Family::V4 {
+        b.rule("first", &[&to(PORT)[..], &strangers].concat());
+    }
     // Nobody speaks to the dataplane but through a published port, as whose address says where it is open.
     b.rule(
         "first",
         &[
             meta(IN_NAME, R1),
             is_not(R1, &name(uplink)),
-            destination(W0),
-            is(W0, &dataplane.octets()),
+            destination(family, W0),
+            is(W0, &octets(dataplane)),
             Expression::Drop,
         ],
     );
+    if family == Family::V6 {
+        return;
+    }
     for chain in ["first", "sent"] {
         for number in [PORT, wireguard::PORT] {
             b.rule(chain, &[&to(number)[..], &[Expression::NotTracked]].concat());
@@ -590,14 +651,32 @@ fn hear_hosts_only(b: &mut Batch, uplink: &str, dataplane: Ipv4Addr, number: u32
     }
 }
 
-/// The host's table: published ports lead to the dataplane, what leaves it gets the host's address, and what comes from
-/// other hosts' dataplanes is theirs.
-pub(crate) fn host(table: &str, uplink: &str, dataplane: Ipv4Addr, number: u32) -> Batch {
-    let mut b = Batch::new(table);
-    b.table();
-    for (set, key) in HOST_SETS {
-        b.set(set, *key, None);
+/// What is for the host itself, at an address from which a connection can be led on: never at `::1`, as no answer comes back to
+/// that over an interface. There it is refused at once, and who asked for `localhost` goes on to 127.0.0.1.
+fn for_the_host(family: Family) -> Vec<Expression> {
+    let local = vec![
+        Expression::DestinationType { to: W0 },
+        is(W0, &2u32.to_ne_bytes()),
+    ];
+    match family {
+        Family::V4 => local,
+        Family::V6 => {
+            let elsewhere = [destination(family, W0), is_not(W0, &Ipv6Addr::LOCALHOST.octets())];
+            [&local[..], &elsewhere].concat()
+        }
     }
+}
+
+/// The host's table of a family, that of `dataplane`: published ports lead to the dataplane, what leaves it gets the host's
+/// address, and what comes from other hosts' dataplanes is theirs.
+pub(crate) fn host(table: &str, uplink: &str, dataplane: IpAddr, number: u32) -> Batch {
+    let family = Family::of(dataplane);
+    let mut b = Batch::new(family, table);
+    b.table();
+    for (set, key) in host_sets(family) {
+        b.set(set, bytes(*key, family), None);
+    }
+    let second = after(family, W0);
     hear_hosts_only(&mut b, uplink, dataplane, number);
     b.chain("pre", &nat("nat", 0));
     b.chain("out", &nat("nat", 3));
@@ -605,49 +684,49 @@ pub(crate) fn host(table: &str, uplink: &str, dataplane: Ipv4Addr, number: u32) 
     let to_dataplane = [
         Expression::Immediate {
             to: R1,
-            value: dataplane.octets().to_vec(),
+            value: octets(dataplane),
         },
         Expression::DestinationNat {
+            family,
             address: R1,
             port: None,
         },
     ];
     for chain in ["pre", "out"] {
-        let local = [
-            Expression::DestinationType { to: W0 },
-            is(W0, &2u32.to_ne_bytes()),
-        ];
+        let local = for_the_host(family);
         let published = [meta(PROTOCOL, W0), port(W1), find("ports", W0, None)];
         let bound = [
-            destination(W0),
-            meta(PROTOCOL, W1),
-            port(W2),
+            destination(family, W0),
+            meta(PROTOCOL, second),
+            port(second + 1),
             find("bound", W0, None),
         ];
         b.rule(chain, &[&local[..], &published, &to_dataplane].concat());
         b.rule(chain, &[&local[..], &bound, &to_dataplane].concat());
     }
-    // From 127/8 no answer would find its way back.
+    if family == Family::V4 {
+        // From 127/8 no answer would find its way back.
+        b.rule(
+            "post",
+            &[
+                meta(OUT_NAME, R1),
+                is(R1, &name(uplink)),
+                source(family, W0),
+                Expression::Mask {
+                    register: W0,
+                    mask: [255, 0, 0, 0],
+                    xor: [0; 4],
+                },
+                is(W0, &[127, 0, 0, 0]),
+                Expression::Masquerade,
+            ],
+        );
+    }
     b.rule(
         "post",
         &[
-            meta(OUT_NAME, R1),
-            is(R1, &name(uplink)),
-            source(W0),
-            Expression::Mask {
-                register: W0,
-                mask: [255, 0, 0, 0],
-                xor: [0; 4],
-            },
-            is(W0, &[127, 0, 0, 0]),
-            Expression::Masquerade,
-        ],
-    );
-    b.rule(
-        "post",
-        &[
-            source(W0),
-            is(W0, &dataplane.octets()),
+            source(family, W0),
+            is(W0, &octets(dataplane)),
             meta(OUT_NAME, R1),
             is_not(R1, &name(uplink)),
             Expression::Masquerade,

@@ -1,15 +1,18 @@
 //! The way to other hosts in the kernel: read, and changed step by step.
 
+use std::collections::BTreeSet;
 use std::fs::File;
 use std::io;
-use std::net::Ipv4Addr;
+use std::net::{IpAddr, Ipv4Addr};
 
-use crate::dataplane::{NetError, at, setting};
-use crate::overlay::{Paths, Step, Way, Ways, mac_of};
+use crate::dataplane::{NetError, at};
+use crate::overlay::{Paths, Step, Way, Ways, gateway_of, host_of, mac_of};
+use crate::plan::Family;
 use crate::ruleset;
 use crate::sys::link::{self, Vxlan};
 use crate::sys::netlink::Socket;
 use crate::sys::nft::{self, NETDEV};
+use crate::uplink::setting;
 use crate::wireguard::{self, Place, Wireguard};
 
 /// The device in the dataplane's namespace.
@@ -22,6 +25,30 @@ const OVERHEAD: u32 = 50;
 const NOBODY: Ipv4Addr = Ipv4Addr::new(169, 254, 1, 2);
 /// Where the interface of the host's address is not found.
 const MTU: u32 = 1500;
+/// An interface that takes no packet of this size has no IPv6 (RFC 8200).
+const IPV6_MTU_MIN: u32 = 1280;
+
+/// The address that stands for a host as a gateway.
+fn gateway(host: Ipv4Addr, family: Family) -> IpAddr {
+    match family {
+        Family::V4 => host.into(),
+        Family::V6 => gateway_of(host).into(),
+    }
+}
+
+/// The host that a gateway stands for.
+fn behind(gateway: IpAddr) -> Option<Ipv4Addr> {
+    match gateway {
+        IpAddr::V4(host) => Some(host),
+        IpAddr::V6(gateway) => host_of(gateway),
+    }
+}
+
+/// What of the kernel's families a device carries.
+fn carried(links: &mut Socket, index: u32, known: &'static [Family]) -> io::Result<&'static [Family]> {
+    let mtu = link::mtu(links, index)?.unwrap_or(0);
+    Ok(if mtu < IPV6_MTU_MIN { &[Family::V4] } else { known })
+}
 
 impl Way {
     /// Its device in the dataplane's namespace.
@@ -54,11 +81,12 @@ pub(crate) fn found(
     links: &mut Socket,
     tables: &mut Socket,
     wireguard: Option<&mut Wireguard>,
+    families: &'static [Family],
 ) -> Result<Ways, NetError> {
     Ok(Ways {
-        plain: paths(links, tables, Way::Plain, None)?,
+        plain: paths(links, tables, Way::Plain, None, families)?,
         encrypted: match wireguard {
-            Some(wireguard) => paths(links, tables, Way::Encrypted, Some(wireguard))?,
+            Some(wireguard) => paths(links, tables, Way::Encrypted, Some(wireguard), families)?,
             None => Paths::default(),
         },
     })
@@ -69,6 +97,7 @@ fn paths(
     tables: &mut Socket,
     way: Way,
     wireguard: Option<&mut Wireguard>,
+    families: &'static [Family],
 ) -> Result<Paths, NetError> {
     let mut paths = Paths::default();
     // Made last: without it the device is made anew.
@@ -79,8 +108,20 @@ fn paths(
     let Some(index) = link::index(links, device).map_err(at("list links"))? else {
         return Ok(paths);
     };
-    let hosts = link::neighbours(links, index).map_err(at("list neighbours"))?;
-    let hosts = hosts.into_iter().filter(|host| *host != NOBODY);
+    let families = carried(links, index, families).map_err(at("list links"))?;
+    // A host is known where it is known in every family.
+    let mut known: Option<BTreeSet<Ipv4Addr>> = None;
+    for family in families {
+        let all = link::neighbours(links, *family, index).map_err(at("list neighbours"))?;
+        let all: BTreeSet<Ipv4Addr> = all.into_iter().filter_map(behind).collect();
+        known = Some(known.map_or(all.clone(), |known| known.intersection(&all).copied().collect()));
+    }
+    let mut hosts = known.unwrap_or_default();
+    // One that leads no answers back, as an earlier version made it for IPv6, is made anew.
+    if !hosts.remove(&NOBODY) {
+        return Ok(paths);
+    }
+    let hosts = hosts.into_iter();
     match wireguard {
         None => {
             paths.own = link::vxlan_local(links, index).map_err(at(format!("read the link {device}")))?;
@@ -94,9 +135,22 @@ fn paths(
                 .collect();
         }
     }
-    let routes = link::routes_over(links, index).map_err(at("list routes"))?;
-    paths.routes = routes.into_iter().collect();
+    for family in families {
+        let routes = link::routes_over(links, *family, index).map_err(at("list routes"))?;
+        let led = routes
+            .into_iter()
+            .filter_map(|(to, gateway)| Some((to, behind(gateway)?)));
+        paths.routes.extend(led);
+    }
     Ok(paths)
+}
+
+/// A device that is there.
+#[derive(Clone, Copy)]
+pub(crate) struct Device {
+    index: u32,
+    /// What it carries.
+    families: &'static [Family],
 }
 
 /// The sockets and namespaces that steps need.
@@ -113,8 +167,10 @@ pub(crate) struct Tunnel<'a> {
     pub(crate) inside: &'a File,
     /// Where this host can encrypt.
     pub(crate) wireguard: Option<&'a mut Wireguard>,
-    /// Number of a device, once it was looked for.
-    pub(crate) index: Option<(Way, u32)>,
+    /// What the kernel knows.
+    pub(crate) families: &'static [Family],
+    /// A device, once it was looked for.
+    pub(crate) device: Option<(Way, Device)>,
 }
 
 impl Tunnel<'_> {
@@ -124,8 +180,8 @@ impl Tunnel<'_> {
             Step::RemoveDevice => self.remove_device(way),
             Step::AddDevice(own) => self.add_device(way, own),
             Step::AddHost { host, key, old } => {
-                let index = self.index(way)?;
-                // First what is found last, when it is read again.
+                let Device { index, families } = self.device(way)?;
+                // Last what it is found by, when it is read again.
                 match (way, key) {
                     (Way::Plain, _) => link::forwarding(self.links, index, (mac_of(host), host), true),
                     (Way::Encrypted, Some(key)) => {
@@ -135,12 +191,16 @@ impl Tunnel<'_> {
                     }
                     (Way::Encrypted, None) => Err(io::ErrorKind::InvalidInput.into()),
                 }
-                .and_then(|()| link::neighbour(self.links, index, host, mac_of(host)))
+                .and_then(|()| {
+                    let mut each = families.iter().map(|family| gateway(host, *family));
+                    each.try_for_each(|at| link::neighbour(self.links, index, at, mac_of(host)))
+                })
                 .map_err(at(format!("know the host {host}")))
             }
             Step::RemoveHost(host, key) => {
-                let index = self.index(way)?;
-                link::remove_neighbour(self.links, index, host)
+                let Device { index, families } = self.device(way)?;
+                let mut each = families.iter().map(|family| gateway(host, *family));
+                each.try_for_each(|at| link::remove_neighbour(self.links, index, at))
                     .and_then(|()| match (way, key) {
                         (Way::Encrypted, Some(key)) => {
                             let links = &mut *self.links;
@@ -152,32 +212,35 @@ impl Tunnel<'_> {
                     .map_err(at(format!("forget the host {host}")))
             }
             Step::AddRoute(address, host) => {
-                let index = self.index(way)?;
-                link::route(self.links, (address, 32), index, Some(host))
+                let index = self.device(way)?.index;
+                let family = Family::of(address);
+                let to = (address, family.bits());
+                link::route(self.links, to, index, Some(gateway(host, family)))
                     .map_err(at(format!("route to {address} at {host}")))
             }
             Step::RemoveRoute(address) => {
-                let index = self.index(way)?;
+                let index = self.device(way)?.index;
                 link::remove_route(self.links, address, index)
                     .map_err(at(format!("remove the route to {address}")))
             }
         }
     }
 
-    fn index(&mut self, way: Way) -> Result<u32, NetError> {
-        if let Some((_, index)) = self.index.filter(|(of, _)| *of == way) {
-            return Ok(index);
+    fn device(&mut self, way: Way) -> Result<Device, NetError> {
+        if let Some((_, device)) = self.device.filter(|(of, _)| *of == way) {
+            return Ok(device);
         }
-        let device = way.device();
-        let found = link::index(self.links, device).map_err(at("list links"))?;
+        let name = way.device();
+        let found = link::index(self.links, name).map_err(at("list links"))?;
         let index =
-            found.ok_or_else(|| at(format!("find the link {device}"))(io::ErrorKind::NotFound.into()))?;
-        self.index = Some((way, index));
-        Ok(index)
+            found.ok_or_else(|| at(format!("find the link {name}"))(io::ErrorKind::NotFound.into()))?;
+        let families = carried(self.links, index, self.families).map_err(at("list links"))?;
+        self.device = Some((way, Device { index, families }));
+        Ok(Device { index, families })
     }
 
     fn remove_device(&mut self, way: Way) -> Result<(), NetError> {
-        self.index = None;
+        self.device = None;
         let device = way.device();
         link::delete(self.links, device).map_err(at(format!("remove the link {device}")))?;
         match (way, self.wireguard.as_deref_mut()) {
@@ -218,25 +281,40 @@ impl Tunnel<'_> {
                 wireguard.add_device(own, &mut place)?;
             }
         }
-        let index = self.index(way)?;
+        let index = self.device(way)?.index;
         if let (Way::Encrypted, Some(wireguard)) = (way, self.wireguard.as_deref()) {
             wireguard.shape(self.links, index, own, mtu)?;
+            // It may carry less than it did.
+            self.device = None;
         }
         // A host that cannot take large packets says so, and it is believed.
-        setting("ip_forward_use_pmtu", "1")?;
+        setting(Family::V4, "ip_forward_use_pmtu", "1")?;
         // Clients of published ports come over it, too.
-        setting(&format!("conf/{device}/rp_filter"), "0")?;
+        setting(Family::V4, &format!("conf/{device}/rp_filter"), "0")?;
         link::up(self.links, index).map_err(at(format!("put the link {device} up")))?;
-        self.lead_back(way, index)
-            .map_err(at("lead answers back to the host that was asked"))
+        if self.device(way)?.families.contains(&Family::V6) {
+            // Asked there, the kernel answers whether a daemon runs or not.
+            link::address(self.links, index, gateway_of(own), 64)
+                .map_err(at(format!("give the link {device} an address")))?;
+        }
+        self.lead_back(way)
     }
 
     /// Leads answers to clients of another host to the device, which sends them there.
-    fn lead_back(&mut self, way: Way, index: u32) -> io::Result<()> {
+    fn lead_back(&mut self, way: Way) -> Result<(), NetError> {
+        let Device { index, families } = self.device(way)?;
+        self.lead(way, index, families)
+            .map_err(at("lead answers back to the host that was asked"))
+    }
+
+    fn lead(&mut self, way: Way, index: u32, families: &[Family]) -> io::Result<()> {
         let (table, mark) = way.table();
-        link::neighbour(self.links, index, NOBODY, mac_of(Ipv4Addr::UNSPECIFIED))?;
-        link::default_route(self.links, table, index, NOBODY)?;
-        link::rule_for_mark(self.links, mark, table)?;
+        for family in families {
+            let nobody = gateway(NOBODY, *family);
+            link::neighbour(self.links, index, nobody, mac_of(Ipv4Addr::UNSPECIFIED))?;
+            link::default_route(self.links, table, index, nobody)?;
+            link::rule_for_mark(self.links, *family, mark, table)?;
+        }
         let mut batch = ruleset::back(way.back(), way.device());
         if nft::table_exists_in(self.tables, NETDEV, way.back())? {
             batch = batch.instead();

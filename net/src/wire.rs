@@ -4,17 +4,19 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs::File;
-use std::net::Ipv4Addr;
+use std::net::{Ipv4Addr, Ipv6Addr};
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
 use crate::dataplane::{NETLINK_NETFILTER, NETLINK_ROUTE, NetError, at};
+use crate::plan::{self, Family};
 use crate::ruleset;
 use crate::sys;
 use crate::sys::link;
 use crate::sys::netlink::Socket;
 use crate::sys::nft::Batch;
+use crate::uplink;
 
 /// Largest packet on it, as on Ethernet.
 const MTU: u32 = 1500;
@@ -151,6 +153,11 @@ impl Wire {
         Ipv4Addr::new(10, 99, 0, host)
     }
 
+    /// Its IPv6 address.
+    pub const fn address_ipv6(host: u8) -> Ipv6Addr {
+        Ipv6Addr::new(0xfd99, 0, 0, 0, 0, 0, 0, host as u16)
+    }
+
     /// The file of a host's namespace.
     pub fn namespace(&self, host: u8) -> PathBuf {
         self.dir.join(format!("host{host}"))
@@ -184,6 +191,10 @@ impl Wire {
                 if name == "eth0" {
                     link::address(&mut links, index, Self::address(host), 24)
                         .map_err(at("give a host its address"))?;
+                    if uplink::families().contains(&Family::V6) {
+                        link::address(&mut links, index, Self::address_ipv6(host), 64)
+                            .map_err(at("give a host its IPv6 address"))?;
+                    }
                     // Nobody answers there; but a host that has a way out finds its own address by it.
                     link::route(
                         &mut links,
@@ -221,7 +232,7 @@ impl Wire {
         if plug.deaf_to.contains(&from) == lost {
             return Ok(());
         }
-        let mut batch = Batch::new(ruleset::CUTS);
+        let mut batch = Batch::new(Family::V4, ruleset::CUTS);
         let element = [(Self::address(from).octets().to_vec(), None)];
         if lost {
             batch.add(ruleset::CUT_FROM, &element);
@@ -235,6 +246,24 @@ impl Wire {
             plug.deaf_to.remove(&from);
         }
         Ok(())
+    }
+
+    /// Loses all datagrams for a UDP port of a host from now on, as a firewall does, or no more.
+    ///
+    /// # Errors
+    /// [`NetError`]; then it is as before.
+    pub fn lose_udp(&mut self, to: u8, port: u16, lost: bool) -> Result<(), NetError> {
+        let Some(plug) = self.hosts.get_mut(&to) else {
+            return Ok(());
+        };
+        let mut batch = Batch::new(Family::V4, ruleset::CUTS);
+        let element = [(plan::port_word(port).to_vec(), None)];
+        if lost {
+            batch.add(ruleset::LOST_UDP, &element);
+        } else {
+            batch.remove(ruleset::LOST_UDP, &element);
+        }
+        (batch.commit(&mut plug.tables)).map_err(at(format!("change what host {to} hears")))
     }
 
     /// Loses so many of a hundred packets, by chance, of what a host is sent by these others, and none of anybody else.
@@ -254,7 +283,7 @@ impl Wire {
             let number = |n: u8| (u32::from(n).to_ne_bytes().to_vec(), None);
             (0..below).map(number).collect()
         };
-        let mut batch = Batch::new(ruleset::CUTS);
+        let mut batch = Batch::new(Family::V4, ruleset::CUTS);
         batch.remove(ruleset::NOISY_FROM, &addresses(&plug.noisy.0));
         batch.remove(ruleset::LOST, &numbers(plug.noisy.1));
         batch.add(ruleset::NOISY_FROM, &addresses(from));

@@ -7,14 +7,14 @@
 #[path = "hosts/bed.rs"]
 mod bed;
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::io::{Read, Write};
 use std::net::{Ipv4Addr, TcpListener, TcpStream, UdpSocket};
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
 use bed::{Bed, ENCRYPTED, PORT, PUBLISHED, ask, ask_udp, ip, serve, serve_udp, wanted};
-use net::{Key, Overheard, Wanted, Wire, inside, overhear};
+use net::{Key, Overheard, Probe, Wanted, Wire, inside, overhear};
 
 /// How soon what was lost for a moment must be there again.
 const AGAIN: Duration = Duration::from_secs(1);
@@ -47,10 +47,10 @@ fn overheard<T>(bed: &Bed, text: &str, work: impl FnOnce() -> T) -> (T, Overhear
 }
 
 /// Sends a container's datagram to another host as its plain VXLAN device would, from a namespace.
-fn forge(from: &Path, to_host: u8, source: Ipv4Addr, target: Ipv4Addr) {
+fn forge(from: &Path, to_host: u8, source: u8, target: u8) {
     let mut inner = vec![0x45, 0, 0, 31, 0, 0, 0x40, 0, 64, 17, 0, 0];
-    inner.extend_from_slice(&source.octets());
-    inner.extend_from_slice(&target.octets());
+    inner.extend_from_slice(&[10, 7, 0, source]);
+    inner.extend_from_slice(&[10, 7, 0, target]);
     let sum: u32 = inner
         .chunks(2)
         .map(|w| u32::from(w[0]) << 8 | u32::from(w[1]))
@@ -85,7 +85,7 @@ fn nothing_of_an_encrypted_network_is_on_the_wire_in_the_open() {
     // Host, container, network: the first two encrypted, the others not.
     let all = [(1, 2, ENCRYPTED), (2, 3, ENCRYPTED), (1, 4, 1), (2, 5, 1)];
     let spaces: Vec<PathBuf> = (all.iter().zip(["a", "b", "c", "d"]))
-        .map(|((host, container, _), name)| bed.attach(*host, name, ip(*container)))
+        .map(|((host, container, _), name)| bed.attach(*host, name, *container))
         .collect();
     for (space, name) in [(&spaces[1], "the-secret"), (&spaces[3], "the-open")] {
         serve(space, name);
@@ -128,17 +128,17 @@ fn what_comes_in_the_open_for_an_encrypted_network_is_dropped() {
     let Some(bed) = Bed::new(2) else { return };
     let all = [(1, 2, ENCRYPTED), (2, 3, ENCRYPTED), (1, 4, 1), (2, 5, 1)];
     let spaces: Vec<PathBuf> = (all.iter().zip(["a", "b", "c", "d"]))
-        .map(|((host, container, _), name)| bed.attach(*host, name, ip(*container)))
+        .map(|((host, container, _), name)| bed.attach(*host, name, *container))
         .collect();
     apply(&bed, &all, &keys(&bed));
     let (secret, open) = (hears(&spaces[1]), hears(&spaces[3]));
     let (host, stranger) = (bed.wire.namespace(1), bed.wire.namespace(3));
-    forge(&host, 2, ip(4), ip(5));
+    forge(&host, 2, 4, 5);
     assert!(open.recv_from(&mut [0; 16]).is_ok(), "a host is heard");
-    forge(&stranger, 2, ip(4), ip(5));
+    forge(&stranger, 2, 4, 5);
     assert!(open.recv_from(&mut [0; 16]).is_err(), "nobody else is");
     for from in [&host, &stranger] {
-        forge(from, 2, ip(2), ip(3));
+        forge(from, 2, 2, 3);
     }
     assert!(
         secret.recv_from(&mut [0; 16]).is_err(),
@@ -174,7 +174,7 @@ fn what_comes_in_the_open_for_an_encrypted_network_is_dropped() {
 fn a_host_without_a_key_gets_nothing_and_a_new_key_is_taken() {
     let Some(mut bed) = Bed::new(2) else { return };
     let all = [(1, 2, ENCRYPTED), (2, 3, ENCRYPTED)];
-    let (a, b) = (bed.attach(1, "a", ip(2)), bed.attach(2, "b", ip(3)));
+    let (a, b) = (bed.attach(1, "a", 2), bed.attach(2, "b", 3));
     serve(&b, "the-secret");
     let known = keys(&bed);
     for without in [vec![], vec![Wire::address(1)], vec![Wire::address(2)]] {
@@ -214,6 +214,51 @@ fn a_host_without_a_key_gets_nothing_and_a_new_key_is_taken() {
     bed.end();
 }
 
+#[test]
+fn hosts_are_felt_on_each_way_also_without_a_daemon() {
+    let Some(mut bed) = Bed::new(3) else { return };
+    let all = [(1, 2, ENCRYPTED), (2, 3, ENCRYPTED), (3, 4, 1)];
+    apply(&bed, &all, &keys(&bed));
+    let probe = |host: u8, encrypted, large| Probe {
+        host: Wire::address(host),
+        encrypted,
+        large,
+    };
+    let probes: BTreeSet<Probe> = [2, 3, 9]
+        .into_iter()
+        .flat_map(|host| {
+            [(false, false), (false, true), (true, false), (true, true)].map(|(e, l)| probe(host, e, l))
+        })
+        .collect();
+    let ask = |bed: &Bed| {
+        let asked = bed.planes[0].ask(probes.clone(), Duration::from_millis(300));
+        bed.runtime.block_on(asked).unwrap()
+    };
+    let but = |lost: &[(u8, bool)]| -> BTreeSet<Probe> {
+        let is_lost = |p: &&Probe| {
+            lost.iter()
+                .any(|(h, e)| p.host == Wire::address(*h) && p.encrypted == *e)
+        };
+        probes.iter().filter(|p| !is_lost(p)).copied().collect()
+    };
+    let nobody = [(9, false), (9, true)];
+    assert_eq!(ask(&bed), but(&nobody));
+    bed.wire.lose_udp(2, 4789, true).unwrap();
+    assert_eq!(ask(&bed), but(&[&nobody[..], &[(2, false)]].concat()));
+    bed.wire.lose_udp(3, 4790, true).unwrap();
+    assert_eq!(ask(&bed), but(&[&nobody[..], &[(2, false), (3, true)]].concat()));
+    bed.wire.lose_udp(2, 4789, false).unwrap();
+    bed.wire.lose_udp(3, 4790, false).unwrap();
+    assert_eq!(ask(&bed), but(&nobody));
+    // The tunnel in a daemon ends with it; what the kernel does goes on.
+    bed.planes.pop();
+    std::thread::sleep(Duration::from_millis(600));
+    assert_eq!(ask(&bed), but(&[&nobody[..], &[(3, true)]].concat()));
+    let again = bed.open(3);
+    bed.planes.push(again);
+    bed.end();
+}
+
 fn within(limit: Duration, works: impl Fn() -> bool) {
     let began = Instant::now();
     while !works() {
@@ -226,7 +271,7 @@ fn within(limit: Duration, works: impl Fn() -> bool) {
 fn much_comes_through_as_it_was() {
     let Some(bed) = Bed::new(2) else { return };
     let all = [(1, 2, ENCRYPTED), (2, 3, ENCRYPTED)];
-    let (a, b) = (bed.attach(1, "a", ip(2)), bed.attach(2, "b", ip(3)));
+    let (a, b) = (bed.attach(1, "a", 2), bed.attach(2, "b", 3));
     apply(&bed, &all, &keys(&bed));
     const BYTES: usize = 64 << 20;
     let pattern: Vec<u8> = (0..1u32 << 20)

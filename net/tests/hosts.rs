@@ -9,11 +9,11 @@ mod bed;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::io::Write;
-use std::net::{Ipv4Addr, TcpListener, TcpStream, UdpSocket};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, TcpListener, TcpStream, UdpSocket};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use bed::{Bed, PORT, PUBLISHED, ask, ask_udp, ip, serve, serve_udp, wanted};
+use bed::{Bed, FAMILIES, PORT, PUBLISHED, ask, ask_udp, ip, serve, serve_udp, subnet, wanted};
 use net::{Endpoint, EndpointAddress, EndpointConfig, Overlay, Protocol, Wanted, Wire, inside};
 
 #[test]
@@ -23,7 +23,7 @@ fn containers_of_several_hosts_meet_in_their_networks_and_clients_are_seen_as_th
     let all = [(1, 2, 1), (2, 3, 1), (2, 4, 2), (1, 5, 2)];
     let names = ["a", "b", "c", "d"];
     let spaces: Vec<PathBuf> = (all.iter().zip(names))
-        .map(|((host, container, _), name)| bed.attach(*host, name, ip(*container)))
+        .map(|((host, container, _), name)| bed.attach(*host, name, *container))
         .collect();
     for (space, name) in spaces.iter().zip(names) {
         serve(space, name);
@@ -34,35 +34,34 @@ fn containers_of_several_hosts_meet_in_their_networks_and_clients_are_seen_as_th
         assert_eq!(bed.apply(host, &wanted(host, 3, &all)), 0, "again");
     }
     let (a, b) = (&spaces[0], &spaces[1]);
-    assert_eq!(ask(a, ip(3), PORT).unwrap(), "b 10.7.0.2");
-    assert_eq!(ask_udp(a, ip(3), PORT).unwrap(), "b 10.7.0.2");
-    assert_eq!(ask(b, ip(2), PORT).unwrap(), "a 10.7.0.3");
-    // Its own network, on both hosts, and no other.
-    assert_eq!(ask(&spaces[2], ip(5), PORT).unwrap(), "d 10.7.0.4");
-    assert!(ask(a, ip(4), PORT).is_err(), "another network");
-    assert!(ask(&spaces[2], ip(2), PORT).is_err(), "another network");
-    let seen: BTreeSet<String> = (0..60).map(|_| ask(a, ip(100), PORT).unwrap()).collect();
-    assert!(seen.contains("b 10.7.0.2") && seen.len() == 2, "{seen:?}");
-    // A published port answers on every host, whichever the container is on, and it sees who asks.
     let client = bed.wire.namespace(4);
-    for host in 1..=3 {
-        for _ in 0..3 {
-            assert_eq!(
-                ask(&client, Wire::address(host), PUBLISHED).unwrap(),
-                "b 10.99.0.4",
-                "h{host}"
-            );
-            assert_eq!(
-                ask_udp(&client, Wire::address(host), PUBLISHED).unwrap(),
-                "b 10.99.0.4",
-                "h{host}"
-            );
+    for (ip, host_ip) in FAMILIES {
+        let seen_as = |name: &str, client: u8| format!("{name} {}", ip(client));
+        assert_eq!(ask(a, ip(3), PORT).unwrap(), seen_as("b", 2));
+        assert_eq!(ask_udp(a, ip(3), PORT).unwrap(), seen_as("b", 2));
+        assert_eq!(ask(b, ip(2), PORT).unwrap(), seen_as("a", 3));
+        // Its own network, on both hosts, and no other.
+        assert_eq!(ask(&spaces[2], ip(5), PORT).unwrap(), seen_as("d", 4));
+        assert!(ask(a, ip(4), PORT).is_err(), "another network");
+        assert!(ask(&spaces[2], ip(2), PORT).is_err(), "another network");
+        let seen: BTreeSet<String> = (0..60).map(|_| ask(a, ip(100), PORT).unwrap()).collect();
+        assert!(seen.contains(&seen_as("b", 2)) && seen.len() == 2, "{seen:?}");
+        let seen: BTreeSet<String> = (0..60).filter_map(|_| ask_udp(a, ip(100), PORT).ok()).collect();
+        assert!(seen.contains(&seen_as("b", 2)), "{seen:?}");
+        // A published port answers on every host, whichever the container is on, and it sees who asks.
+        let told = format!("b {}", host_ip(4));
+        for host in 1..=3 {
+            for _ in 0..3 {
+                let to = host_ip(host);
+                assert_eq!(ask(&client, to, PUBLISHED).unwrap(), told, "h{host}");
+                assert_eq!(ask_udp(&client, to, PUBLISHED).unwrap(), told, "h{host}");
+            }
         }
+        assert!(
+            ask(&client, host_ip(1), PORT).is_err(),
+            "nothing else is published"
+        );
     }
-    assert!(
-        ask(&client, Wire::address(1), PORT).is_err(),
-        "nothing else is published"
-    );
     // No container can speak to a host as if it were one.
     for (port, arrives) in [(4788, true), (4789, false)] {
         let heard = inside(&client, || {
@@ -82,16 +81,21 @@ fn containers_of_several_hosts_meet_in_their_networks_and_clients_are_seen_as_th
     let again = bed.open(1);
     bed.planes.insert(0, again);
     assert_eq!(bed.apply(1, &wanted(1, 3, &all)), 0, "adopted");
-    assert_eq!(ask(a, ip(3), PORT).unwrap(), "b 10.7.0.2");
+    for (ip, _) in FAMILIES {
+        assert_eq!(ask(a, ip(3), PORT).unwrap(), format!("b {}", ip(2)));
+    }
     // It moves to another host.
     let moved = [(1, 2, 1), (3, 3, 1)];
-    let there = bed.attach(3, "e", ip(3));
+    let there = bed.attach(3, "e", 3);
     serve(&there, "e");
     for host in 1..=3 {
         bed.apply(host, &wanted(host, 3, &moved));
     }
-    assert_eq!(ask(a, ip(3), PORT).unwrap(), "e 10.7.0.2");
-    assert_eq!(ask(&client, Wire::address(2), PUBLISHED).unwrap(), "e 10.99.0.4");
+    for (ip, host_ip) in FAMILIES {
+        assert_eq!(ask(a, ip(3), PORT).unwrap(), format!("e {}", ip(2)));
+        let told = format!("e {}", host_ip(4));
+        assert_eq!(ask(&client, host_ip(2), PUBLISHED).unwrap(), told);
+    }
     // A host alone has no way to others, and needs none.
     assert!(bed.apply(2, &Wanted::default()) > 0);
     assert_eq!(bed.apply(2, &Wanted::default()), 0);
@@ -102,64 +106,82 @@ fn containers_of_several_hosts_meet_in_their_networks_and_clients_are_seen_as_th
 fn large_packets_find_their_size() {
     let Some(bed) = Bed::new(2) else { return };
     let all = [(1, 2, 1), (2, 3, 1)];
-    let (a, b) = (bed.attach(1, "a", ip(2)), bed.attach(2, "b", ip(3)));
+    let (a, b) = (bed.attach(1, "a", 2), bed.attach(2, "b", 3));
     for host in 1..=2 {
         bed.apply(host, &wanted(host, 2, &all));
     }
-    let listener = inside(&b, || TcpListener::bind(("0.0.0.0", PORT)).unwrap()).unwrap();
-    let sink = std::thread::spawn(move || {
-        let (mut stream, _) = listener.accept().unwrap();
-        std::io::copy(&mut stream, &mut std::io::sink()).unwrap()
-    });
     const BYTES: usize = 8 << 20;
-    inside(&a, || {
-        let mut stream = TcpStream::connect((ip(3), PORT)).unwrap();
-        stream.set_write_timeout(Some(Duration::from_secs(10))).unwrap();
-        stream.write_all(&vec![7; BYTES]).unwrap();
-    })
-    .unwrap();
-    assert_eq!(sink.join().unwrap(), BYTES as u64);
+    for (ip, _) in FAMILIES {
+        let listener = inside(&b, || TcpListener::bind((ip(3), PORT)).unwrap()).unwrap();
+        let sink = std::thread::spawn(move || {
+            let (mut stream, _) = listener.accept().unwrap();
+            std::io::copy(&mut stream, &mut std::io::sink()).unwrap()
+        });
+        inside(&a, || {
+            let mut stream = TcpStream::connect((ip(3), PORT)).unwrap();
+            stream.set_write_timeout(Some(Duration::from_secs(10))).unwrap();
+            stream.write_all(&vec![7; BYTES]).unwrap();
+        })
+        .unwrap();
+        assert_eq!(sink.join().unwrap(), BYTES as u64);
+        // A datagram that does not fit comes in pieces.
+        let got = inside(&b, || UdpSocket::bind((ip(3), PORT)).unwrap()).unwrap();
+        got.set_read_timeout(Some(Duration::from_secs(2))).unwrap();
+        inside(&a, || {
+            let socket = UdpSocket::bind((ip(2), 0)).unwrap();
+            // The first tells what the size of the way is.
+            for _ in 0..3 {
+                let _ = socket.send_to(&[7; 4000], (ip(3), PORT));
+                std::thread::sleep(Duration::from_millis(20));
+            }
+        })
+        .unwrap();
+        assert_eq!(got.recv_from(&mut [0; 5000]).unwrap().0, 4000, "{}", ip(3));
+    }
     bed.end();
 }
 
 #[test]
 fn a_container_speaks_in_each_of_its_networks_as_their_member_and_to_nobody_in_vain() {
+    // Three networks, and the address of a host outside.
+    let four = |network: u8, last: u8| IpAddr::from([10, 7, network, last]);
+    let six = |network: u8, last: u8| -> IpAddr {
+        Ipv6Addr::new(0xfd07, 0, 0, network.into(), 0, 0, 0, last.into()).into()
+    };
+    speaks_as_a_member(four, |host| Wire::address(host).into());
+    speaks_as_a_member(six, |host| Wire::address_ipv6(host).into());
+}
+
+fn speaks_as_a_member(ip: fn(u8, u8) -> IpAddr, host_ip: fn(u8) -> IpAddr) {
     let Some(bed) = Bed::new(2) else { return };
-    let second = |last: u8| Ipv4Addr::new(10, 7, 1, last);
-    let both = bed.attach_in(1, "both", &[ip(2), second(2)], true);
-    serve(&bed.attach(2, "a", ip(3)), "a");
-    serve(&bed.attach(2, "b", second(3)), "b");
+    let both = bed.attach_in(1, "both", &[ip(0, 2), ip(1, 2)], true);
+    serve(&bed.attach_in(2, "a", &[ip(0, 3)], false), "a");
+    serve(&bed.attach_in(2, "b", &[ip(1, 3)], false), "b");
     serve(&bed.wire.namespace(3), "outside");
     let endpoint = |network, internal| Endpoint {
         network,
         internal,
         encrypted: false,
     };
-    let overlay = |host: u8, remote: [(Ipv4Addr, (u32, Ipv4Addr)); 2]| Overlay {
+    let overlay = |host: u8, other: u8, last: u8| Overlay {
         own: Some(Wire::address(host)),
         hosts: (1..=2).map(Wire::address).collect(),
         keys: BTreeMap::new(),
-        remote: (remote.into_iter())
-            .map(|(address, (network, host))| (address, bed::remote(network, host)))
+        remote: ([0, 1].into_iter())
+            .map(|n| (ip(n, last), bed::remote(u32::from(n) + 1, Wire::address(other))))
             .collect(),
     };
-    let subnets = [(ip(0), 24), (second(0), 24)];
+    let subnets = [subnet(ip(0, 0)), subnet(ip(1, 0))];
     let one = Wanted {
-        endpoints: [(ip(2), endpoint(1, true)), (second(2), endpoint(2, false))].into(),
-        vips: [(ip(100), (1, vec![]))].into(),
-        overlay: overlay(
-            1,
-            [ip(3), second(3)].map(|a| (a, (u32::from(a.octets()[2]) + 1, Wire::address(2)))),
-        ),
+        endpoints: [(ip(0, 2), endpoint(1, true)), (ip(1, 2), endpoint(2, false))].into(),
+        vips: [(ip(0, 100), (1, vec![]))].into(),
+        overlay: overlay(1, 2, 3),
         subnets: subnets.into(),
         ..Wanted::default()
     };
     let two = Wanted {
-        endpoints: [(ip(3), endpoint(1, true)), (second(3), endpoint(2, false))].into(),
-        overlay: overlay(
-            2,
-            [ip(2), second(2)].map(|a| (a, (u32::from(a.octets()[2]) + 1, Wire::address(1)))),
-        ),
+        endpoints: [(ip(0, 3), endpoint(1, true)), (ip(1, 3), endpoint(2, false))].into(),
+        overlay: overlay(2, 1, 2),
         subnets: subnets.into(),
         ..Wanted::default()
     };
@@ -167,13 +189,16 @@ fn a_container_speaks_in_each_of_its_networks_as_their_member_and_to_nobody_in_v
         bed.apply(host, wanted);
         assert_eq!(bed.apply(host, wanted), 0, "again");
     }
-    assert_eq!(ask(&both, ip(3), PORT).unwrap(), "a 10.7.0.2");
-    assert_eq!(ask(&both, second(3), PORT).unwrap(), "b 10.7.1.2");
+    assert_eq!(ask(&both, ip(0, 3), PORT).unwrap(), format!("a {}", ip(0, 2)));
+    assert_eq!(ask(&both, ip(1, 3), PORT).unwrap(), format!("b {}", ip(1, 2)));
     // To the world it speaks by the network that has a way out.
-    assert_eq!(ask(&both, Wire::address(3), PORT).unwrap(), "outside 10.99.0.1");
+    assert_eq!(
+        ask(&both, host_ip(3), PORT).unwrap(),
+        format!("outside {}", host_ip(1))
+    );
     // Its second network grows: it speaks to what is new from its address there.
-    let third = Ipv4Addr::new(10, 7, 2, 3);
-    serve(&bed.attach(2, "c", third), "c");
+    let third = ip(2, 3);
+    serve(&bed.attach_in(2, "c", &[third], false), "c");
     let mut more = (one.clone(), two.clone());
     more.0
         .overlay
@@ -186,27 +211,28 @@ fn a_container_speaks_in_each_of_its_networks_as_their_member_and_to_nobody_in_v
         ask(&both, third, PORT).is_ok(),
         "from its address that has a way out"
     );
-    let address = |address: Ipv4Addr, subnets: &[u8], internal: bool| EndpointAddress {
+    let address = |address: IpAddr, subnets: &[u8], internal: bool| EndpointAddress {
         address,
-        subnets: subnets
-            .iter()
-            .map(|n| (Ipv4Addr::new(10, 7, *n, 0), 24))
-            .collect(),
+        subnets: subnets.iter().map(|n| subnet(ip(*n, 0))).collect(),
         internal,
     };
     let grown = EndpointConfig {
         id: "both".into(),
-        addresses: vec![address(ip(2), &[0, 2], true), address(second(2), &[1], false)],
+        addresses: vec![address(ip(0, 2), &[0, 2], true), address(ip(1, 2), &[1], false)],
     };
     bed.runtime.block_on(bed.planes[0].reroute(grown)).unwrap();
     assert!(
         ask(&both, third, PORT).is_err(),
         "from its address that is of another network"
     );
+    let prohibited = match ip(0, 77) {
+        IpAddr::V4(_) => std::io::ErrorKind::HostUnreachable,
+        IpAddr::V6(_) => std::io::ErrorKind::PermissionDenied,
+    };
     for (address, kind) in [
-        (ip(77), std::io::ErrorKind::HostUnreachable),
-        (second(77), std::io::ErrorKind::HostUnreachable),
-        (ip(100), std::io::ErrorKind::ConnectionRefused),
+        (ip(0, 77), prohibited),
+        (ip(1, 77), std::io::ErrorKind::HostUnreachable),
+        (ip(0, 100), std::io::ErrorKind::ConnectionRefused),
     ] {
         let error = ask(&both, address, PORT).unwrap_err();
         assert_eq!(error.kind(), kind, "{address}");
@@ -233,14 +259,15 @@ fn forged(from: (Ipv4Addr, Ipv4Addr), to: (Ipv4Addr, Ipv4Addr), number: u32) -> 
 fn only_hosts_of_the_cluster_are_heard() {
     let Some(bed) = Bed::new(2) else { return };
     let all = [(1, 2, 1), (2, 3, 1)];
-    let a = bed.attach(1, "a", ip(2));
-    bed.attach(2, "b", ip(3));
+    let a = bed.attach(1, "a", 2);
+    bed.attach(2, "b", 3);
     for host in 1..=2 {
         bed.apply(host, &wanted(host, 2, &all));
     }
     let socket = inside(&a, || UdpSocket::bind(("0.0.0.0", 9)).unwrap()).unwrap();
     socket.set_read_timeout(Some(Duration::from_millis(500))).unwrap();
-    let packet = forged((Wire::address(2), ip(3)), (Wire::address(1), ip(2)), 4095);
+    let task = |last| Ipv4Addr::new(10, 7, 0, last);
+    let packet = forged((Wire::address(2), task(3)), (Wire::address(1), task(2)), 4095);
     // The third host is a stranger, whoever it says its packet is from.
     for (host, arrives) in [(2, true), (3, false)] {
         inside(&bed.wire.namespace(host), || {
@@ -269,7 +296,7 @@ fn only_hosts_of_the_cluster_are_heard() {
 fn what_somebody_else_has_changed_is_repaired_and_counted() {
     let Some(bed) = Bed::new(2) else { return };
     let all = [(1, 2, 1), (2, 3, 1)];
-    let (a, b) = (bed.attach(1, "a", ip(2)), bed.attach(2, "b", ip(3)));
+    let (a, b) = (bed.attach(1, "a", 2), bed.attach(2, "b", 3));
     serve(&a, "a");
     serve(&b, "b");
     for host in 1..=2 {
@@ -281,16 +308,21 @@ fn what_somebody_else_has_changed_is_repaired_and_counted() {
     let other = bed.open(1);
     let gone = bed.runtime.block_on(other.apply(Wanted::default())).unwrap();
     let client = bed.wire.namespace(3);
-    assert!(ask(&a, ip(3), PORT).is_err());
-    assert!(ask(&client, Wire::address(1), PUBLISHED).is_err());
+    for (ip, host_ip) in FAMILIES {
+        assert!(ask(&a, ip(3), PORT).is_err());
+        assert!(ask(&client, host_ip(1), PUBLISHED).is_err());
+    }
     let repaired = repair();
     assert!(
         repaired.unreachable.is_none() && repaired.changed >= gone.changed,
         "{repaired:?} of {gone:?}"
     );
-    assert_eq!(ask(&a, ip(3), PORT).unwrap(), "b 10.7.0.2");
-    assert!(ask(&b, ip(100), PORT).is_ok());
-    assert_eq!(ask(&client, Wire::address(1), PUBLISHED).unwrap(), "b 10.99.0.3");
+    for (ip, host_ip) in FAMILIES {
+        assert_eq!(ask(&a, ip(3), PORT).unwrap(), format!("b {}", ip(2)));
+        assert!(ask(&b, ip(100), PORT).is_ok());
+        let told = format!("b {}", host_ip(3));
+        assert_eq!(ask(&client, host_ip(1), PUBLISHED).unwrap(), told);
+    }
     assert_eq!(repair().changed, 0, "again");
     bed.end();
 }
@@ -312,7 +344,7 @@ fn inner_address(plane: &Path) -> Ipv4Addr {
 #[test]
 fn a_port_of_one_address_is_open_there_and_nowhere_else() {
     let Some(bed) = Bed::new(1) else { return };
-    let a = bed.attach(1, "a", ip(2));
+    let a = bed.attach(1, "a", 2);
     serve(&a, "a");
     let (host, client) = (bed.wire.namespace(1), bed.wire.namespace(2));
     let (local, outer) = (Ipv4Addr::LOCALHOST, Wire::address(1));
@@ -325,7 +357,7 @@ fn a_port_of_one_address_is_open_there_and_nowhere_else() {
         let mut wanted = wanted(1, 1, &[(1, 2, 1)]);
         wanted.ports = [((Protocol::Tcp, PUBLISHED), vec![(ip(2), PORT)])].into();
         wanted.bound = bound
-            .map(|address| ((Protocol::Tcp, PUBLISHED), address))
+            .map(|address| ((Protocol::Tcp, PUBLISHED), address.into()))
             .into_iter()
             .collect();
         bed.apply(1, &wanted);
@@ -359,42 +391,172 @@ fn a_port_of_one_address_is_open_there_and_nowhere_else() {
 fn connections_are_seen_while_a_client_has_them() {
     let Some(bed) = Bed::new(2) else { return };
     let all = [(1, 2, 1), (2, 3, 1)];
-    let (a, b) = (bed.attach(1, "a", ip(2)), bed.attach(2, "b", ip(3)));
+    let (a, b) = (bed.attach(1, "a", 2), bed.attach(2, "b", 3));
     serve(&b, "b");
     for host in 1..=2 {
         bed.apply(host, &wanted(host, 2, &all));
     }
-    let connected = |those: &[u8]| {
-        let addresses = those.iter().map(|n| ip(*n)).collect();
-        bed.runtime
-            .block_on(bed.planes[1].is_connected(addresses))
-            .unwrap()
-    };
-    assert!(!connected(&[3]));
-    let held = inside(&b, || TcpListener::bind(("0.0.0.0", 9)).unwrap()).unwrap();
-    // By a virtual address it is the one behind that has the connection.
-    let mut vip = wanted(1, 2, &all);
-    vip.vips = [(ip(100), (1, vec![ip(3)]))].into();
-    bed.apply(1, &vip);
-    let client = inside(&a, || TcpStream::connect((ip(100), 9)).unwrap()).unwrap();
-    let server = held.accept().unwrap();
-    for (those, is) in [
-        (&[3][..], true),
-        (&[2], false),
-        (&[2, 4, 5, 3], true),
-        (&[2, 4, 5, 6, 7, 8], false),
-        (&[2, 4, 5, 6, 7, 3], true),
-        (&[], false),
-    ] {
-        assert_eq!(connected(those), is, "{those:?}");
+    for (ip, _) in FAMILIES {
+        let connected = |those: &[u8]| {
+            let addresses = those.iter().map(|n| ip(*n)).collect();
+            bed.runtime
+                .block_on(bed.planes[1].is_connected(addresses))
+                .unwrap()
+        };
+        assert!(!connected(&[3]));
+        let held = inside(&b, || TcpListener::bind((ip(3), 9)).unwrap()).unwrap();
+        // By a virtual address it is the one behind that has the connection.
+        let mut vip = wanted(1, 2, &all);
+        vip.vips = [(ip(100), (1, vec![ip(3)]))].into();
+        bed.apply(1, &vip);
+        let client = inside(&a, || TcpStream::connect((ip(100), 9)).unwrap()).unwrap();
+        let server = held.accept().unwrap();
+        for (those, is) in [
+            (&[3][..], true),
+            (&[2], false),
+            (&[2, 4, 5, 3], true),
+            (&[2, 4, 5, 6, 7, 8], false),
+            (&[2, 4, 5, 6, 7, 3], true),
+            (&[], false),
+        ] {
+            assert_eq!(connected(those), is, "{those:?}");
+        }
+        // Half closed is not closed; after both ends it is.
+        client.shutdown(std::net::Shutdown::Write).unwrap();
+        assert!(connected(&[3]));
+        drop((client, server));
+        assert!((0..50).any(|_| {
+            std::thread::sleep(Duration::from_millis(20));
+            !connected(&[3])
+        }));
     }
-    // Half closed is not closed; after both ends it is.
-    client.shutdown(std::net::Shutdown::Write).unwrap();
-    assert!(connected(&[3]));
-    drop((client, server));
-    assert!((0..50).any(|_| {
-        std::thread::sleep(Duration::from_millis(20));
-        !connected(&[3])
-    }));
+    bed.end();
+}
+
+#[test]
+fn a_flow_of_datagrams_follows_its_virtual_address() {
+    let Some(bed) = Bed::new(2) else { return };
+    let all = [(1, 2, 1), (2, 4, 1), (2, 5, 1)];
+    let a = bed.attach(1, "a", 2);
+    serve_udp(&bed.attach(2, "b", 4), "b");
+    serve_udp(&bed.attach(2, "c", 5), "c");
+    bed.apply(2, &wanted(2, 2, &all));
+    for (ip, _) in FAMILIES {
+        let led = |to: u8| {
+            let mut wanted = wanted(1, 2, &all);
+            wanted.vips = [(ip(100), (1, vec![ip(to)]))].into();
+            bed.apply(1, &wanted);
+        };
+        led(4);
+        let socket = inside(&a, || UdpSocket::bind((ip(2), 0)).unwrap()).unwrap();
+        socket.set_read_timeout(Some(Duration::from_secs(2))).unwrap();
+        let ask = || {
+            socket.send_to(b"who", (ip(100), PORT)).unwrap();
+            let mut bytes = [0; 64];
+            let (len, _) = socket.recv_from(&mut bytes).unwrap();
+            String::from_utf8_lossy(&bytes[..len]).into_owned()
+        };
+        assert_eq!(ask(), format!("b {}", ip(2)));
+        led(5);
+        assert_eq!(ask(), format!("c {}", ip(2)), "the same socket");
+    }
+    bed.end();
+}
+
+#[test]
+fn no_container_speaks_as_another() {
+    let Some(bed) = Bed::new(2) else { return };
+    let all = [(1, 2, 1), (2, 3, 1), (1, 4, 1), (1, 5, 2)];
+    let spaces = [(1, "a", 2), (2, "b", 3), (1, "c", 4), (1, "d", 5)].map(|(h, id, n)| bed.attach(h, id, n));
+    for host in 1..=2 {
+        bed.apply(host, &wanted(host, 2, &all));
+    }
+    for (ip, host_ip) in FAMILIES {
+        let got = inside(&spaces[1], || UdpSocket::bind((ip(3), 9)).unwrap()).unwrap();
+        got.set_read_timeout(Some(Duration::from_millis(500))).unwrap();
+        // As itself, as its neighbour on the same host, and as one elsewhere: from within its own network and from another.
+        for (from, source, arrives) in [
+            (&spaces[0], ip(2), true),
+            (&spaces[0], ip(4), false),
+            (&spaces[0], ip(77), false),
+            (&spaces[0], host_ip(1), false),
+            (&spaces[3], ip(2), false),
+        ] {
+            give(from, source);
+            inside(from, || {
+                let socket = UdpSocket::bind((source, 0)).unwrap();
+                let _ = socket.send_to(b"who", (ip(3), 9));
+            })
+            .unwrap();
+            let heard = got.recv_from(&mut [0; 8]).is_ok();
+            assert_eq!(heard, arrives, "as {source}");
+        }
+    }
+    bed.end();
+}
+
+/// Gives a container an address as its own root could.
+fn give(namespace: &Path, address: IpAddr) {
+    let bits = if address.is_ipv4() { 32 } else { 128 };
+    let words = ["address", "replace", &format!("{address}/{bits}"), "dev", "eth0"].map(str::to_owned);
+    let nodad: &[&str] = if address.is_ipv4() { &[] } else { &["nodad"] };
+    let run = || std::process::Command::new("ip").args(&words).args(nodad).status();
+    assert!(inside(namespace, run).unwrap().unwrap().success(), "{address}");
+}
+
+/// A setting of a namespace.
+fn setting(namespace: &Path, path: &str) -> String {
+    let read = || std::fs::read_to_string(format!("/proc/sys/net/ipv6/{path}"));
+    inside(namespace, read).unwrap().unwrap().trim().to_owned()
+}
+
+#[test]
+fn a_host_passes_ipv6_on_once_it_has_to_and_believes_its_router_all_the_same() {
+    let Some(bed) = Bed::new(2) else { return };
+    let host = bed.wire.namespace(1);
+    let a = bed.attach_in(1, "a", &[ip(2)], false);
+    let told = |path: &str| setting(&host, path);
+    assert_eq!(told("conf/eth0/accept_ra"), "1");
+    let mut four = wanted(1, 2, &[(1, 2, 1)]);
+    four.endpoints.retain(|address, _| address.is_ipv4());
+    four.vips.retain(|address, _| address.is_ipv4());
+    four.ports.insert((Protocol::Tcp, PUBLISHED), vec![(ip(2), PORT)]);
+    four.ports.remove(&(Protocol::Udp, PUBLISHED));
+    bed.apply(1, &four);
+    // Neither does a container without IPv6 addresses look another than before.
+    assert_eq!(setting(&a, "conf/eth0/accept_ra"), "1");
+    assert_eq!(told("conf/all/forwarding"), "0");
+    serve(&a, "a");
+    let client = bed.wire.namespace(3);
+    assert!(ask(&client, Wire::address(1), PUBLISHED).is_ok());
+    assert!(
+        ask(&client, Wire::address_ipv6(1), PUBLISHED).is_err(),
+        "open to IPv4 only"
+    );
+    // A container elsewhere is enough, where a port leads to it.
+    let all = [(1, 2, 1), (2, 3, 1)];
+    serve(&bed.attach(2, "b", 3), "b");
+    let mut six = wanted(1, 2, &all);
+    six.endpoints.retain(|address, _| address.is_ipv4());
+    bed.apply(1, &six);
+    assert_eq!(bed.apply(1, &six), 0, "again");
+    bed.apply(2, &wanted(2, 2, &all));
+    assert_eq!(told("conf/all/forwarding"), "1");
+    assert_eq!(told("conf/eth0/accept_ra"), "2");
+    let seen = format!("b {}", Wire::address_ipv6(3));
+    assert_eq!(ask(&client, Wire::address_ipv6(1), PUBLISHED).unwrap(), seen);
+    // From the host itself, by each of its addresses but that from which no connection can be led on: there it is refused at
+    // once, and who asks for localhost goes on to the next.
+    let own: [IpAddr; 3] = [
+        Wire::address(1).into(),
+        Ipv4Addr::LOCALHOST.into(),
+        Wire::address_ipv6(1).into(),
+    ];
+    for to in own {
+        let said = ask(&host, to, PUBLISHED).unwrap();
+        assert!(said.starts_with("b "), "{to}: {said}");
+    }
+    let refused = ask(&host, Ipv6Addr::LOCALHOST, PUBLISHED).unwrap_err();
+    assert_eq!(refused.kind(), std::io::ErrorKind::ConnectionRefused);
     bed.end();
 }

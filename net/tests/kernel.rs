@@ -2,7 +2,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::io::{Read, Write};
-use std::net::{Ipv4Addr, SocketAddr, TcpListener, TcpStream, UdpSocket};
+use std::net::{IpAddr, Ipv4Addr, SocketAddr, TcpListener, TcpStream, UdpSocket};
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
@@ -45,18 +45,23 @@ fn ask(to: impl Into<SocketAddr>) -> std::io::Result<String> {
     Ok(text)
 }
 
-fn ask_from(namespace: &Path, to: (Ipv4Addr, u16)) -> std::io::Result<String> {
-    within(namespace, move || ask((std::net::IpAddr::V4(to.0), to.1)))
+fn ask_from(namespace: &Path, to: (IpAddr, u16)) -> std::io::Result<String> {
+    within(namespace, move || ask(to))
 }
 
-/// A question by hand: type A, one name.
-fn resolve(namespace: &Path, name: &str) -> Vec<Ipv4Addr> {
+/// A question by hand for the IPv4 addresses of one name.
+fn resolve(namespace: &Path, name: &str) -> Vec<IpAddr> {
+    resolve_as(namespace, name, 1)
+}
+
+/// A question by hand for a type of record: A (1) or AAAA (28).
+fn resolve_as(namespace: &Path, name: &str, kind: u8) -> Vec<IpAddr> {
     let mut query = vec![0x12, 0x34, 1, 0, 0, 1, 0, 0, 0, 0, 0, 0];
     for label in name.split('.') {
         query.push(u8::try_from(label.len()).expect("short"));
         query.extend_from_slice(label.as_bytes());
     }
-    query.extend_from_slice(&[0, 0, 1, 0, 1]);
+    query.extend_from_slice(&[0, 0, kind, 0, 1]);
     within(namespace, move || {
         let socket = UdpSocket::bind("127.0.0.1:0").expect("a socket");
         socket
@@ -66,10 +71,14 @@ fn resolve(namespace: &Path, name: &str) -> Vec<Ipv4Addr> {
         let mut buffer = [0u8; 1500];
         let len = socket.recv(&mut buffer).expect("an answer");
         let count = usize::from(buffer[7]);
-        // Answers stand last, 16 bytes each: pointer, type, class, time, length, address.
-        let end = &buffer[len - count * 16..len];
-        end.chunks(16)
-            .map(|a| Ipv4Addr::new(a[12], a[13], a[14], a[15]))
+        // Answers stand last, each with 12 bytes of pointer, type, class, time and length before its address.
+        let each = if kind == 1 { 16 } else { 28 };
+        let end = &buffer[len - count * each..len];
+        end.chunks(each)
+            .map(|a| match a.len() {
+                16 => IpAddr::from(<[u8; 4]>::try_from(&a[12..]).expect("IPv4")),
+                _ => IpAddr::from(<[u8; 16]>::try_from(&a[12..]).expect("IPv6")),
+            })
             .collect()
     })
 }
@@ -102,7 +111,7 @@ impl Bed {
         }
     }
 
-    async fn attach(&self, id: &str, address: Ipv4Addr) -> PathBuf {
+    async fn attach(&self, id: &str, address: IpAddr) -> PathBuf {
         let endpoint = EndpointConfig {
             id: id.into(),
             addresses: vec![EndpointAddress {
@@ -115,8 +124,8 @@ impl Bed {
     }
 }
 
-fn ip(last: u8) -> Ipv4Addr {
-    Ipv4Addr::new(10, 99, 0, last)
+fn ip(last: u8) -> IpAddr {
+    Ipv4Addr::new(10, 99, 0, last).into()
 }
 
 fn wanted(port: u16) -> Wanted {

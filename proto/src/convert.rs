@@ -94,8 +94,10 @@ fn id_or_empty<T: PartialEq + ToString>(id: T, nil: T) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use model::assignment::{ServiceEndpoints, ServiceNetwork};
     use model::object::{NodeState, NodeStatus};
-    use model::spec::{OnDisconnect, TaskSpec};
+    use model::spec::{EndpointMode, NetworkAttachment, OnDisconnect, TaskSpec};
+    use model::{NetworkId, ServiceId};
 
     #[test]
     fn what_becomes_of_a_cut_off_task_survives_the_wire() {
@@ -114,7 +116,47 @@ mod tests {
             state: NodeState::Down,
             message: "silent".into(),
             silent: Duration::from_millis(16_500),
+            unreached: vec![NodeId(3)],
         };
         assert_eq!(NodeStatus::from(crate::types::NodeStatus::from(&status)), status);
+    }
+
+    #[test]
+    fn addresses_of_both_families_survive_the_wire_and_older_builds_read_the_first() {
+        for (name, vips, first, more) in [
+            ("dnsrr", &[][..], "", &[][..]),
+            ("IPv4", &["10.0.0.9"], "10.0.0.9", &[]),
+            ("both", &["10.0.0.9", "fd00::9"], "10.0.0.9", &["fd00::9"]),
+        ] {
+            let service = ServiceEndpoints {
+                id: ServiceId(1),
+                name: "web".into(),
+                mode: EndpointMode::Vip,
+                networks: vec![ServiceNetwork {
+                    network: NetworkId(2),
+                    aliases: Vec::new(),
+                    vips: vips.iter().map(|a| a.parse().unwrap()).collect(),
+                }],
+                ports: Vec::new(),
+                backends: Vec::new(),
+                others: Vec::new(),
+                encrypted: Vec::new(),
+            };
+            let wire = crate::dispatch::ServiceEndpoints::from(&service);
+            assert_eq!(wire.networks[0].vip, first, "{name}");
+            assert_eq!(wire.networks[0].more_vips, more, "{name}");
+            assert_eq!(ServiceEndpoints::try_from(wire), Ok(service), "{name}");
+        }
+        let asked = NetworkAttachment {
+            network: NetworkId(2),
+            name: "n".into(),
+            aliases: Vec::new(),
+            address: Some("10.0.0.9".parse().unwrap()),
+            address6: Some("fd00::9".parse().unwrap()),
+        };
+        let mut wire = crate::types::NetworkAttachment::from(&asked);
+        assert_eq!(NetworkAttachment::try_from(wire.clone()), Ok(asked));
+        wire.address = "fd00::9".into();
+        assert!(NetworkAttachment::try_from(wire).is_err(), "of the other family");
     }
 }

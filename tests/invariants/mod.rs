@@ -1,5 +1,6 @@
 //! Properties that must hold after every event, one a file.
 
+mod addresses_are_complete;
 mod addresses_are_unique;
 mod capacity_is_kept;
 mod clients_leave_first;
@@ -77,6 +78,7 @@ type Always = (&'static str, &'static str, fn(&Seen<'_>) -> Result<(), String>);
 
 /// After every entry.
 const ALWAYS: &[Always] = &[
+    ("addresses_are_complete", "I28", addresses_are_complete::check),
     ("addresses_are_unique", "I28", addresses_are_unique::check),
     ("capacity_is_kept", "I25", capacity_is_kept::check),
     ("counters_survive", "I35", counters_survive::check),

@@ -1,5 +1,6 @@
 //! What users do: services made, changed, scaled, rolled back and removed, nodes drained, stacks deployed.
 
+use std::net::Ipv6Addr;
 use std::time::Duration;
 
 use manager_core::{Admitted, Refusal, RefusalKind, admit};
@@ -67,8 +68,15 @@ impl Cluster {
             (18..=19, _) if services.len() < SERVICES_MAX => {
                 let image = self.image();
                 self.healthy_updates.clear();
-                let made = admit::deploy_stack(&self.state, stack(&image), true, now, &mut self.rng);
-                self.ask("stacks deployed", made)
+                let six = self.six();
+                let wanted = stack(&image, six);
+                let made = admit::deploy_stack(&self.state, wanted, true, now, &mut self.rng);
+                let kind = match six {
+                    Six::None => "stacks deployed",
+                    Six::Chosen => "stacks with IPv6 deployed",
+                    Six::Asked => "stacks with an IPv6 address deployed",
+                };
+                self.ask(kind, made)
             }
             _ => Ok(()),
         }
@@ -94,6 +102,23 @@ impl Cluster {
     fn image(&mut self) -> String {
         let kinds = ["a", "b", "c", "d", "missing", "crash", "exit"];
         self.rng.pick(&kinds).unwrap_or("a").to_owned()
+    }
+
+    /// What the network of the stack has of IPv6: what it has already where it is there.
+    fn six(&mut self) -> Six {
+        let there = self.state.networks().find(|n| n.spec.name == "shop_net");
+        let Some(there) = there else {
+            let kinds = [Six::None, Six::Chosen, Six::Asked];
+            return self.rng.pick(&kinds).unwrap_or(Six::None);
+        };
+        match (
+            there.spec.ipv6,
+            there.subnets.iter().any(|s| s.to_string() == SIX),
+        ) {
+            (false, _) => Six::None,
+            (true, false) => Six::Chosen,
+            (true, true) => Six::Asked,
+        }
     }
 
     fn create(&mut self) -> Result<(), String> {
@@ -318,7 +343,19 @@ fn port(published: u16, mode: PublishMode) -> PortSpec {
     }
 }
 
-fn stack(image: &str) -> StackSpec {
+/// The IPv6 subnet of the stack's network.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Six {
+    None,
+    Chosen,
+    /// [`SIX`], in which one service asks for an address.
+    Asked,
+}
+
+/// Small, so that addresses are given again.
+const SIX: &str = "fd00:77::/120";
+
+fn stack(image: &str, six: Six) -> StackSpec {
     let labels = || model::spec::Labels::from([(STACK_LABEL.to_owned(), "shop".to_owned())]);
     let services = ["web", "db"].map(|name| {
         let mut s = ServiceSpec {
@@ -331,6 +368,8 @@ fn stack(image: &str) -> StackSpec {
             name: "shop_net".into(),
             aliases: Vec::new(),
             address: None,
+            address6: (name == "db" && six == Six::Asked)
+                .then(|| Ipv6Addr::new(0xfd00, 0x77, 0, 0, 0, 0, 0, 0x77)),
         }];
         s.task.container.secrets = vec![SecretRef {
             id: SecretId::NIL,
@@ -349,8 +388,12 @@ fn stack(image: &str) -> StackSpec {
         networks: vec![NetworkSpec {
             name: "shop_net".into(),
             labels: labels(),
+            ipv6: six != Six::None,
             // Small, so that addresses run out now and then.
-            subnets: "10.77.0.0/28".parse().into_iter().collect(),
+            subnets: (Some("10.77.0.0/28").into_iter())
+                .chain((six == Six::Asked).then_some(SIX))
+                .filter_map(|subnet| subnet.parse().ok())
+                .collect(),
             ..NetworkSpec::default()
         }],
         secrets: vec![SecretSpec {

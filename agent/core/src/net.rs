@@ -3,31 +3,31 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 
-use ipnet::IpNet;
 use model::assignment::{AssignmentSet, Peer, ServiceEndpoints};
 use model::object::{Network, Task};
 use model::spec::{EndpointMode, PortSpec, Protocol};
 use model::{NetworkId, NodeId, TaskId};
 
-/// The wanted network, in plain words; the worker translates it for the dataplane.
+/// The wanted network, in plain words; the worker translates it for the dataplane. Addresses of tasks and services are of both
+/// families; those of hosts are IPv4.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub struct WantedNet {
     /// Addresses of this host's containers.
-    pub endpoints: BTreeMap<Ipv4Addr, Here>,
-    /// Virtual addresses: network number and addresses behind.
-    pub vips: BTreeMap<Ipv4Addr, (u32, Vec<Ipv4Addr>)>,
+    pub endpoints: BTreeMap<IpAddr, Here>,
+    /// Virtual addresses: network number and addresses behind, of the same family.
+    pub vips: BTreeMap<IpAddr, (u32, Vec<IpAddr>)>,
     /// Published ports: addresses and ports behind.
-    pub ports: BTreeMap<(Protocol, u16), Vec<(Ipv4Addr, u16)>>,
+    pub ports: BTreeMap<(Protocol, u16), Vec<(IpAddr, u16)>>,
     /// Those of them that are published on one address of the host only.
-    pub bound: BTreeMap<(Protocol, u16), Ipv4Addr>,
+    pub bound: BTreeMap<(Protocol, u16), IpAddr>,
     /// Addresses and ports of this host's tasks to which any host may send clients.
-    pub published: BTreeSet<(Ipv4Addr, Protocol, u16)>,
+    pub published: BTreeSet<(IpAddr, Protocol, u16)>,
     /// Tasks by id: their network numbers, and whether all are without a way out.
     pub askers: BTreeMap<TaskId, (Vec<u32>, bool)>,
-    /// Names by network number.
-    pub names: BTreeMap<(u32, String), Vec<Ipv4Addr>>,
+    /// Names by network number, with addresses of both families.
+    pub names: BTreeMap<(u32, String), Vec<IpAddr>>,
     /// Names of addresses.
-    pub reverse: BTreeMap<Ipv4Addr, String>,
+    pub reverse: BTreeMap<IpAddr, String>,
     /// Names of ports, such as `_http._tcp.web`, by network number: the names and ports they stand for (RFC 2782).
     pub located: BTreeMap<(u32, String), Vec<(String, u16)>>,
     /// Where this host is for the others; none while nobody has said so.
@@ -37,9 +37,9 @@ pub struct WantedNet {
     /// What is encrypted with, for those hosts that can.
     pub keys: BTreeMap<Ipv4Addr, [u8; 32]>,
     /// Addresses of tasks on other hosts.
-    pub remote: BTreeMap<Ipv4Addr, There>,
+    pub remote: BTreeMap<IpAddr, There>,
     /// Subnets of the networks of this host's tasks: address and bits.
-    pub subnets: BTreeSet<(Ipv4Addr, u8)>,
+    pub subnets: BTreeSet<(IpAddr, u8)>,
     /// Hosts that are not reached, as they said no IPv4 address: what they said.
     pub unreached: BTreeMap<NodeId, String>,
     /// Hosts with tasks in encrypted networks that cannot encrypt: those are not reached.
@@ -68,13 +68,10 @@ pub struct There {
     pub encrypted: bool,
 }
 
-/// IPv4 subnets of a network: address and bits.
-pub fn subnets(network: &Network) -> Vec<(Ipv4Addr, u8)> {
-    let v4 = |subnet: &IpNet| match subnet {
-        IpNet::V4(net) => Some((net.network(), net.prefix_len())),
-        IpNet::V6(_) => None,
-    };
-    network.subnets.iter().filter_map(v4).collect()
+/// Subnets of a network: address and bits.
+pub fn subnets(network: &Network) -> Vec<(IpAddr, u8)> {
+    let subnets = network.subnets.iter();
+    subnets.map(|s| (s.network(), s.prefix_len())).collect()
 }
 
 /// Derives the network of a node. `attached` tasks have their namespace; of those, `serving` ones take connections.
@@ -100,20 +97,19 @@ pub fn wanted(
     };
     for task in set.tasks.values().filter(|t| attached.contains(&t.id)) {
         let mut asker = (Vec::new(), true);
-        for (network, address) in v4(&task.addresses) {
+        for (network, address) in &task.addresses {
             let here = Here {
-                network: number(&network),
-                internal: internal(&network),
-                encrypted: encrypted(&network),
+                network: number(network),
+                internal: internal(network),
+                encrypted: encrypted(network),
             };
-            net.endpoints.insert(address, here);
-            net.reverse.insert(address, task.container_name());
-            net.names
-                .entry((number(&network), task.name().to_ascii_lowercase()))
-                .or_default()
-                .push(address);
-            asker.0.push(number(&network));
-            asker.1 &= internal(&network);
+            net.endpoints.insert(*address, here);
+            // Of one network it may have addresses of both families.
+            if !asker.0.contains(&here.network) {
+                asker.0.push(here.network);
+            }
+            asker.1 &= here.internal;
+            net.name(here.network, &task.name(), task.container_name(), *address);
         }
         net.askers.insert(task.id, asker);
     }
@@ -123,7 +119,7 @@ pub fn wanted(
             .tasks
             .values()
             .filter(|t| t.service == service.id && attached.contains(&t.id));
-        for (_, address) in own.filter_map(|t| v4(&t.addresses).next()) {
+        for address in own.flat_map(|t| outward(&t.addresses)) {
             let ports = service.ports.iter();
             net.published
                 .extend(ports.map(|p| (address, p.protocol, p.target)));
@@ -131,11 +127,7 @@ pub fn wanted(
     }
     for task in set.tasks.values().filter(|t| serving.contains(&t.id)) {
         for port in &task.host_ports {
-            publish(
-                &mut net,
-                port,
-                v4(&task.addresses).next().map(|(_, a)| a).into_iter(),
-            );
+            publish(&mut net, port, outward(&task.addresses));
         }
     }
     add_remote(&mut net, set, node, &number);
@@ -155,7 +147,10 @@ pub fn grown(old: &AssignmentSet, new: &AssignmentSet, attached: &BTreeSet<TaskI
 
 /// Which node is at which address.
 pub fn nodes_at(peers: &BTreeMap<NodeId, Peer>) -> BTreeMap<Ipv4Addr, NodeId> {
-    peers.iter().filter_map(|(id, peer)| Some((host(&peer.address)?, *id))).collect()
+    peers
+        .iter()
+        .filter_map(|(id, peer)| Some((host(&peer.address)?, *id)))
+        .collect()
 }
 
 /// Hosts that cannot be reached at the address they said.
@@ -192,51 +187,55 @@ fn add_remote(net: &mut WantedNet, set: &AssignmentSet, node: NodeId, number: &d
         let Some(host) = task.node.filter(|n| *n != node).and_then(|n| hosts.get(&n)) else {
             continue;
         };
-        for (network, address) in v4(&task.addresses) {
-            let near = set.networks.contains_key(&network);
-            let here = number(&network);
+        for (network, address) in &task.addresses {
+            let near = set.networks.contains_key(network);
+            let here = number(network);
             let there = There {
                 network: here,
                 host: *host,
-                encrypted: service.encrypted.contains(&network),
+                encrypted: service.encrypted.contains(network),
             };
             if there.encrypted && !net.keys.contains_key(host) {
                 net.keyless.extend(task.node);
             }
             if gone {
                 // Its address may have been given again since.
-                net.remote.entry(address).or_insert(there);
+                net.remote.entry(*address).or_insert(there);
             } else if near || published {
-                net.remote.insert(address, there);
+                net.remote.insert(*address, there);
             }
-            if !near {
-                continue;
+            if near {
+                let container = format!("{}.{}", task.name, task.task);
+                net.name(here, &task.name, container, *address);
             }
-            net.reverse
-                .insert(address, format!("{}.{}", task.name, task.task));
-            net.names
-                .entry((here, task.name.to_ascii_lowercase()))
-                .or_default()
-                .push(address);
         }
     }
 }
 
-fn v4(addresses: &[(NetworkId, IpAddr)]) -> impl Iterator<Item = (NetworkId, Ipv4Addr)> + '_ {
-    addresses.iter().filter_map(|(n, a)| match a {
-        IpAddr::V4(a) => Some((*n, *a)),
-        IpAddr::V6(_) => None,
-    })
+impl WantedNet {
+    /// Lets the name of a task lead to an address of it in a network, and that to its container.
+    fn name(&mut self, network: u32, task: &str, container: String, address: IpAddr) {
+        let name = (network, task.to_ascii_lowercase());
+        self.names.entry(name).or_default().push(address);
+        self.reverse.insert(address, container);
+    }
 }
 
-/// Publishes a port, whether or not anything is behind it.
-fn publish(net: &mut WantedNet, port: &PortSpec, addresses: impl Iterator<Item = Ipv4Addr>) {
-    let behind = net.ports.entry((port.protocol, port.published)).or_default();
-    behind.extend(addresses.map(|a| (a, port.target)));
-    if let Ok(address) = port.host_ip.parse::<Ipv4Addr>()
-        && !address.is_unspecified()
-    {
-        net.bound.insert((port.protocol, port.published), address);
+/// The addresses by which a task is reached from outside: the first of each family.
+fn outward(addresses: &[(NetworkId, IpAddr)]) -> impl Iterator<Item = IpAddr> + '_ {
+    let first = |is: fn(&IpAddr) -> bool| addresses.iter().map(|(_, a)| *a).find(is);
+    first(IpAddr::is_ipv4).into_iter().chain(first(IpAddr::is_ipv6))
+}
+
+/// Publishes a port, whether or not anything is behind it. Of one address of the host it leads to addresses of that family.
+fn publish(net: &mut WantedNet, port: &PortSpec, addresses: impl Iterator<Item = IpAddr>) {
+    let place = (port.protocol, port.published);
+    let host_ip = port.host_ip.parse::<IpAddr>().ok();
+    let behind = net.ports.entry(place).or_default();
+    let led = addresses.filter(|a| host_ip.is_none_or(|host| host.is_ipv4() == a.is_ipv4()));
+    behind.extend(led.map(|a| (a, port.target)));
+    if let Some(address) = host_ip.filter(|a| !a.is_unspecified()) {
+        net.bound.insert(place, address);
     }
 }
 
@@ -261,31 +260,37 @@ fn add_service(
         .collect();
     for network in &service.networks {
         let here = number(&network.network);
-        let of_it = |list: &&[(NetworkId, IpAddr)]| v4(list).find(|(n, _)| *n == network.network);
-        let behind: Vec<Ipv4Addr> = (tasks.iter())
-            .filter_map(|(_, list)| of_it(list).map(|(_, a)| a))
+        let in_it = |(n, _): &(NetworkId, IpAddr)| *n == network.network;
+        let behind: Vec<IpAddr> = (tasks.iter().flat_map(|(_, list)| *list).filter(|t| in_it(t)))
+            .map(|(_, address)| *address)
             .collect();
-        let vip = match (service.mode, network.vip) {
-            (EndpointMode::Vip, Some(IpAddr::V4(vip))) => Some(vip),
-            (EndpointMode::Vip | EndpointMode::DnsRr, _) => None,
+        let vips: &[IpAddr] = match service.mode {
+            EndpointMode::Vip => &network.vips,
+            EndpointMode::DnsRr => &[],
         };
-        if let Some(vip) = vip {
-            net.vips.insert(vip, (here, behind.clone()));
-            net.reverse.insert(vip, service.name.clone());
+        for vip in vips {
+            let servers = behind.iter().copied().filter(|a| a.is_ipv4() == vip.is_ipv4());
+            net.vips.insert(*vip, (here, servers.collect()));
+            net.reverse.insert(*vip, service.name.clone());
         }
-        let direct = vip.map_or_else(|| behind.clone(), |v| vec![v]);
+        let direct = if vips.is_empty() {
+            behind.clone()
+        } else {
+            vips.to_vec()
+        };
         let called = network.aliases.iter().chain(Some(&service.name));
         let called: BTreeSet<String> = called.map(|name| name.to_ascii_lowercase()).collect();
         for name in called {
             for port in service.ports.iter().filter(|p| !p.name.is_empty()) {
                 let asked = format!("_{}._{}", port.name.to_ascii_lowercase(), port.protocol.as_str());
-                let each = tasks.iter().filter(|(_, list)| of_it(list).is_some());
+                let each = tasks.iter().filter(|(_, list)| list.iter().any(in_it));
                 let each: Vec<(String, u16)> = each
                     .map(|(task, _)| (task.to_ascii_lowercase(), port.target))
                     .collect();
-                let direct = match vip {
-                    Some(_) => vec![(name.clone(), port.target)],
-                    None => each.clone(),
+                let direct = if vips.is_empty() {
+                    each.clone()
+                } else {
+                    vec![(name.clone(), port.target)]
                 };
                 // Several services may share an alias.
                 for (name, places) in [
@@ -306,8 +311,7 @@ fn add_service(
         }
     }
     for port in &service.ports {
-        let first = |(_, list): &(String, &[(NetworkId, IpAddr)])| v4(list).next().map(|(_, a)| a);
-        publish(net, port, tasks.iter().filter_map(first));
+        publish(net, port, tasks.iter().flat_map(|(_, list)| outward(list)));
     }
 }
 
@@ -325,8 +329,12 @@ mod tests {
     const NEAR: NetworkId = NetworkId(1);
     const FAR: NetworkId = NetworkId(2);
 
-    fn ip(text: &str) -> Ipv4Addr {
+    fn ip(text: &str) -> IpAddr {
         text.parse().unwrap()
+    }
+
+    fn host_ip(last: u8) -> Ipv4Addr {
+        Ipv4Addr::new(10, 99, 0, last)
     }
 
     fn task(id: u128, node: u128, network: NetworkId, address: &str) -> Backend {
@@ -334,7 +342,14 @@ mod tests {
             task: TaskId(id),
             node: (node != 0).then_some(NodeId(node)),
             name: format!("web.{id}"),
-            addresses: vec![(network, IpAddr::V4(ip(address)))],
+            addresses: vec![(network, ip(address))],
+        }
+    }
+
+    fn peer(address: &str) -> Peer {
+        Peer {
+            address: address.to_owned(),
+            key: None,
         }
     }
 
@@ -351,7 +366,7 @@ mod tests {
             networks: vec![ServiceNetwork {
                 network,
                 aliases: Vec::new(),
-                vip: None,
+                vips: Vec::new(),
             }],
             ports,
             backends,
@@ -420,8 +435,8 @@ mod tests {
             ..AssignmentSet::default()
         };
         let net = wanted(&set, NodeId(1), &BTreeSet::new(), &BTreeSet::new());
-        assert_eq!(net.subnets, [(ip("10.0.0.0"), 24)].into());
-        assert_eq!(net.own, Some(ip("10.99.0.1")));
+        assert_eq!(net.subnets, [(ip("10.0.0.0"), 24), (ip("fd00::"), 64)].into());
+        assert_eq!(net.own, Some(host_ip(1)));
         assert_eq!(net.hosts, [1, 2, 3].map(|n| Ipv4Addr::new(10, 99, 0, n)).into());
         assert_eq!(
             net.unreached,
@@ -430,7 +445,7 @@ mod tests {
         let there = |address: &str, network, host, encrypted| {
             let there = There {
                 network,
-                host: Ipv4Addr::new(10, 99, 0, host),
+                host: host_ip(host),
                 encrypted,
             };
             (ip(address), there)
@@ -447,7 +462,7 @@ mod tests {
             ]),
             "not its own, nor where nobody has said, nor in networks that are not its"
         );
-        assert_eq!(net.keys, [(ip("10.99.0.2"), [2; 32])].into());
+        assert_eq!(net.keys, [(host_ip(2), [2; 32])].into());
         assert_eq!(net.keyless, [NodeId(3)].into());
         let name = |name: &str| net.names.get(&(7, name.to_owned())).cloned();
         assert_eq!(
@@ -455,7 +470,8 @@ mod tests {
             Some(vec![ip("10.0.0.3")]),
             "a task has its name before it serves"
         );
-        assert_eq!(name("s1"), Some(vec![ip("10.0.0.1"), ip("10.0.0.2")]));
+        let both = ["10.0.0.1", "10.0.0.2"].map(ip);
+        assert_eq!(name("s1"), Some(both.into()));
         let located: Vec<_> = net
             .located
             .iter()
@@ -464,6 +480,138 @@ mod tests {
         assert_eq!(located, [], "no port has a name");
         assert_eq!(name("web.6"), None);
         assert_eq!(net.reverse[&ip("10.0.0.2")], format!("web.2.{}", TaskId(2)));
+    }
+
+    #[test]
+    fn names_and_virtual_addresses_and_ports_lead_to_both_families() {
+        let network = Network {
+            id: NEAR,
+            meta: Meta::default(),
+            spec: model::spec::NetworkSpec {
+                ipv6: true,
+                ..Default::default()
+            },
+            vni: 7,
+            subnets: ["10.0.0.0/24", "fd00::/64"].map(|s| s.parse().unwrap()).into(),
+        };
+        let both = |last: u8| -> Vec<(NetworkId, IpAddr)> {
+            let texts = [format!("10.0.0.{last}"), format!("fd00::{last}")];
+            texts.map(|a| (NEAR, a.parse().unwrap())).into()
+        };
+        let here: Task = Task {
+            id: TaskId(1),
+            meta: Meta::default(),
+            service: ServiceId(1),
+            service_name: "s1".into(),
+            slot: model::object::SlotKey::Replica(1),
+            spec: Arc::default(),
+            spec_version: 1,
+            node: Some(NodeId(1)),
+            desired: model::task_state::DesiredState::Running,
+            run_at: model::Timestamp(0),
+            status: model::object::TaskStatus::new(model::Timestamp(0)),
+            running_at: None,
+            ended_at: None,
+            addresses: both(2),
+            host_ports: Vec::new(),
+            fence: 0,
+        };
+        let there = Backend {
+            addresses: both(3),
+            name: "s1.2".into(),
+            ..task(2, 2, NEAR, "10.0.0.3")
+        };
+        let port = |host_ip: &str| PortSpec {
+            name: String::new(),
+            protocol: Protocol::Tcp,
+            target: 80,
+            published: 8080,
+            mode: PublishMode::Ingress,
+            host_ip: host_ip.into(),
+        };
+        let published = |host_ip: &str, mode, vips: &[&str]| {
+            let mut web = service(1, NEAR, vec![port(host_ip)], vec![there.clone()]);
+            web.mode = mode;
+            web.networks[0].vips = vips.iter().map(|v| v.parse().unwrap()).collect();
+            let set = AssignmentSet {
+                tasks: [(here.id, Arc::new(here.clone()))].into(),
+                networks: [(NEAR, Arc::new(network.clone()))].into(),
+                services: [(web.id, Arc::new(web))].into(),
+                peers: Arc::new(BTreeMap::from([
+                    (NodeId(1), peer("10.99.0.1:1")),
+                    (NodeId(2), peer("10.99.0.2:1")),
+                ])),
+                ..AssignmentSet::default()
+            };
+            let own = BTreeSet::from([here.id]);
+            wanted(&set, NodeId(1), &own, &own)
+        };
+        let all = |mode, vips: &[&str]| published("", mode, vips);
+        let here_in = Here {
+            network: 7,
+            internal: false,
+            encrypted: false,
+        };
+        let there_in = There {
+            network: 7,
+            host: host_ip(2),
+            encrypted: false,
+        };
+        let texts = |net: &WantedNet, name: &str| -> Vec<String> {
+            let all = &net.names[&(7, name.to_owned())];
+            all.iter().map(ToString::to_string).collect()
+        };
+        let net = all(EndpointMode::Vip, &["10.0.0.9", "fd00::9"]);
+        assert_eq!(texts(&net, "s1"), ["10.0.0.9", "fd00::9"]);
+        let tasks = ["10.0.0.2", "fd00::2", "10.0.0.3", "fd00::3"];
+        assert_eq!(texts(&net, "tasks.s1"), tasks);
+        assert_eq!(texts(&net, "s1.1"), ["10.0.0.2", "fd00::2"]);
+        assert_eq!(texts(&net, "s1.2"), ["10.0.0.3", "fd00::3"]);
+        for (address, name) in [
+            ("10.0.0.9", "s1".to_owned()),
+            ("fd00::9", "s1".to_owned()),
+            ("fd00::2", here.container_name()),
+            ("fd00::3", format!("s1.2.{}", TaskId(2))),
+        ] {
+            assert_eq!(
+                net.reverse[&address.parse::<IpAddr>().unwrap()],
+                name,
+                "{address}"
+            );
+        }
+        assert_eq!(
+            net.askers[&here.id],
+            (vec![7], false),
+            "in one network, not in two"
+        );
+        let behind = |texts: [&str; 2]| (7, texts.map(ip).to_vec());
+        assert_eq!(
+            net.vips,
+            [
+                (ip("10.0.0.9"), behind(["10.0.0.2", "10.0.0.3"])),
+                (ip("fd00::9"), behind(["fd00::2", "fd00::3"])),
+            ]
+            .into()
+        );
+        let own = ["10.0.0.2", "fd00::2"].map(ip);
+        assert_eq!(net.endpoints, own.map(|a| (a, here_in)).into());
+        let others = ["10.0.0.3", "fd00::3"].map(ip);
+        assert_eq!(net.remote, others.map(|a| (a, there_in)).into());
+        assert_eq!(net.published, own.map(|a| (a, Protocol::Tcp, 80)).into());
+        let place = (Protocol::Tcp, 8080);
+        let open = |host_ip: &str| {
+            let net = published(host_ip, EndpointMode::DnsRr, &[]);
+            let led: Vec<String> = net.ports[&place].iter().map(|(a, _)| a.to_string()).collect();
+            (led.join(" "), net.bound.get(&place).copied())
+        };
+        for (host_ip, led, bound) in [
+            ("", "10.0.0.2 fd00::2 10.0.0.3 fd00::3", None),
+            ("0.0.0.0", "10.0.0.2 10.0.0.3", None),
+            ("10.99.0.1", "10.0.0.2 10.0.0.3", Some(ip("10.99.0.1"))),
+        ] {
+            assert_eq!(open(host_ip), (led.to_owned(), bound), "{host_ip}");
+        }
+        assert_eq!(texts(&all(EndpointMode::DnsRr, &[]), "s1"), tasks);
     }
 
     #[test]
@@ -487,7 +635,7 @@ mod tests {
         let with = |mode, vip: Option<&str>| {
             let mut web = web.clone();
             web.mode = mode;
-            web.networks[0].vip = vip.map(|v| IpAddr::V4(ip(v)));
+            web.networks[0].vips = vip.iter().map(|v| ip(v)).collect();
             let set = AssignmentSet {
                 services: [(web.id, Arc::new(web))].into(),
                 ..AssignmentSet::default()

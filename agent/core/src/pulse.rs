@@ -136,8 +136,16 @@ mod tests {
         ];
         for (seconds, answered, unreached, narrow) in rows {
             pulses.take(&all, &answered.into_iter().collect(), at(seconds));
-            assert_eq!(pulses.unreached(at(seconds)), unreached.iter().copied().collect(), "{seconds}");
-            assert_eq!(pulses.narrow(at(seconds)), narrow.iter().copied().collect(), "{seconds}");
+            assert_eq!(
+                pulses.unreached(at(seconds)),
+                unreached.iter().copied().collect(),
+                "{seconds}"
+            );
+            assert_eq!(
+                pulses.narrow(at(seconds)),
+                narrow.iter().copied().collect(),
+                "{seconds}"
+            );
         }
         // Who is not asked any more is forgotten, and has time again when it is back.
         pulses.take(&[two].into(), &BTreeSet::new(), at(40));
@@ -172,6 +180,9 @@ mod tests {
         assert_eq!(net.vips[&ip(101)].1, [ip(2)], "there is nothing else");
         assert_eq!(net.ports.values().next().unwrap(), &[(ip(3), 80)]);
         assert_eq!(net.names.values().next().unwrap(), &[ip(1)]);
-        assert_eq!(net.remote, before.remote, "the way stays, so that it is found again");
+        assert_eq!(
+            net.remote, before.remote,
+            "the way stays, so that it is found again"
+        );
     }
 }

@@ -1,7 +1,7 @@
 //! The dataplane kept as wanted: one change after the other, several at once where they wait.
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::net::{IpAddr, Ipv4Addr};
+use std::net::IpAddr;
 use std::path::PathBuf;
 use std::sync::{Mutex, PoisonError};
 use std::time::Duration;
@@ -13,7 +13,8 @@ use model::object::{Task, TunnelKey};
 use model::spec;
 use model::{NetworkId, NodeId, TaskId};
 use net::{
-    Dataplane, Endpoint, EndpointAddress, EndpointConfig, NetError, Overlay, Protocol, Remote, Wanted, Zone,
+    Dataplane, Endpoint, EndpointAddress, EndpointConfig, NetError, Overlay, Probe, Protocol, Remote, Wanted,
+    Zone,
 };
 use proto::identity::Keychain;
 use tokio::sync::{Notify, watch};
@@ -70,6 +71,12 @@ impl Network {
                 None
             }
         };
+        if !Dataplane::has_ipv6() {
+            tracing::warn!(
+                "this host's kernel has no IPv6 (it was started with ipv6.disable=1?): its tasks are reached by their IPv4 \
+                 addresses alone"
+            );
+        }
         Self {
             key: watch::Sender::new(key),
             new_key: Notify::new(),
@@ -213,7 +220,7 @@ impl Network {
 
     /// Whether a task has connections that clients opened.
     pub(crate) async fn is_connected(&self, task: &Task) -> Result<bool, NetError> {
-        let addresses = task.addresses.iter().filter_map(|(_, address)| v4(*address));
+        let addresses = task.addresses.iter().map(|(_, address)| *address);
         self.plane.is_connected(addresses.collect()).await
     }
 
@@ -231,11 +238,9 @@ impl Network {
     }
 
     fn ask_from_now_on(&self, net: &WantedNet, set: &AssignmentSet) {
-        let mut nodes = agent_core::net::nodes_at(&set.peers);
-        let way = |way: Way| Some((way, nodes.remove(&way.host)?));
-        let ways: BTreeSet<Way> = pulse::ways(net);
-        // A host with both is one node.
-        let asked = ways.iter().filter_map(|w| way(*w)).collect::<BTreeMap<_, _>>();
+        let nodes = agent_core::net::nodes_at(&set.peers);
+        let at = |way: Way| Some((way, *nodes.get(&way.host)?));
+        let asked = pulse::ways(net).into_iter().filter_map(at).collect();
         *self.asked.lock().unwrap_or_else(PoisonError::into_inner) = asked;
     }
 
@@ -265,7 +270,10 @@ impl Network {
                 Ok(answered) => answered,
                 Err(error) => {
                     if !std::mem::replace(&mut deaf, true) {
-                        tracing::warn!("whether other hosts are reached is not looked at: {}", chain(&error));
+                        tracing::warn!(
+                            "whether other hosts are reached is not looked at: {}",
+                            chain(&error)
+                        );
                     }
                     continue;
                 }
@@ -291,7 +299,10 @@ impl Network {
     }
 
     async fn note(&self, unreached: BTreeSet<Way>, asked: &BTreeMap<Way, NodeId>) {
-        let nodes = unreached.iter().filter_map(|way| asked.get(way).copied()).collect();
+        let nodes = unreached
+            .iter()
+            .filter_map(|way| asked.get(way).copied())
+            .collect();
         *self.unreached.lock().unwrap_or_else(PoisonError::into_inner) = Some(nodes);
         let differs = {
             let known = self.known.lock().unwrap_or_else(PoisonError::into_inner);
@@ -430,24 +441,18 @@ fn keyless(those: &BTreeSet<NodeId>) -> Option<String> {
 /// How a task hangs on the dataplane.
 fn endpoint(task: &Task, set: &AssignmentSet) -> EndpointConfig {
     let address = |(network, address): &(NetworkId, IpAddr)| {
-        let address = v4(*address)?;
         let network = set.networks.get(network);
-        Some(EndpointAddress {
-            address,
-            subnets: network.map(|n| subnets(n)).unwrap_or_default(),
+        let mut subnets = network.map(|n| subnets(n)).unwrap_or_default();
+        subnets.retain(|(subnet, _)| subnet.is_ipv4() == address.is_ipv4());
+        EndpointAddress {
+            address: *address,
+            subnets,
             internal: network.is_some_and(|n| n.spec.internal),
-        })
+        }
     };
     EndpointConfig {
         id: task.id.to_string(),
-        addresses: task.addresses.iter().filter_map(address).collect(),
-    }
-}
-
-fn v4(address: IpAddr) -> Option<Ipv4Addr> {
-    match address {
-        IpAddr::V4(address) => Some(address),
-        IpAddr::V6(_) => None,
+        addresses: task.addresses.iter().map(address).collect(),
     }
 }
 

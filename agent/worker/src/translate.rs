@@ -1,13 +1,14 @@
 //! A task and its image → what the runtime is asked for, as Docker merges the two.
 
 use std::collections::BTreeMap;
+use std::net::IpAddr;
 use std::path::PathBuf;
 
 use image::Image;
 use model::assignment::AssignmentSet;
 use model::object::{SlotKey, Task};
 use model::spec::{ContainerSpec, Healthcheck, Mount, MountKind, OnDisconnect};
-use model::{Bytes, NodeId};
+use model::{Bytes, NetworkId, NodeId};
 use runtime::{
     ContainerConfig, FileMount, LogConfig, MountConfig, MountSource, NetworkNamespace, Resources, Ulimit,
 };
@@ -362,6 +363,13 @@ fn translate_mount(
     })
 }
 
+/// Lines of `/etc/hosts` by which a task finds itself: its addresses in the first of its networks.
+fn own_lines(addresses: &[(NetworkId, IpAddr)], hostname: &str) -> String {
+    let first = addresses.chunk_by(|(a, _), (b, _)| a == b).next();
+    let line = |(_, address): &(NetworkId, IpAddr)| format!("{address}\t{hostname}\n");
+    first.unwrap_or_default().iter().map(line).collect()
+}
+
 /// Secrets, configs, and the files that name hosts.
 fn files(task: &Task, set: &AssignmentSet, hostname: &str) -> Result<Vec<FileMount>, String> {
     let spec = &task.spec.container;
@@ -405,9 +413,7 @@ fn files(task: &Task, set: &AssignmentSet, hostname: &str) -> Result<Vec<FileMou
         });
     }
     let mut hosts = String::from("127.0.0.1\tlocalhost\n");
-    if let Some((_, address)) = task.addresses.first() {
-        hosts.push_str(&format!("{address}\t{hostname}\n"));
-    }
+    hosts.push_str(&own_lines(&task.addresses, hostname));
     for (name, address) in &spec.hosts {
         hosts.push_str(&format!("{address}\t{name}\n"));
     }
@@ -441,4 +447,24 @@ fn files(task: &Task, set: &AssignmentSet, hostname: &str) -> Result<Vec<FileMou
         });
     }
     Ok(files)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_task_finds_itself_by_both_addresses_of_its_first_network() {
+        let all: Vec<(NetworkId, IpAddr)> =
+            [(1, "10.0.0.2"), (1, "fd00::2"), (2, "10.0.1.2"), (2, "fd01::2")]
+                .map(|(network, address)| (NetworkId(network), address.parse().unwrap()))
+                .into();
+        for (name, addresses, want) in [
+            ("none", &all[..0], ""),
+            ("one", &all[..1], "10.0.0.2\th\n"),
+            ("all", &all[..], "10.0.0.2\th\nfd00::2\th\n"),
+        ] {
+            assert_eq!(own_lines(addresses, "h"), want, "{name}");
+        }
+    }
 }

@@ -152,6 +152,7 @@ pub(crate) struct CreateArgs {
     publish: Vec<String>,
     #[arg(long)]
     mount: Vec<String>,
+    /// NAME, or name=NAME,alias=…,ip=…,ip6=… with the virtual addresses it is to have there.
     #[arg(long)]
     network: Vec<String>,
     #[arg(long)]

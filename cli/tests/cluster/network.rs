@@ -118,6 +118,75 @@ pub(crate) fn tasks_meet_over_hosts(bed: &Bed) -> Outcome {
     Ok(())
 }
 
+/// How soon it is seen and acted upon that packets of networks do not pass, or pass again (M15).
+const FELT: Duration = Duration::from_secs(15);
+/// The port of VXLAN.
+const DATA: u16 = 4789;
+
+/// A host hears no packets of networks, and everything else: it stays Ready, it is said, and clients of the others are not sent
+/// there, also after another manager leads.
+pub(crate) fn packets_of_networks_are_lost(bed: &Bed) -> Outcome {
+    bed.ok(1, "network create -d overlay back")?;
+    bed.ok(1, WEB)?;
+    bed.runs(1, "web", 3)?;
+    let shown = || -> Result<Vec<(String, String)>, Failed> {
+        let line = "node ls --format '{{.Hostname}} {{.Status}} {{.DataPlane}}'";
+        let mut rows: Vec<(String, String)> = (bed.ok(1, line)?.lines())
+            .filter_map(|l| l.split_once(' ').map(|(h, s)| (h.to_owned(), s.to_owned())))
+            .collect();
+        rows.sort();
+        Ok(rows)
+    };
+    let all = |of: [&str; 3]| -> Vec<(String, String)> {
+        let row = |(n, state): (usize, &str)| (format!("h{}", n + 1), format!("Ready {state}"));
+        of.into_iter().enumerate().map(row).collect()
+    };
+    // Tasks that answer at h1's port, asked many times; a request without an answer fails.
+    let behind = || -> Result<BTreeSet<String>, Failed> {
+        (0..30)
+            .map(|_| {
+                Ok(from_outside(bed, bed.host(1).address())?
+                    .split(' ')
+                    .next()
+                    .unwrap_or_default()
+                    .to_owned())
+            })
+            .collect()
+    };
+    equal("at first", shown()?, all(["ok"; 3]))?;
+    equal("tasks that answer", behind()?.len(), 3)?;
+    bed.hosts.lose_udp(bed.host(3), DATA, true)?;
+    let began = Instant::now();
+    until("h3 is found out", FELT, || {
+        Ok(is(shown()?, all(["ok", "ok", "degraded"])))
+    })?;
+    println!("    seen after {:.1} s", began.elapsed().as_secs_f64());
+    equal("tasks that answer", behind()?.len(), 2)?;
+    let inspected = bed.ok(1, "node inspect h3 --format '{{len .Status.Unreached}}'")?;
+    equal("nodes that h3 does not reach", inspected.trim(), "2")?;
+    bed.ok(1, "node ls")?
+        .contains("DATA PLANE")
+        .then_some(())
+        .ok_or("node ls does not show it")?;
+    // Clients of h3 itself have its own task.
+    equal(
+        "tasks that answer there",
+        from_outside(bed, bed.host(3).address()).is_ok(),
+        true,
+    )?;
+    let leader = bed.leader()?;
+    leader.kill();
+    leader.boot()?;
+    leader.answers()?;
+    bed.settled(3, 0)?;
+    equal("with another leader", shown()?, all(["ok", "ok", "degraded"]))?;
+    bed.hosts.lose_udp(bed.host(3), DATA, false)?;
+    let began = Instant::now();
+    until("all is well again", FELT, || Ok(is(shown()?, all(["ok"; 3]))))?;
+    println!("    well again after {:.1} s", began.elapsed().as_secs_f64());
+    equal("tasks that answer", behind()?.len(), 3)
+}
+
 fn a_host_is_lost(bed: &Bed) -> Outcome {
     let failed = |host: u8, times: u8| -> Result<bool, Failed> {
         Ok(asked(bed, host, "ask", "web", times)?.contains("failed"))

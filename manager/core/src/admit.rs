@@ -139,6 +139,7 @@ impl From<EndpointError> for Refusal {
             EndpointError::NeedsVip { .. }
             | EndpointError::Fixed { .. }
             | EndpointError::AddressOutside { .. }
+            | EndpointError::NoIpv6 { .. }
             | EndpointError::NoPort { .. }
             | EndpointError::NoAddress { .. } => RefusalKind::Invalid,
         };

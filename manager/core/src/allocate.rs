@@ -9,7 +9,7 @@ use std::net::IpAddr;
 use std::sync::Arc;
 
 use model::object::{Network, Task};
-use model::spec::{EndpointMode, PortSpec, PublishMode, ServiceSpec};
+use model::spec::{EndpointMode, Family, PortSpec, PublishMode, ServiceSpec};
 use model::task_state::TaskState;
 use model::{NetworkId, TaskId, Timestamp};
 
@@ -74,15 +74,26 @@ fn networks_of(state: &State, task: &Task) -> Result<Vec<Arc<Network>>, String> 
 fn addresses(state: &State, task: &Task) -> Result<Vec<(NetworkId, IpAddr)>, String> {
     let mut given = Vec::new();
     for network in networks_of(state, task)? {
-        let address = address::free_address(state, &network, task.id.0).ok_or_else(|| {
-            format!(
-                "network {} has no free address left: remove tasks, or add a subnet (rswarm network update --subnet-add)",
-                network.spec.name
-            )
-        })?;
-        given.push((network.id, address));
+        for family in network.spec.families() {
+            let address = address::free_address(state, &network, *family, task.id.0).ok_or_else(|| {
+                format!(
+                    "network {} has {} left: remove tasks, or add a subnet (rswarm network update --subnet-add)",
+                    network.spec.name,
+                    no_free_address(*family)
+                )
+            })?;
+            given.push((network.id, address));
+        }
     }
     Ok(given)
+}
+
+/// What a network has when it is full.
+const fn no_free_address(family: Family) -> &'static str {
+    match family {
+        Family::V4 => "no free address",
+        Family::V6 => "no free IPv6 address",
+    }
 }
 
 fn host_ports(state: &State, task: &Task) -> Vec<PortSpec> {
@@ -101,8 +112,10 @@ fn host_ports(state: &State, task: &Task) -> Vec<PortSpec> {
 /// Why a service has no virtual address in a network.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) enum VipError {
-    /// No address of the network is free.
-    Full { network: String },
+    /// No address of the family is free in the network.
+    Full { network: String, family: Family },
+    /// The one that was asked for is of IPv6, which the network has not.
+    NoIpv6 { network: String, address: IpAddr },
     /// Somebody else has the one that was asked for.
     Taken {
         network: String,
@@ -128,37 +141,55 @@ pub(crate) fn vips(
     }
     let mut vips = Vec::new();
     for attachment in &spec.task.networks {
-        let fits = |address: &IpAddr| attachment.address.is_none_or(|asked| asked == *address);
-        if let Some(kept) = have.iter().find(|(n, a)| *n == attachment.network && fits(a)) {
-            vips.push(*kept);
-            continue;
+        for family in [Family::V4, Family::V6] {
+            let asked = attachment.asked(family);
+            let fits = |a: IpAddr| Family::of(a) == family && asked.is_none_or(|asked| asked == a);
+            let kept = have.iter().find(|(n, a)| *n == attachment.network && fits(*a));
+            let new = || match state.network(attachment.network) {
+                Some(network) => vip(state, network, family, asked, seed),
+                None => Ok(None),
+            };
+            let address = kept.map_or_else(new, |(_, address)| Ok(Some(*address)))?;
+            vips.extend(address.map(|address| (attachment.network, address)));
         }
-        let Some(known) = state.network(attachment.network) else {
-            continue;
-        };
-        let network = || known.spec.name.clone();
-        let address = match attachment.address {
-            None => address::free_address(state, known, seed)
-                .ok_or_else(|| VipError::Full { network: network() })?,
-            Some(address) if !address::can_be_given(known, address) => {
-                return Err(VipError::Outside {
-                    network: network(),
-                    address,
-                });
-            }
-            Some(address) => match state.address_holder(known.id, address) {
-                Some(holder) => {
-                    return Err(VipError::Taken {
-                        network: network(),
-                        address,
-                        holder,
-                    });
-                }
-                None => address,
-            },
-        };
-        let network = known;
-        vips.push((network.id, address));
     }
     Ok(vips)
+}
+
+/// A new virtual address of a family in a network, if that has the family: the one that was asked for, or any.
+fn vip(
+    state: &State,
+    network: &Network,
+    family: Family,
+    asked: Option<IpAddr>,
+    seed: u128,
+) -> Result<Option<IpAddr>, VipError> {
+    let name = || network.spec.name.clone();
+    let has = network.spec.families().contains(&family);
+    match asked {
+        None if !has => Ok(None),
+        None => match address::free_address(state, network, family, seed) {
+            Some(address) => Ok(Some(address)),
+            None => Err(VipError::Full {
+                network: name(),
+                family,
+            }),
+        },
+        Some(address) if !has => Err(VipError::NoIpv6 {
+            network: name(),
+            address,
+        }),
+        Some(address) if !address::can_be_given(network, address) => Err(VipError::Outside {
+            network: name(),
+            address,
+        }),
+        Some(address) => match state.address_holder(network.id, address) {
+            Some(holder) => Err(VipError::Taken {
+                network: name(),
+                address,
+                holder,
+            }),
+            None => Ok(Some(address)),
+        },
+    }
 }

@@ -263,7 +263,10 @@ fn leaves(service: &ServiceEndpoints, near: &BTreeSet<NetworkId>) -> bool {
 
 /// How a service is reached.
 pub fn endpoints(state: &State, service: &Service) -> ServiceEndpoints {
-    let vips: BTreeMap<NetworkId, std::net::IpAddr> = service.endpoint.vips.iter().copied().collect();
+    let vips = |network: NetworkId| {
+        let all = service.endpoint.vips.iter().filter(move |(n, _)| *n == network);
+        all.map(|(_, vip)| *vip).collect()
+    };
     let tasks = |which: &dyn Fn(&Task) -> bool| -> Vec<Backend> {
         let all = state.tasks_of_service(service.id);
         all.filter(|t| which(t)).map(|t| backend(t)).collect()
@@ -282,7 +285,7 @@ pub fn endpoints(state: &State, service: &Service) -> ServiceEndpoints {
             .map(|n| ServiceNetwork {
                 network: n.network,
                 aliases: n.aliases.clone(),
-                vip: vips.get(&n.network).copied(),
+                vips: vips(n.network),
             })
             .collect(),
         ports: service

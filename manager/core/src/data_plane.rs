@@ -143,7 +143,11 @@ mod tests {
         assert_eq!(watch.review(&well), []);
         watch.say(NodeId(1), ids(&[3, 3, 1, 77]));
         watch.say(NodeId(2), ids(&[3]));
-        assert_eq!(written(watch.review(&well)), [(3, ids(&[1, 2]))], "others are no nodes, or itself");
+        assert_eq!(
+            written(watch.review(&well)),
+            [(3, ids(&[1, 2]))],
+            "others are no nodes, or itself"
+        );
         let marked = with(&[&[], &[], &[1, 2]], 0);
         assert_eq!(watch.review(&marked), [], "it stands there");
         // Another leader has heard of nobody, then of some, then of all.

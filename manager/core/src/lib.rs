@@ -30,6 +30,8 @@ pub mod node_health;
 pub mod log_time;
 
 #[cfg(test)]
+mod address_tests;
+#[cfg(test)]
 mod admit_tests;
 #[cfg(test)]
 mod orchestrate_tests;

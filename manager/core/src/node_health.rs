@@ -261,6 +261,7 @@ impl Watch {
                     state: NodeState::Down,
                     message: format!("silent for {:.1} s", silent.as_secs_f64()),
                     silent,
+                    unreached: Vec::new(),
                 };
                 if node.status.state != NodeState::Down && !self.heard.contains_key(&node.id) {
                     self.declared.insert(node.id);

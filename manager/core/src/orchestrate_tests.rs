@@ -63,8 +63,8 @@ const PLANS_MAX: usize = 50;
 /// `missing` cannot be had, `crash` fails a second after it started, `exit` ends well, `slow` never gets ready.
 pub(crate) struct Sim {
     pub(crate) state: State,
-    now: Timestamp,
-    ids: Counter,
+    pub(crate) now: Timestamp,
+    pub(crate) ids: Counter,
     dead: BTreeSet<NodeId>,
     /// Fewest running tasks seen at any time since the last reset.
     fewest: usize,
@@ -97,7 +97,7 @@ impl Sim {
         sim
     }
 
-    fn commit(&mut self, txn: Txn) {
+    pub(crate) fn commit(&mut self, txn: Txn) {
         let entry = Entry {
             index: self.state.index() + 1,
             now: self.now,
@@ -107,26 +107,26 @@ impl Sim {
         self.state.check().expect("sound after every entry");
     }
 
-    fn admit(&mut self, what: Result<Admitted, Refusal>) -> Admitted {
+    pub(crate) fn admit(&mut self, what: Result<Admitted, Refusal>) -> Admitted {
         let admitted = what.expect("admitted");
         self.commit(admitted.txn.clone());
         admitted
     }
 
-    fn create(&mut self, spec: ServiceSpec) {
+    pub(crate) fn create(&mut self, spec: ServiceSpec) {
         let made = admit::create_service(&self.state, spec, self.now, &mut self.ids);
         self.admit(made);
         self.run(10);
     }
 
-    fn update(&mut self, change: impl FnOnce(&mut ServiceSpec)) {
+    pub(crate) fn update(&mut self, change: impl FnOnce(&mut ServiceSpec)) {
         let mut spec = (*self.web().spec).clone();
         change(&mut spec);
         let made = admit::update_service(&self.state, "web", None, spec, self.now);
         self.admit(made);
     }
 
-    fn scale(&mut self, replicas: u32) {
+    pub(crate) fn scale(&mut self, replicas: u32) {
         let made = admit::scale_services(&self.state, &[("web".into(), replicas)]);
         self.admit(made);
     }
@@ -160,7 +160,7 @@ impl Sim {
     }
 
     /// Plans until nothing is left; then planning once more must say the same.
-    fn settle(&mut self) {
+    pub(crate) fn settle(&mut self) {
         for _ in 0..PLANS_MAX {
             let next = self.plan();
             if next.txn.is_empty() {
@@ -232,7 +232,7 @@ impl Sim {
     }
 
     /// Lets time pass, in steps of a quarter of a second.
-    fn run(&mut self, seconds: u64) {
+    pub(crate) fn run(&mut self, seconds: u64) {
         for _ in 0..seconds * 4 {
             self.settle();
             self.agents();
@@ -261,7 +261,7 @@ impl Sim {
             .expect("there")
     }
 
-    fn tasks(&self, service: &str) -> Vec<&Task> {
+    pub(crate) fn tasks(&self, service: &str) -> Vec<&Task> {
         self.state
             .tasks()
             .filter(|t| t.service_name == service)
@@ -269,7 +269,7 @@ impl Sim {
             .collect()
     }
 
-    fn running(&self) -> Vec<&Task> {
+    pub(crate) fn running(&self) -> Vec<&Task> {
         let all = self.tasks("web").into_iter();
         all.filter(|t| t.status.state == TaskState::Running && t.desired == DesiredState::Running)
             .collect()
@@ -314,7 +314,7 @@ impl Sim {
     }
 }
 
-fn spec(image: &str, replicas: u32) -> ServiceSpec {
+pub(crate) fn spec(image: &str, replicas: u32) -> ServiceSpec {
     let mut spec = ServiceSpec {
         name: "web".into(),
         mode: ServiceMode::Replicated { replicas },
@@ -662,12 +662,13 @@ fn history_has_a_limit() {
 }
 
 /// A service joins a network by its name.
-fn joined(name: &str) -> NetworkAttachment {
+pub(crate) fn joined(name: &str) -> NetworkAttachment {
     NetworkAttachment {
         network: model::NetworkId::NIL,
         name: name.into(),
         aliases: Vec::new(),
         address: None,
+        address6: None,
     }
 }
 
@@ -816,7 +817,8 @@ fn a_service_has_the_address_it_asks_for_through_all_its_updates() {
         let mut spec = spec("a", 2);
         spec.name = name.into();
         spec.task.networks = vec![NetworkAttachment {
-            address: Some(address.parse().unwrap()),
+            address: address.parse().ok(),
+            address6: address.parse().ok(),
             ..joined("back")
         }];
         spec
@@ -839,7 +841,7 @@ fn a_service_has_the_address_it_asks_for_through_all_its_updates() {
         ("10.66.0.1", "no address"),
         ("10.66.0.255", "no address"),
         ("10.66.1.5", "no address"),
-        ("fd00::5", "no address"),
+        ("fd00::5", "has no IPv6, so not the address fd00::5"),
     ] {
         let refused = admit::create_service(&sim.state, asking("other", address), sim.now, &mut sim.ids);
         let text = refused.expect_err(address).to_string();
@@ -892,7 +894,7 @@ fn a_network_grows_and_nothing_else_of_it_changes() {
         (
             "of version six",
             with(&["10.99.0.0/29", "fd00::/64"], false),
-            "IPv4",
+            "it has IPv4 only: make it with --ipv6",
         ),
         (
             "no network",
@@ -1074,6 +1076,7 @@ fn stack(images: &[(&str, &str)]) -> StackSpec {
                     name: "shop_net".into(),
                     aliases: Vec::new(),
                     address: None,
+                    address6: None,
                 }];
                 s
             })

@@ -1,5 +1,6 @@
 //! What agents talk to: sessions and heartbeats, assignments out, status reports in.
 
+mod data_plane;
 mod frames;
 mod health;
 mod images;

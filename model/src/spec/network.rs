@@ -1,12 +1,47 @@
 //! Networks, how tasks join them, and how services are reached.
 
 use std::collections::BTreeMap;
-use std::net::IpAddr;
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
 use ipnet::IpNet;
 
 use super::Labels;
 use crate::NetworkId;
+
+/// Version of the Internet Protocol, to which every address and subnet belongs.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub enum Family {
+    /// IPv4.
+    V4,
+    /// IPv6.
+    V6,
+}
+
+impl Family {
+    /// Of an address.
+    pub const fn of(address: IpAddr) -> Self {
+        match address {
+            IpAddr::V4(_) => Self::V4,
+            IpAddr::V6(_) => Self::V6,
+        }
+    }
+
+    /// Of a subnet.
+    pub const fn of_subnet(subnet: &IpNet) -> Self {
+        match subnet {
+            IpNet::V4(_) => Self::V4,
+            IpNet::V6(_) => Self::V6,
+        }
+    }
+
+    /// Its name.
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            Self::V4 => "IPv4",
+            Self::V6 => "IPv6",
+        }
+    }
+}
 
 /// A network as the user wants it.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
@@ -25,9 +60,9 @@ pub struct NetworkSpec {
     pub attachable: bool,
     /// The network of published ports; one in a cluster.
     pub ingress: bool,
-    /// With IPv6 addresses.
+    /// With IPv6 addresses beside those of IPv4, which every network has.
     pub ipv6: bool,
-    /// Subnets asked for; empty: taken from the cluster's pool.
+    /// Subnets asked for. Of IPv4 none: taken from the cluster's pool; of IPv6 none: from its unique local prefix.
     pub subnets: Vec<IpNet>,
 }
 
@@ -35,6 +70,15 @@ pub struct NetworkSpec {
 pub const ENCRYPTED: &str = "encrypted";
 
 impl NetworkSpec {
+    /// The families of which whoever joins gets one address each, IPv4 first.
+    pub const fn families(&self) -> &'static [Family] {
+        if self.ipv6 {
+            &[Family::V4, Family::V6]
+        } else {
+            &[Family::V4]
+        }
+    }
+
     /// Whether nothing of it passes between hosts in the open: Docker's option `encrypted`, alone or with a yes.
     ///
     /// # Errors
@@ -58,7 +102,19 @@ pub struct NetworkAttachment {
     /// More names of the service in this network.
     pub aliases: Vec<String>,
     /// Virtual address that the service is to have in this network; none: one is chosen.
-    pub address: Option<IpAddr>,
+    pub address: Option<Ipv4Addr>,
+    /// The same of IPv6, in a network that has it.
+    pub address6: Option<Ipv6Addr>,
+}
+
+impl NetworkAttachment {
+    /// The virtual address of a family that the service is to have, if one was asked for.
+    pub fn asked(&self, family: Family) -> Option<IpAddr> {
+        match family {
+            Family::V4 => self.address.map(IpAddr::V4),
+            Family::V6 => self.address6.map(IpAddr::V6),
+        }
+    }
 }
 
 /// How a service is reached.
@@ -73,7 +129,7 @@ pub struct EndpointSpec {
 /// What a service's name resolves to.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub enum EndpointMode {
-    /// One virtual address.
+    /// One virtual address of each family.
     #[default]
     Vip,
     /// The addresses of its tasks.

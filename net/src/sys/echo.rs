@@ -54,7 +54,10 @@ impl Echo {
         set(raw, libc::IPPROTO_IPV6, libc::IPV6_DONTFRAG, 1)?;
         set(raw, libc::IPPROTO_IPV6, libc::IPV6_UNICAST_HOPS, HOPS)?;
         set(raw, libc::SOL_SOCKET, libc::SO_RCVBUFFORCE, BUFFER)?;
-        Ok(Self { fd, bytes: Vec::new() })
+        Ok(Self {
+            fd,
+            bytes: Vec::new(),
+        })
     }
 
     /// Asks an address of a device, with two numbers and so many bytes.
@@ -75,9 +78,7 @@ impl Echo {
             sin6_family: libc::sa_family_t::try_from(libc::AF_INET6).unwrap_or(10),
             sin6_port: 0,
             sin6_flowinfo: 0,
-            sin6_addr: libc::in6_addr {
-                s6_addr: to.octets(),
-            },
+            sin6_addr: libc::in6_addr { s6_addr: to.octets() },
             sin6_scope_id: device,
         };
         let size = libc::socklen_t::try_from(size_of_val(&address)).unwrap_or(28);

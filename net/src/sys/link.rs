@@ -2,8 +2,10 @@
 
 use std::fs::File;
 use std::io;
-use std::net::Ipv4Addr;
+use std::net::{IpAddr, Ipv4Addr};
 use std::os::fd::AsRawFd;
+
+use crate::plan::{Family, octets};
 
 use super::netlink::{self, ACK, CREATE, DUMP, EXCL, Message, REPLACE, REQUEST, Socket};
 
@@ -121,7 +123,10 @@ pub(crate) fn shape(socket: &mut Socket, index: u32, mac: [u8; 6], mtu: u32) -> 
 pub(crate) fn vxlan_local(socket: &mut Socket, index: u32) -> io::Result<Option<Ipv4Addr>> {
     let all = attributes_of(socket, index)?;
     let data = netlink::find(&all, 18).and_then(|info| netlink::find(&info, 2));
-    Ok(data.and_then(|data| ipv4(&data, 4)))
+    Ok(match data.and_then(|data| ip(&data, 4)) {
+        Some(IpAddr::V4(address)) => Some(address),
+        Some(IpAddr::V6(_)) | None => None,
+    })
 }
 
 /// What the kernel says of an interface; nothing of one that is not there.
@@ -135,9 +140,13 @@ fn attributes_of(socket: &mut Socket, index: u32) -> io::Result<Vec<u8>> {
 }
 
 /// An attribute that is an address.
-fn ipv4(bytes: &[u8], kind: u16) -> Option<Ipv4Addr> {
-    let octets: [u8; 4] = netlink::find(bytes, kind)?.try_into().ok()?;
-    Some(octets.into())
+fn ip(bytes: &[u8], kind: u16) -> Option<IpAddr> {
+    let octets = netlink::find(bytes, kind)?;
+    match octets.len() {
+        4 => Some(IpAddr::from(<[u8; 4]>::try_from(octets).ok()?)),
+        16 => Some(IpAddr::from(<[u8; 16]>::try_from(octets).ok()?)),
+        _ => None,
+    }
 }
 
 /// The largest packet of the interface that has an address.
@@ -152,6 +161,11 @@ pub(crate) fn mtu_at(socket: &mut Socket, address: Ipv4Addr) -> io::Result<Optio
     let Some(index) = bodies.iter().find_map(has) else {
         return Ok(None);
     };
+    mtu(socket, index)
+}
+
+/// The largest packet of an interface.
+pub(crate) fn mtu(socket: &mut Socket, index: u32) -> io::Result<Option<u32>> {
     let mtu = netlink::find(&attributes_of(socket, index)?, 4);
     Ok(mtu.and_then(|mtu| Some(u32::from_ne_bytes(mtu.try_into().ok()?))))
 }
@@ -225,71 +239,96 @@ pub(crate) fn down(socket: &mut Socket, index: u32) -> io::Result<()> {
     socket.request(Message::new(NEW_LINK, REQUEST | ACK, &fixed))
 }
 
-/// Gives an interface an address; one it has is no error.
-pub(crate) fn address(socket: &mut Socket, index: u32, address: Ipv4Addr, prefix: u8) -> io::Result<()> {
-    let mut fixed = vec![2, prefix, 0, 0];
+/// Gives an interface an address; one it has is no error. Nobody is asked whether another has it (DAD, RFC 4862).
+pub(crate) fn address(
+    socket: &mut Socket,
+    index: u32,
+    address: impl Into<IpAddr>,
+    prefix: u8,
+) -> io::Result<()> {
+    const NODAD: u8 = 2;
+    let address = address.into();
+    let (family, bytes) = (Family::of(address), octets(address));
+    let flags = if family == Family::V6 { NODAD } else { 0 };
+    let mut fixed = vec![family.number(), prefix, flags, 0];
     fixed.extend_from_slice(&index.to_ne_bytes());
     let mut m = Message::new(NEW_ADDRESS, REQUEST | ACK | CREATE | REPLACE, &fixed);
-    m.put(2, &address.octets()).put(1, &address.octets());
+    m.put(2, &bytes).put(1, &bytes);
     socket.request(m)
 }
 
 /// Adds a route: to `to` over an interface, through a gateway where there is one.
-pub(crate) fn route(
+pub(crate) fn route<A: Into<IpAddr>>(
     socket: &mut Socket,
-    to: (Ipv4Addr, u8),
+    to: (A, u8),
     index: u32,
-    gateway: Option<Ipv4Addr>,
+    gateway: Option<A>,
 ) -> io::Result<()> {
     route_from(socket, to, index, gateway, None)
 }
 
 /// The same; what has no source yet gets `source`.
-pub(crate) fn route_from(
+pub(crate) fn route_from<A: Into<IpAddr>>(
     socket: &mut Socket,
-    (to, prefix): (Ipv4Addr, u8),
+    (to, prefix): (A, u8),
     index: u32,
-    gateway: Option<Ipv4Addr>,
-    source: Option<Ipv4Addr>,
+    gateway: Option<A>,
+    source: Option<A>,
 ) -> io::Result<()> {
     // struct rtmsg: family, dst_len, src_len, tos, table main, protocol static, scope, type unicast, flags.
+    let to = to.into();
+    let family = Family::of(to);
     let scope = if gateway.is_some() { 0 } else { 253 };
-    let on_link = if gateway.is_some() { 4u32 } else { 0 };
-    let mut fixed = vec![2, prefix, 0, 0, 254, 4, scope, 1];
-    fixed.extend_from_slice(&on_link.to_ne_bytes());
+    let mut fixed = vec![family.number(), prefix, 0, 0, MAIN, 4, scope, UNICAST];
+    fixed.extend_from_slice(&on_link(family, gateway.is_some()).to_ne_bytes());
     let mut m = Message::new(NEW_ROUTE, REQUEST | ACK | CREATE | REPLACE, &fixed);
     if prefix > 0 {
-        m.put(1, &to.octets());
+        m.put(1, &octets(to));
     }
     if let Some(gateway) = gateway {
-        m.put(5, &gateway.octets());
+        m.put(5, &octets(gateway.into()));
     }
     if let Some(source) = source {
-        m.put(7, &source.octets());
+        m.put(7, &octets(source.into()));
     }
     m.ne32(4, index);
     socket.request(m)
 }
 
-fn all_routes(socket: &mut Socket) -> io::Result<Vec<Vec<u8>>> {
-    let mut fixed = vec![2u8];
+/// The flag by which a gateway is taken to be there. An IPv6 one that is of the link needs none, and another is looked for.
+const fn on_link(family: Family, gateway: bool) -> u32 {
+    match (family, gateway) {
+        (Family::V4, true) => 4,
+        (Family::V4, false) | (Family::V6, _) => 0,
+    }
+}
+
+fn all_routes(socket: &mut Socket, family: Family) -> io::Result<Vec<Vec<u8>>> {
+    let mut fixed = vec![family.number()];
     fixed.resize(12, 0);
     socket.dump(Message::new(GET_ROUTE, REQUEST | DUMP, &fixed))
 }
 
 /// Adds a neighbour for good, so that nobody has to ask.
-pub(crate) fn neighbour(socket: &mut Socket, index: u32, address: Ipv4Addr, mac: [u8; 6]) -> io::Result<()> {
-    let fixed = neighbour_of(2, index, 0);
+pub(crate) fn neighbour(
+    socket: &mut Socket,
+    index: u32,
+    address: impl Into<IpAddr>,
+    mac: [u8; 6],
+) -> io::Result<()> {
+    let address = address.into();
+    let fixed = neighbour_of(Family::of(address).number(), index, 0);
     let mut m = Message::new(NEW_NEIGHBOUR, REQUEST | ACK | CREATE | REPLACE, &fixed);
-    m.put(1, &address.octets()).put(2, &mac);
+    m.put(1, &octets(address)).put(2, &mac);
     socket.request(m)
 }
 
 /// Removes the route to an address over an interface; one that is gone is no error.
-pub(crate) fn remove_route(socket: &mut Socket, to: Ipv4Addr, index: u32) -> io::Result<()> {
-    let fixed = [2, 32, 0, 0, MAIN, 0, 255, 0, 0, 0, 0, 0];
+pub(crate) fn remove_route(socket: &mut Socket, to: IpAddr, index: u32) -> io::Result<()> {
+    let family = Family::of(to);
+    let fixed = [family.number(), family.bits(), 0, 0, MAIN, 0, 255, 0, 0, 0, 0, 0];
     let mut m = Message::new(DELETE_ROUTE, REQUEST | ACK, &fixed);
-    m.put(1, &to.octets()).ne32(4, index);
+    m.put(1, &octets(to)).ne32(4, index);
     gone_is_fine(socket.request(m), false)
 }
 
@@ -303,21 +342,25 @@ fn gone_is_fine(result: io::Result<()>, there: bool) -> io::Result<()> {
 }
 
 /// Routes of the main table over an interface: addresses, and the gateway each is reached through.
-pub(crate) fn routes_over(socket: &mut Socket, index: u32) -> io::Result<Vec<(Ipv4Addr, Ipv4Addr)>> {
+pub(crate) fn routes_over(
+    socket: &mut Socket,
+    family: Family,
+    index: u32,
+) -> io::Result<Vec<(IpAddr, IpAddr)>> {
     let read = |body: &Vec<u8>| {
         let rest = body.get(12..)?;
         let over = u32::from_ne_bytes(netlink::find(rest, 4)?.try_into().ok()?);
         if *body.get(4)? != MAIN || over != index {
             return None;
         }
-        Some((ipv4(rest, 1)?, ipv4(rest, 5)?))
+        Some((ip(rest, 1)?, ip(rest, 5)?))
     };
-    Ok(all_routes(socket)?.iter().filter_map(read).collect())
+    Ok(all_routes(socket, family)?.iter().filter_map(read).collect())
 }
 
 /// Addresses of the neighbours of an interface that are known for good.
-pub(crate) fn neighbours(socket: &mut Socket, index: u32) -> io::Result<Vec<Ipv4Addr>> {
-    let mut fixed = vec![2u8];
+pub(crate) fn neighbours(socket: &mut Socket, family: Family, index: u32) -> io::Result<Vec<IpAddr>> {
+    let mut fixed = vec![family.number()];
     fixed.resize(12, 0);
     let bodies = socket.dump(Message::new(GET_NEIGHBOUR, REQUEST | DUMP, &fixed))?;
     let read = |body: &Vec<u8>| {
@@ -326,15 +369,21 @@ pub(crate) fn neighbours(socket: &mut Socket, index: u32) -> io::Result<Vec<Ipv4
         if of != index || state != PERMANENT {
             return None;
         }
-        ipv4(body.get(12..)?, 1)
+        ip(body.get(12..)?, 1)
     };
     Ok(bodies.iter().filter_map(read).collect())
 }
 
 /// Removes a neighbour; one that is gone is no error.
-pub(crate) fn remove_neighbour(socket: &mut Socket, index: u32, address: Ipv4Addr) -> io::Result<()> {
-    let mut m = Message::new(DELETE_NEIGHBOUR, REQUEST | ACK, &neighbour_of(2, index, 0));
-    m.put(1, &address.octets());
+pub(crate) fn remove_neighbour(
+    socket: &mut Socket,
+    index: u32,
+    address: impl Into<IpAddr>,
+) -> io::Result<()> {
+    let address = address.into();
+    let fixed = neighbour_of(Family::of(address).number(), index, 0);
+    let mut m = Message::new(DELETE_NEIGHBOUR, REQUEST | ACK, &fixed);
+    m.put(1, &octets(address));
     gone_is_fine(socket.request(m), false)
 }
 
@@ -370,25 +419,21 @@ fn neighbour_of(family: u8, index: u32, flags: u8) -> Vec<u8> {
 }
 
 /// Makes the default route of a table of routes, over an interface, through a gateway that is taken to be there.
-pub(crate) fn default_route(
-    socket: &mut Socket,
-    table: u32,
-    index: u32,
-    gateway: Ipv4Addr,
-) -> io::Result<()> {
-    let mut fixed = vec![2, 0, 0, 0, 0, 4, 0, UNICAST];
-    fixed.extend_from_slice(&4u32.to_ne_bytes());
+pub(crate) fn default_route(socket: &mut Socket, table: u32, index: u32, gateway: IpAddr) -> io::Result<()> {
+    let family = Family::of(gateway);
+    let mut fixed = vec![family.number(), 0, 0, 0, 0, 4, 0, UNICAST];
+    fixed.extend_from_slice(&on_link(family, true).to_ne_bytes());
     let mut m = Message::new(NEW_ROUTE, REQUEST | ACK | CREATE | REPLACE, &fixed);
-    m.put(5, &gateway.octets()).ne32(4, index).ne32(15, table);
+    m.put(5, &octets(gateway)).ne32(4, index).ne32(15, table);
     socket.request(m)
 }
 
 /// Leads packets with a mark to a table of routes; a rule that is there is no error.
-pub(crate) fn rule_for_mark(socket: &mut Socket, mark: u32, table: u32) -> io::Result<()> {
+pub(crate) fn rule_for_mark(socket: &mut Socket, family: Family, mark: u32, table: u32) -> io::Result<()> {
     const NEW_RULE: u16 = 32;
     const TO_TABLE: u8 = 1;
     // struct fib_rule_hdr: family, lengths, service, table, reserved, action, flags.
-    let fixed = [2, 0, 0, 0, 0, 0, 0, TO_TABLE, 0, 0, 0, 0];
+    let fixed = [family.number(), 0, 0, 0, 0, 0, 0, TO_TABLE, 0, 0, 0, 0];
     let mut m = Message::new(NEW_RULE, REQUEST | ACK | CREATE | EXCL, &fixed);
     // priority, mark, mask, table
     m.ne32(6, table).ne32(10, mark).ne32(16, u32::MAX).ne32(15, table);

@@ -1,10 +1,10 @@
 //! nf_tables messages (linux/netfilter/nf_tables.h): tables, chains, sets, rules, elements.
 
 use std::io;
-use std::net::Ipv4Addr;
+use std::net::{IpAddr, Ipv4Addr};
 
 use super::netlink::{ACK, CREATE, Message, REQUEST, Socket};
-use crate::plan::SUBNETS;
+use crate::plan::{Family, SUBNETS};
 
 const NEW_TABLE: u16 = 0;
 const DELETE_TABLE: u16 = 2;
@@ -14,8 +14,7 @@ const NEW_SET: u16 = 9;
 const NEW_ELEMENT: u16 = 12;
 const DELETE_ELEMENT: u16 = 14;
 
-/// Families of tables.
-pub(crate) const IPV4: u8 = 2;
+/// The family of tables of one interface; the others have the numbers of [`Family`].
 pub(crate) const NETDEV: u8 = 5;
 
 /// Registers: a verdict, four of 16 bytes, and the same memory as words from 8 on.
@@ -45,11 +44,11 @@ pub(crate) struct Hook {
 }
 
 impl Batch {
-    pub(crate) fn new(table: &str) -> Self {
-        Self::of(IPV4, table)
+    pub(crate) fn new(family: Family, table: &str) -> Self {
+        Self::of(family.number(), table)
     }
 
-    /// The same of another family.
+    /// The same of a family that is neither.
     pub(crate) fn of(family: u8, table: &str) -> Self {
         Self {
             family,
@@ -201,6 +200,8 @@ pub(crate) enum Expression {
     SetConnectionMark { from: u32 },
     /// Loads the address type of the destination (local: 2).
     DestinationType { to: u32 },
+    /// Loads the number of the interface the packet came by, where the way to its source is by it; zero where it is not.
+    WayBack { to: u32 },
     /// Loads connection facts: 0 state, 1 direction, 3 mark.
     Connection { key: u32, to: u32 },
     /// Keeps some bits.
@@ -220,9 +221,13 @@ pub(crate) enum Expression {
     /// Loads a value.
     Immediate { to: u32, value: Vec<u8> },
     /// Rewrites the destination to registers of address and port.
-    DestinationNat { address: u32, port: Option<u32> },
+    DestinationNat {
+        family: Family,
+        address: u32,
+        port: Option<u32>,
+    },
     /// Rewrites the source to a register.
-    SourceNat { address: u32 },
+    SourceNat { family: Family, address: u32 },
     /// Rewrites the source to the address of the way out.
     Masquerade,
     /// Answers an ICMP code, or resets a TCP connection.
@@ -242,7 +247,7 @@ impl Expression {
         let name = match self {
             Self::Payload { .. } | Self::SetLink { .. } => "payload",
             Self::Meta { .. } | Self::SetMark { .. } => "meta",
-            Self::DestinationType { .. } => "fib",
+            Self::DestinationType { .. } | Self::WayBack { .. } => "fib",
             Self::Connection { .. } | Self::SetConnectionMark { .. } => "ct",
             Self::Mask { .. } => "bitwise",
             Self::Compare { .. } => "cmp",
@@ -292,6 +297,10 @@ impl Expression {
             Self::DestinationType { to } => {
                 m.be32(1, *to).be32(2, 3).be32(3, 2);
             }
+            Self::WayBack { to } => {
+                // Of the source and the interface it came by: an interface.
+                m.be32(1, *to).be32(2, 1).be32(3, 1 | 8);
+            }
             Self::Connection { key, to } => {
                 m.be32(1, *to).be32(2, *key);
             }
@@ -317,14 +326,18 @@ impl Expression {
                 m.be32(1, *to);
                 value(m, 2, v);
             }
-            Self::DestinationNat { address, port } => {
-                m.be32(1, 1).be32(2, 2).be32(3, *address);
+            Self::DestinationNat {
+                family,
+                address,
+                port,
+            } => {
+                m.be32(1, 1).be32(2, u32::from(family.number())).be32(3, *address);
                 if let Some(port) = port {
                     m.be32(5, *port);
                 }
             }
-            Self::SourceNat { address } => {
-                m.be32(1, 0).be32(2, 2).be32(3, *address);
+            Self::SourceNat { family, address } => {
+                m.be32(1, 0).be32(2, u32::from(family.number())).be32(3, *address);
             }
             Self::Masquerade | Self::NotTracked | Self::Counter => {}
             Self::Reject { reset, code } => {
@@ -343,11 +356,11 @@ impl Expression {
 }
 
 /// Whether a table of that name exists.
-pub(crate) fn table_exists(socket: &mut Socket, name: &str) -> io::Result<bool> {
-    table_exists_in(socket, IPV4, name)
+pub(crate) fn table_exists(socket: &mut Socket, family: Family, name: &str) -> io::Result<bool> {
+    table_exists_in(socket, family.number(), name)
 }
 
-/// The same in another family.
+/// The same in a family that is neither.
 pub(crate) fn table_exists_in(socket: &mut Socket, family: u8, name: &str) -> io::Result<bool> {
     let bodies = socket.dump(Message::new(
         10 << 8 | 1,
@@ -363,8 +376,14 @@ pub(crate) fn table_exists_in(socket: &mut Socket, family: u8, name: &str) -> io
 }
 
 /// Every element of a set: key, and value where it is a map.
-pub(crate) fn elements(socket: &mut Socket, table: &str, set: &str) -> io::Result<Vec<Element>> {
-    let mut m = Message::new(10 << 8 | 13, REQUEST | super::netlink::DUMP, &[2, 0, 0, 0]);
+pub(crate) fn elements(
+    socket: &mut Socket,
+    family: Family,
+    table: &str,
+    set: &str,
+) -> io::Result<Vec<Element>> {
+    let of = [family.number(), 0, 0, 0];
+    let mut m = Message::new(10 << 8 | 13, REQUEST | super::netlink::DUMP, &of);
     m.text(1, table).text(2, set);
     let mut found = Vec::new();
     let part = |bytes: &[u8]| {
@@ -401,7 +420,7 @@ pub(crate) struct Flow {
     /// Attributes of the packet that began it, as they name it.
     original: Vec<u8>,
     /// Who answers.
-    server: [u8; 4],
+    server: IpAddr,
     protocol: u8,
     /// State of TCP (linux/netfilter/nf_conntrack_tcp.h).
     tcp: Option<u8>,
@@ -409,8 +428,8 @@ pub(crate) struct Flow {
 
 impl Flow {
     /// Who answers.
-    pub(crate) fn server(&self) -> Ipv4Addr {
-        self.server.into()
+    pub(crate) fn server(&self) -> IpAddr {
+        self.server
     }
 
     pub(crate) fn is_udp(&self) -> bool {
@@ -426,33 +445,58 @@ impl Flow {
     }
 }
 
-/// Every connection that is tracked (conntrack, IPCTNL_MSG_CT_GET), or those alone that `server` answers.
-pub(crate) fn flows(socket: &mut Socket, server: Option<Ipv4Addr>) -> io::Result<Vec<Flow>> {
-    let mut request = Message::new(1 << 8 | 1, REQUEST | super::netlink::DUMP, &[2, 0, 0, 0]);
-    if let Some(server) = server {
-        const REPLY: u16 = 2;
-        const ADDRESSES: u16 = 1;
-        const SOURCE: u16 = 1;
-        const FILTER: u16 = 25;
-        const OF_ORIGINAL: u16 = 1;
-        const OF_REPLY: u16 = 2;
-        request.nest(REPLY, |m| {
-            m.nest(ADDRESSES, |m| {
-                m.put(SOURCE, &server.octets());
-            });
-        });
-        // Of the reply the source is compared, of the original nothing (since Linux 5.8).
-        request.nest(FILTER, |m| {
-            m.ne32(OF_ORIGINAL, 0).ne32(OF_REPLY, 1);
-        });
+/// Attributes of a tuple's addresses: the source, in each family.
+const fn source_of(family: Family) -> u16 {
+    match family {
+        Family::V4 => 1,
+        Family::V6 => 3,
     }
+}
+
+/// Every connection of a family that is tracked (conntrack, IPCTNL_MSG_CT_GET).
+pub(crate) fn flows(socket: &mut Socket, family: Family) -> io::Result<Vec<Flow>> {
+    listed(socket, family, request(family))
+}
+
+/// Those alone that `server` answers. There is none for IPv6, of which the kernel compares addresses the wrong way round: it
+/// lists all but those that are asked for (`ctnetlink_filter_match_tuple`, up to Linux 6.18 at least).
+pub(crate) fn flows_of(socket: &mut Socket, server: Ipv4Addr) -> io::Result<Vec<Flow>> {
+    const REPLY: u16 = 2;
+    const ADDRESSES: u16 = 1;
+    const FILTER: u16 = 25;
+    const OF_ORIGINAL: u16 = 1;
+    const OF_REPLY: u16 = 2;
+    let family = Family::V4;
+    let mut request = request(family);
+    request.nest(REPLY, |m| {
+        m.nest(ADDRESSES, |m| {
+            m.put(source_of(family), &server.octets());
+        });
+    });
+    // Of the reply the source is compared, of the original nothing (since Linux 5.8).
+    request.nest(FILTER, |m| {
+        m.ne32(OF_ORIGINAL, 0).ne32(OF_REPLY, 1);
+    });
+    listed(socket, family, request)
+}
+
+fn request(family: Family) -> Message {
+    let of = [family.number(), 0, 0, 0];
+    Message::new(1 << 8 | 1, REQUEST | super::netlink::DUMP, &of)
+}
+
+fn listed(socket: &mut Socket, family: Family, request: Message) -> io::Result<Vec<Flow>> {
     let find = super::netlink::find;
     let read = |body: &Vec<u8>| {
         let all = body.get(4..)?;
         let reply = find(all, 2)?;
+        let server = find(&find(&reply, 1)?, source_of(family))?;
         Some(Flow {
             original: find(all, 1)?,
-            server: find(&find(&reply, 1)?, 1)?.try_into().ok()?,
+            server: match family {
+                Family::V4 => IpAddr::from(<[u8; 4]>::try_from(server).ok()?),
+                Family::V6 => IpAddr::from(<[u8; 16]>::try_from(server).ok()?),
+            },
             protocol: *find(&find(&reply, 2)?, 1)?.first()?,
             tcp: find(all, 4)
                 .and_then(|info| find(&info, 1))
@@ -464,7 +508,8 @@ pub(crate) fn flows(socket: &mut Socket, server: Option<Ipv4Addr>) -> io::Result
 
 /// Forgets a connection (conntrack, IPCTNL_MSG_CT_DELETE); one that is gone is no error.
 pub(crate) fn forget(socket: &mut Socket, flow: &Flow) -> io::Result<()> {
-    let mut m = Message::new(1 << 8 | 2, REQUEST | ACK, &[2, 0, 0, 0]);
+    let of = [Family::of(flow.server).number(), 0, 0, 0];
+    let mut m = Message::new(1 << 8 | 2, REQUEST | ACK, &of);
     m.put(1 | 0x8000, &flow.original);
     match socket.request(m) {
         Err(e) if e.raw_os_error() != Some(libc::ENOENT) => Err(e),

@@ -3,7 +3,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::io::{Read, Write};
-use std::net::{Ipv4Addr, SocketAddr, TcpListener, TcpStream, UdpSocket};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, TcpListener, TcpStream, UdpSocket};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
@@ -19,16 +19,35 @@ pub(crate) const PUBLISHED: u16 = 80;
 /// Networks of this number and above are encrypted.
 pub(crate) const ENCRYPTED: u32 = 10;
 
-pub(crate) fn ip(last: u8) -> Ipv4Addr {
-    Ipv4Addr::new(10, 7, 0, last)
+pub(crate) fn ip(last: u8) -> IpAddr {
+    Ipv4Addr::new(10, 7, 0, last).into()
+}
+
+/// The IPv6 address of the same container.
+pub(crate) fn ip6(last: u8) -> IpAddr {
+    Ipv6Addr::new(0xfd07, 0, 0, 0, 0, 0, 0, last.into()).into()
+}
+
+/// Both families: a container's address, and a host's.
+pub(crate) const FAMILIES: [(fn(u8) -> IpAddr, fn(u8) -> IpAddr); 2] = [
+    (ip, |host| Wire::address(host).into()),
+    (ip6, |host| Wire::address_ipv6(host).into()),
+];
+
+/// The subnet of an address: /24, or /64.
+pub(crate) fn subnet(address: IpAddr) -> (IpAddr, u8) {
+    match address {
+        IpAddr::V4(a) => (Ipv4Addr::from(u32::from(a) & !0xff).into(), 24),
+        IpAddr::V6(a) => (Ipv6Addr::from(u128::from(a) >> 64 << 64).into(), 64),
+    }
 }
 
 /// A server in a namespace that answers each connection with its name and the address of its client.
 pub(crate) fn serve(namespace: &Path, name: &'static str) {
-    let listener = inside(namespace, || TcpListener::bind(("0.0.0.0", PORT)).unwrap()).unwrap();
+    let listener = inside(namespace, || TcpListener::bind(("::", PORT)).unwrap()).unwrap();
     std::thread::spawn(move || {
         for mut stream in listener.incoming().flatten() {
-            let peer = stream.peer_addr().unwrap().ip();
+            let peer = stream.peer_addr().unwrap().ip().to_canonical();
             let _ = stream.write_all(format!("{name} {peer}").as_bytes());
         }
     });
@@ -36,16 +55,17 @@ pub(crate) fn serve(namespace: &Path, name: &'static str) {
 
 /// The same for datagrams.
 pub(crate) fn serve_udp(namespace: &Path, name: &'static str) {
-    let socket = inside(namespace, || UdpSocket::bind(("0.0.0.0", PORT)).unwrap()).unwrap();
+    let socket = inside(namespace, || UdpSocket::bind(("::", PORT)).unwrap()).unwrap();
     std::thread::spawn(move || {
         let mut bytes = [0; 64];
         while let Ok((_, peer)) = socket.recv_from(&mut bytes) {
-            let _ = socket.send_to(format!("{name} {}", peer.ip()).as_bytes(), peer);
+            let _ = socket.send_to(format!("{name} {}", peer.ip().to_canonical()).as_bytes(), peer);
         }
     });
 }
 
-pub(crate) fn ask(namespace: &Path, address: Ipv4Addr, port: u16) -> std::io::Result<String> {
+pub(crate) fn ask(namespace: &Path, address: impl Into<IpAddr>, port: u16) -> std::io::Result<String> {
+    let address = address.into();
     inside(namespace, || {
         let to = SocketAddr::from((address, port));
         let mut stream = TcpStream::connect_timeout(&to, PATIENCE)?;
@@ -57,9 +77,11 @@ pub(crate) fn ask(namespace: &Path, address: Ipv4Addr, port: u16) -> std::io::Re
     .unwrap()
 }
 
-pub(crate) fn ask_udp(namespace: &Path, address: Ipv4Addr, port: u16) -> std::io::Result<String> {
+pub(crate) fn ask_udp(namespace: &Path, address: impl Into<IpAddr>, port: u16) -> std::io::Result<String> {
+    let address = address.into();
+    let any = if address.is_ipv4() { "0.0.0.0:0" } else { "[::]:0" };
     inside(namespace, || {
-        let socket = UdpSocket::bind("0.0.0.0:0")?;
+        let socket = UdpSocket::bind(any)?;
         socket.set_read_timeout(Some(PATIENCE))?;
         socket.send_to(b"who", (address, port))?;
         let mut bytes = [0; 64];
@@ -118,16 +140,17 @@ impl Bed {
         .unwrap()
     }
 
-    pub(crate) fn attach(&self, host: u8, id: &str, address: Ipv4Addr) -> PathBuf {
-        self.attach_in(host, id, &[address], false)
+    /// A container of a network that has both families.
+    pub(crate) fn attach(&self, host: u8, id: &str, last: u8) -> PathBuf {
+        self.attach_in(host, id, &[ip(last), ip6(last)], false)
     }
 
-    /// A container with an address in each of some networks, all of /24; the first without a way out, or not.
+    /// A container with an address in each of some networks; the first without a way out, or not.
     pub(crate) fn attach_in(
         &self,
         host: u8,
         id: &str,
-        addresses: &[Ipv4Addr],
+        addresses: &[IpAddr],
         first_is_internal: bool,
     ) -> PathBuf {
         let endpoint = EndpointConfig {
@@ -135,7 +158,7 @@ impl Bed {
             addresses: (addresses.iter().enumerate())
                 .map(|(at, address)| EndpointAddress {
                     address: *address,
-                    subnets: vec![(Ipv4Addr::from(u32::from(*address) & !0xff), 24)],
+                    subnets: vec![subnet(*address)],
                     internal: at == 0 && first_is_internal,
                 })
                 .collect(),
@@ -167,51 +190,56 @@ pub(crate) fn remote(network: u32, host: Ipv4Addr) -> Remote {
     }
 }
 
-/// What a host is told: containers with their networks, by host.
+/// What a host is told: containers with their networks, by host. All have both families.
 pub(crate) fn wanted(host: u8, hosts: u8, all: &[(u8, u8, u32)]) -> Wanted {
     let here = |h: &u8| *h == host;
     let networks: BTreeSet<u32> = all.iter().filter(|(h, ..)| here(h)).map(|c| c.2).collect();
-    let servers: Vec<Ipv4Addr> = (all.iter())
-        .filter(|(_, _, n)| *n == 1 || *n == ENCRYPTED)
-        .map(|(_, c, _)| ip(*c))
-        .collect();
-    let behind: Vec<(Ipv4Addr, u16)> = vec![(ip(3), PORT)];
+    let servers = |ip: fn(u8) -> IpAddr| -> Vec<IpAddr> {
+        (all.iter())
+            .filter(|(_, _, n)| *n == 1 || *n == ENCRYPTED)
+            .map(|(_, c, _)| ip(*c))
+            .collect()
+    };
+    let behind: Vec<(IpAddr, u16)> = vec![(ip(3), PORT), (ip6(3), PORT)];
     Wanted {
         endpoints: (all.iter())
             .filter(|(h, ..)| here(h))
-            .map(|(_, c, network)| {
+            .flat_map(|(_, c, network)| {
                 let endpoint = Endpoint {
                     network: *network,
                     internal: false,
                     encrypted: *network >= ENCRYPTED,
                 };
-                (ip(*c), endpoint)
+                [(ip(*c), endpoint), (ip6(*c), endpoint)]
             })
             .collect(),
-        vips: BTreeMap::from([(ip(100), (1, servers))]),
+        vips: BTreeMap::from([(ip(100), (1, servers(ip))), (ip6(100), (1, servers(ip6)))]),
         ports: BTreeMap::from([
             ((Protocol::Tcp, PUBLISHED), behind.clone()),
             ((Protocol::Udp, PUBLISHED), behind),
         ]),
-        published: [Protocol::Tcp, Protocol::Udp].map(|p| (ip(3), p, PORT)).into(),
+        published: [Protocol::Tcp, Protocol::Udp]
+            .into_iter()
+            .flat_map(|p| [(ip(3), p, PORT), (ip6(3), p, PORT)])
+            .collect(),
         overlay: Overlay {
             own: Some(Wire::address(host)),
             hosts: (1..=hosts).map(Wire::address).collect(),
             keys: BTreeMap::new(),
             remote: (all.iter())
                 .filter(|(h, ..)| !here(h))
-                .map(|(h, c, network)| {
+                .flat_map(|(h, c, network)| {
                     let known = if networks.contains(network) { *network } else { 0 };
                     let remote = Remote {
                         network: known,
                         host: Wire::address(*h),
                         encrypted: *network >= ENCRYPTED,
                     };
-                    (ip(*c), remote)
+                    [(ip(*c), remote), (ip6(*c), remote)]
                 })
                 .collect(),
         },
-        subnets: [(ip(0), 24)].into(),
+        subnets: [subnet(ip(0)), subnet(ip6(0))].into(),
         ..Wanted::default()
     }
 }

@@ -22,7 +22,8 @@ impl From<&m::ServiceEndpoints> for w::ServiceEndpoints {
                 .map(|n| w::ServiceNetwork {
                     network: n.network.to_string(),
                     aliases: n.aliases.clone(),
-                    vip: n.vip.map(|v| v.to_string()).unwrap_or_default(),
+                    vip: n.vips.first().map(|v| v.to_string()).unwrap_or_default(),
+                    more_vips: n.vips.iter().skip(1).map(|v| v.to_string()).collect(),
                 })
                 .collect(),
             ports: wire(&s.ports),
@@ -49,11 +50,10 @@ impl TryFrom<w::ServiceEndpoints> for m::ServiceEndpoints {
             Ok(m::ServiceNetwork {
                 network: parse(&n.network, "services.networks.network")?,
                 aliases: n.aliases,
-                vip: if n.vip.is_empty() {
-                    None
-                } else {
-                    Some(parse(&n.vip, "services.networks.vip")?)
-                },
+                vips: (Some(&n.vip).filter(|vip| !vip.is_empty()).into_iter())
+                    .chain(&n.more_vips)
+                    .map(|vip| parse(vip, "services.networks.vip"))
+                    .collect::<Result<_, _>>()?,
             })
         };
         let backend = |b: w::Backend| {

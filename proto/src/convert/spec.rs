@@ -491,6 +491,7 @@ impl From<&m::NetworkAttachment> for w::NetworkAttachment {
             name: n.name.clone(),
             aliases: n.aliases.clone(),
             address: n.address.map(|a| a.to_string()).unwrap_or_default(),
+            address6: n.address6.map(|a| a.to_string()).unwrap_or_default(),
         }
     }
 }
@@ -505,6 +506,10 @@ impl TryFrom<w::NetworkAttachment> for m::NetworkAttachment {
             address: match n.address.as_str() {
                 "" => None,
                 address => Some(parse(address, "networks.address")?),
+            },
+            address6: match n.address6.as_str() {
+                "" => None,
+                address => Some(parse(address, "networks.address6")?),
             },
         })
     }

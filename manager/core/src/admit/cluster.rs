@@ -9,7 +9,7 @@ use model::object::{
     Availability, Cluster, Key, Meta, Network, Node, NodeDescription, NodeIdentity, NodeRole, NodeSpec,
     Object, Security,
 };
-use model::spec::{Labels, NetworkSpec};
+use model::spec::{Family, Labels, NetworkSpec};
 use model::{ClusterId, Level, NetworkId, NodeId, Timestamp};
 
 use super::{Admitted, Refusal, RefusalKind, level};
@@ -203,6 +203,11 @@ pub fn init_cluster(
     } else {
         request.subnet_prefix
     };
+    if let Some(pool) = pools.iter().find(|p| Family::of_subnet(p) == Family::V6) {
+        return Err(Refusal::invalid(format!(
+            "address pool {pool} is of IPv6: leave it out, as networks with IPv6 have a prefix that the cluster makes, or the subnet that they ask for"
+        )));
+    }
     if prefix > 29 || pools.iter().any(|p| p.prefix_len() > prefix) {
         return Err(Refusal::invalid(format!(
             "subnets of /{prefix} do not fit: each address pool must be at least that large, and a subnet at least a /29"
@@ -240,7 +245,7 @@ pub fn init_cluster(
         status: Default::default(),
         identity: request.identity.clone(),
     })));
-    let subnet = allocate::free_subnet(&scratch, &cluster)
+    let subnet = allocate::free_subnet(&scratch, &cluster, Family::V4, &[])
         .ok_or_else(|| Refusal::invalid("the address pools hold no IPv4 subnet"))?;
     scratch.put(Object::Cluster(Arc::new(cluster)));
     let ingress = NetworkSpec {

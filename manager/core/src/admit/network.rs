@@ -2,10 +2,10 @@
 
 use std::sync::Arc;
 
-use ipnet::IpNet;
+use ipnet::{IpNet, Ipv6Net};
 use model::ids::IdSource;
 use model::object::{Key, Meta, Network, Object};
-use model::spec::{NetworkSpec, check_name};
+use model::spec::{Family, NetworkSpec, check_name};
 use model::{Level, NetworkId, Timestamp};
 
 use super::file::{gone, in_use};
@@ -15,6 +15,19 @@ use crate::state::{Kind, Scratch, State};
 
 /// Subnets of a network.
 const SUBNETS_MAX: usize = 64;
+/// Most bits of an IPv4 subnet: it has addresses for five.
+const PREFIX_MAX: u8 = 29;
+/// Bits of an IPv6 subnet: no more than a site is given (RFC 6177), and addresses for more than a few.
+const IPV6_PREFIXES: std::ops::RangeInclusive<u8> = 48..=120;
+/// Where no network over several hosts can be.
+const IPV6_RESERVED: [(&str, &str); 3] = [
+    (
+        "::/8",
+        "loopback, addresses of IPv4 and others that are reserved (RFC 4291)",
+    ),
+    ("fe80::/10", "addresses of one link (RFC 4291)"),
+    ("ff00::/8", "multicast (RFC 4291)"),
+];
 
 /// Makes a network.
 ///
@@ -69,16 +82,19 @@ pub(super) fn add(
             )));
         }
     }
+    if spec.ipv6 && level::written(scratch) < Level::IPV6 {
+        return Err(Refusal::invalid(format!(
+            "E_LEVEL: network {name}: the cluster writes at level {}, and hosts that know no more than that would give its tasks \
+             no IPv6: it needs level {}: run rswarm swarm update --level newest",
+            level::written(scratch),
+            Level::IPV6
+        )));
+    }
     if spec.ingress && scratch.ingress().is_some() {
         return Err(Refusal::new(
             RefusalKind::AlreadyExists,
             "there is an ingress network already",
         ));
-    }
-    if spec.ipv6 {
-        return Err(Refusal::invalid(format!(
-            "network {name}: IPv6 comes with the overlay between hosts; leave it out"
-        )));
     }
     let subnets = subnets(scratch, &spec)?;
     let vni = allocate::free_vni(scratch).ok_or_else(|| Refusal::invalid("every network number is taken"))?;
@@ -98,40 +114,79 @@ pub(super) fn add(
     Ok(id)
 }
 
+/// The subnets asked for, and one of each family of which none was.
 fn subnets(state: &State, spec: &NetworkSpec) -> Result<Vec<IpNet>, Refusal> {
-    if spec.subnets.is_empty() {
-        let cluster = state
-            .cluster()
-            .ok_or_else(|| Refusal::invalid("there is no cluster"))?;
-        let subnet = allocate::free_subnet(state, cluster).ok_or_else(|| {
-            Refusal::invalid(format!(
-                "network {}: the address pools of the cluster are used up; name a subnet of your own or remove a network",
-                spec.name
-            ))
-        })?;
-        return Ok(vec![subnet]);
-    }
     if spec.subnets.len() > SUBNETS_MAX {
         return Err(too_many(&spec.name));
     }
     for (at, subnet) in spec.subnets.iter().enumerate() {
-        check_subnet(state, &spec.name, subnet, &spec.subnets[..at])?;
+        check_subnet(state, spec, subnet, &spec.subnets[..at])?;
     }
-    Ok(spec.subnets.clone())
+    let mut subnets = spec.subnets.clone();
+    for family in spec.families() {
+        if subnets.iter().any(|s| Family::of_subnet(s) == *family) {
+            continue;
+        }
+        let cluster = state
+            .cluster()
+            .ok_or_else(|| Refusal::invalid("there is no cluster"))?;
+        let subnet = allocate::free_subnet(state, cluster, *family, &subnets).ok_or_else(|| {
+            Refusal::invalid(format!(
+                "network {}: the {} address pools of the cluster are used up; name a subnet of your own or remove a network",
+                spec.name,
+                family.as_str()
+            ))
+        })?;
+        subnets.push(subnet);
+    }
+    Ok(subnets)
 }
 
 fn too_many(name: &str) -> Refusal {
     Refusal::invalid(format!("network {name}: more than {SUBNETS_MAX} subnets"))
 }
 
-/// Refuses a subnet that cannot be used, or that overlaps with another network or the `others` of its own.
-fn check_subnet(state: &State, name: &str, subnet: &IpNet, others: &[IpNet]) -> Result<(), Refusal> {
-    if subnet.trunc() != *subnet || matches!(subnet, IpNet::V6(_)) || subnet.prefix_len() > 29 {
-        return Err(Refusal::invalid(format!(
-            "network {name}: {subnet} cannot be its subnet; write an IPv4 network of at least 8 addresses, such as {}",
+/// Refuses a subnet that no network of this spec can have.
+fn check_shape(spec: &NetworkSpec, subnet: &IpNet) -> Result<(), Refusal> {
+    let name = &spec.name;
+    let is_network = subnet.trunc() == *subnet;
+    let problem = match subnet {
+        IpNet::V4(net) if !is_network || net.prefix_len() > PREFIX_MAX => format!(
+            "{subnet} cannot be its subnet; write an IPv4 network of at least 8 addresses, such as {}",
             subnet.trunc()
-        )));
-    }
+        ),
+        IpNet::V4(_) => return Ok(()),
+        IpNet::V6(_) if !spec.ipv6 => format!(
+            "{subnet} is an IPv6 subnet, and it has IPv4 only: make it with --ipv6 (in a stack file enable_ipv6: true)"
+        ),
+        IpNet::V6(net) if !is_network || !IPV6_PREFIXES.contains(&net.prefix_len()) => format!(
+            "{subnet} cannot be its subnet; write an IPv6 network of /48 to /120, such as {}",
+            Ipv6Net::new_assert(net.network(), 64).trunc()
+        ),
+        IpNet::V6(net) => match reserved(net) {
+            Some(what) => format!(
+                "{subnet} cannot be its subnet, as there are {what}; leave it out to have one chosen, or write one such as \
+                 fd12:3456:789a::/64"
+            ),
+            None => return Ok(()),
+        },
+    };
+    Err(Refusal::invalid(format!("network {name}: {problem}")))
+}
+
+/// What is in a subnet that is of no use to a network, if that is so.
+fn reserved(net: &Ipv6Net) -> Option<&'static str> {
+    let within = |range: &str| {
+        let range: Result<Ipv6Net, _> = range.parse();
+        range.is_ok_and(|range| range.contains(net))
+    };
+    (IPV6_RESERVED.iter().find(|(range, _)| within(range))).map(|(_, what)| *what)
+}
+
+/// Refuses a subnet that cannot be used, or that overlaps with another network or the `others` of its own.
+fn check_subnet(state: &State, spec: &NetworkSpec, subnet: &IpNet, others: &[IpNet]) -> Result<(), Refusal> {
+    check_shape(spec, subnet)?;
+    let name = &spec.name;
     let own = |other: &&IpNet| other.contains(&subnet.network()) || subnet.contains(&other.network());
     if let Some(other) = others.iter().find(own) {
         return Err(Refusal::invalid(format!(
@@ -195,7 +250,7 @@ pub fn update_network(
         return Err(too_many(name));
     }
     for subnet in more {
-        check_subnet(state, name, subnet, &subnets)?;
+        check_subnet(state, spec, subnet, &subnets)?;
         subnets.push(*subnet);
     }
     scratch.put(Object::Network(Arc::new(Network {

@@ -2,10 +2,11 @@
 
 use std::sync::Arc;
 
+use ipnet::IpNet;
 use model::Timestamp;
 use model::ids::IdSource;
 use model::object::{Config, Key, Network, Object, Secret};
-use model::spec::{NetworkSpec, STACK_LABEL, StackSpec, check_name};
+use model::spec::{Family, NetworkSpec, STACK_LABEL, StackSpec, check_name};
 
 use super::{Admitted, Refusal, RefusalKind, file, network, service, user_of};
 use crate::state::{Kind, Scratch, State};
@@ -180,7 +181,13 @@ fn deploy_network(
     };
     let fixed = |s: &NetworkSpec| (s.internal, s.ipv6, s.options.clone(), s.attachable, s.ingress);
     // It may have got more since.
-    let subnets_differ = !spec.subnets.is_empty() && !old.subnets.starts_with(&spec.subnets);
+    let subnets_differ = [Family::V4, Family::V6].into_iter().any(|family| {
+        let of = |list: &[IpNet]| -> Vec<IpNet> {
+            let those = list.iter().filter(|s| Family::of_subnet(s) == family);
+            those.copied().collect()
+        };
+        !of(&old.subnets).starts_with(&of(&spec.subnets))
+    });
     if subnets_differ || fixed(&spec) != fixed(&old.spec) {
         return Err(Refusal::new(
             RefusalKind::InUse,

@@ -5,10 +5,10 @@ use std::sync::Arc;
 
 use model::ServiceId;
 use model::object::{Endpoint, Service};
-use model::spec::{EndpointMode, PortSpec, Protocol, PublishMode, ServiceMode, ServiceSpec};
+use model::spec::{EndpointMode, Family, PortSpec, Protocol, PublishMode, ServiceMode, ServiceSpec};
 
 use super::port::free_port;
-use super::{VipError, vips};
+use super::{VipError, no_free_address, vips};
 use crate::state::State;
 
 /// Why a service cannot be reached in the way its spec asks for.
@@ -29,9 +29,22 @@ pub(crate) enum EndpointError {
         holder: String,
     },
     #[error(
-        "service {service}: network {network} has no free address for it: remove tasks, or add a subnet (rswarm network update --subnet-add)"
+        "service {service}: network {network} has {} for it: remove tasks, or add a subnet (rswarm network update --subnet-add)",
+        no_free_address(*family)
     )]
-    NoAddress { service: String, network: String },
+    NoAddress {
+        service: String,
+        network: String,
+        family: Family,
+    },
+    #[error(
+        "service {service}: network {network} has no IPv6, so not the address {address}: leave it out, or make another network with --ipv6 (in a stack file enable_ipv6: true)"
+    )]
+    NoIpv6 {
+        service: String,
+        network: String,
+        address: IpAddr,
+    },
     #[error(
         "service {service}: an address of its own in network {network} is the one that its name leads to and its tasks share: use endpoint mode vip"
     )]
@@ -44,7 +57,7 @@ pub(crate) enum EndpointError {
         holder: String,
     },
     #[error(
-        "service {service}: network {network} has no address {address} to give: choose one of its subnets (rswarm network inspect {network}), not the first two or the last"
+        "service {service}: network {network} has no address {address} to give: choose one of its subnets (rswarm network inspect {network}), not the first two, nor of IPv4 the last"
     )]
     AddressOutside {
         service: String,
@@ -117,7 +130,11 @@ pub(crate) fn endpoint(
                 .ok_or_else(|| EndpointError::NoPort { service: service() })?,
         };
     }
-    let fixed = spec.task.networks.iter().find(|n| n.address.is_some());
+    let fixed = spec
+        .task
+        .networks
+        .iter()
+        .find(|n| n.address.is_some() || n.address6.is_some());
     if let Some(attachment) = fixed.filter(|_| spec.endpoint.mode == EndpointMode::DnsRr) {
         return Err(EndpointError::Fixed {
             service: service(),
@@ -125,9 +142,15 @@ pub(crate) fn endpoint(
         });
     }
     let vips = vips(state, spec, &have.vips, id.0).map_err(|e| match e {
-        VipError::Full { network } => EndpointError::NoAddress {
+        VipError::Full { network, family } => EndpointError::NoAddress {
             service: service(),
             network,
+            family,
+        },
+        VipError::NoIpv6 { network, address } => EndpointError::NoIpv6 {
+            service: service(),
+            network,
+            address,
         },
         VipError::Taken {
             network,
