@@ -725,6 +725,22 @@ fn running_out_of_addresses_is_said_and_heals() {
 }
 
 #[test]
+fn a_node_that_others_do_not_reach_comes_last() {
+    let mut sim = Sim::new(3);
+    let mut alone = sim.state.node(NodeId(1)).unwrap().as_ref().clone();
+    alone.status.unreached = vec![NodeId(2), NodeId(3)];
+    sim.commit(Txn {
+        expect: Vec::new(),
+        actions: vec![Action::Put(Object::Node(alone.into()))],
+    });
+    sim.create(spec("a", 4));
+    sim.run(10);
+    assert_eq!(sim.nodes(), [2, 2, 3, 3]);
+    let task = sim.tasks("web").len();
+    assert_eq!(task, 4, "and nothing leaves it for that");
+}
+
+#[test]
 fn an_encrypted_network_needs_a_cluster_and_nodes_that_know_of_it() {
     let mut sim = Sim::new(2);
     let asking = |sim: &mut Sim, value: &str| {

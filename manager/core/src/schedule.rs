@@ -88,7 +88,9 @@ fn choose(
     spread::narrow(&mut fits, &task.spec.placement.spread, &others);
     let best = fits.into_iter().min_by_key(|n| {
         let failing = load.failed(task.spec_version, n.id) >= FAILURES_MAX;
-        (failing, others(n.id), state.usage(n.id).tasks, n.id)
+        // Clients of other nodes are not sent there.
+        let degraded = !n.status.unreached.is_empty();
+        (failing, degraded, others(n.id), state.usage(n.id).tasks, n.id)
     });
     best.map(|n| n.id).ok_or_else(|| explain::no_node(&refused, task))
 }
