@@ -48,6 +48,7 @@ fn port(p: &PortSpec) -> Value {
         "PublishedPort": p.published,
         "PublishMode": if p.mode == PublishMode::Host { "host" } else { "ingress" },
         "HostIP": p.host_ip,
+        "ProxyProtocol": if p.proxy { "v2" } else { "" },
     })
 }
 

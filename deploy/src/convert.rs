@@ -393,6 +393,7 @@ impl Converter<'_> {
                     _ => PublishMode::Ingress,
                 },
                 host_ip: text(port, &["host_ip"]),
+                proxy: !text(port, &["proxy_protocol"]).is_empty(),
             });
         }
         EndpointSpec {

@@ -77,6 +77,7 @@ pub fn parse_ports(text: &str) -> Result<Vec<PortSpec>, String> {
             published,
             mode: PublishMode::Ingress,
             host_ip: host_ip.to_owned(),
+            proxy: false,
         })
         .collect())
 }
@@ -96,6 +97,7 @@ fn long_port(text: &str) -> Result<PortSpec, String> {
         published: 0,
         mode: PublishMode::Ingress,
         host_ip: String::new(),
+        proxy: false,
     };
     for (key, value) in fields(text) {
         let number = || {
@@ -110,6 +112,8 @@ fn long_port(text: &str) -> Result<PortSpec, String> {
             "mode" => port.mode = publish_mode(&value)?,
             "name" => port.name = value,
             "host_ip" => port.host_ip = value,
+            "proxy_protocol" if value == "v2" => port.proxy = true,
+            "proxy_protocol" => return Err(format!("{text}: of the PROXY protocol there is v2 only")),
             other => return Err(format!("{text}: there is no field {other}")),
         }
     }

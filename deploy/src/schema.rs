@@ -379,6 +379,7 @@ const PORT: Shape = Shape::Object(&[
     used("mode", Shape::Word(&["ingress", "host"])),
     used("name", Shape::Text),
     used("host_ip", Shape::Text),
+    used("proxy_protocol", Shape::Word(&["v2"])),
     ignored("app_protocol", "ignored: ports are balanced by connection"),
 ]);
 

@@ -15,6 +15,8 @@ impl Level {
     pub const ENCRYPTED: Self = Self(2);
     /// From here on networks can have IPv6: an agent that does not know of it would give its tasks none.
     pub const IPV6: Self = Self(2);
+    /// From here on ports can speak the PROXY protocol: an agent that does not know of it would leave out who the client is.
+    pub const PROXY: Self = Self(2);
     /// What this build knows.
     pub const OURS: Self = Self(2);
 

@@ -15,6 +15,7 @@ use crate::flows::Flows;
 use crate::found::{self, Found};
 use crate::overlay::{self, Step, Way, Ways};
 use crate::plan::{self, Elements, Family, Wanted};
+use crate::proxy::{Ports, Proxy};
 use crate::pulse::{Probe, Pulse};
 use crate::ruleset::TABLE;
 use crate::sys;
@@ -311,6 +312,7 @@ struct Worker {
     tables: Socket,
     flows: Flows,
     pulse: Pulse,
+    proxy: Proxy,
     host_links: Socket,
     host_tables: Socket,
     found: Elements,
@@ -388,12 +390,14 @@ impl Worker {
         )?;
         let flows = inside.try_clone().map_err(at("open the dataplane's namespace"))?;
         let pulse = inside.try_clone().map_err(at("open the dataplane's namespace"))?;
+        let proxy = inside.try_clone().map_err(at("open the dataplane's namespace"))?;
         Ok(Self {
             config: config.clone(),
             host,
             inside,
             flows: Flows::start(flows)?,
             pulse: Pulse::start(pulse)?,
+            proxy: Proxy::start(proxy)?,
             links,
             tables,
             host_links,
@@ -577,6 +581,10 @@ impl Worker {
             Some(old) => plan::between(&old, &wanted, &self.found),
             None => plan::diff(&plan::elements(&wanted, &self.found), &self.found),
         };
+        self.proxy.set(Ports {
+            own: wanted.overlay.own,
+            behind: wanted.behind_proxied(),
+        });
         let left = plan::left(&changes, &wanted);
         let began = Instant::now();
         for part in plan::parts(changes) {

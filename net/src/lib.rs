@@ -14,6 +14,7 @@ mod plan;
 mod dataplane;
 mod flows;
 mod found;
+mod proxy;
 mod pulse;
 mod ruleset;
 mod tunnel;

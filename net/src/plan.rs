@@ -2,7 +2,7 @@
 
 use std::cmp::Ordering;
 use std::collections::{BTreeMap, BTreeSet};
-use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 
 use crate::balance::{SLOTS, assign};
 use crate::dns::Zone;
@@ -98,6 +98,8 @@ pub struct Wanted {
     /// Published ports: address and port of what is behind them. With IPv6 a port is open where a container behind it has
     /// such an address.
     pub ports: BTreeMap<(Protocol, u16), Vec<(IpAddr, u16)>>,
+    /// Those of them (TCP) whose connections are made by this process and begin with who the client is: PROXY protocol v2.
+    pub proxied: BTreeSet<u16>,
     /// Those of them that are published on one address of the host only.
     pub bound: BTreeMap<(Protocol, u16), IpAddr>,
     /// What other hosts may send clients to: address and port of containers of this host, also of those that take no
@@ -130,6 +132,20 @@ impl Wanted {
         self
     }
 
+    fn is_proxied(&self, protocol: Protocol, port: u16) -> bool {
+        protocol == Protocol::Tcp && self.proxied.contains(&port)
+    }
+
+    /// What is behind proxied ports. Containers have an IPv4 address in any case.
+    pub(crate) fn behind_proxied(&self) -> BTreeMap<u16, Vec<SocketAddr>> {
+        let led = |port: &u16| {
+            let behind = self.ports.get(&(Protocol::Tcp, *port))?;
+            let four = behind.iter().filter(|(address, _)| address.is_ipv4());
+            Some((*port, four.map(|at| SocketAddr::from(*at)).collect()))
+        };
+        self.proxied.iter().filter_map(led).collect()
+    }
+
     /// Whether the host itself has to pass IPv6 on: a container here has such an address, or a port leads to one.
     pub(crate) fn passes_ipv6(&self) -> bool {
         let mut behind = self.ports.values().flatten();
@@ -155,6 +171,7 @@ pub(crate) const SETS: &[(&str, Size, Option<Size>)] = &[
     ("members", (1, 4), None),
     ("internal", (1, 0), None),
     ("secret", (1, 0), None),
+    ("face", (1, 0), Some((1, 0))),
     ("selves", (2, 0), None),
     ("published", (1, 8), None),
     // Of ranges: where one begins, and, with an empty value, where it has ended.
@@ -231,7 +248,13 @@ pub(crate) fn elements(wanted: &Wanted, now: &Elements) -> Elements {
             put((Family::of(end), SUBNETS), octets(end), Some(Vec::new()));
         }
     }
-    for ((protocol, port), backends) in &wanted.ports {
+    // By its address other hosts know who made a connection here.
+    if let Some(own) = wanted.overlay.own {
+        let nobody = octets(Family::V4.unspecified());
+        put((Family::V4, "face"), nobody, Some(own.octets().to_vec()));
+    }
+    let led = (wanted.ports.iter()).filter(|((protocol, port), _)| !wanted.is_proxied(*protocol, *port));
+    for ((protocol, port), backends) in led {
         for family in Family::ALL {
             let values: Vec<Vec<u8>> = behind(backends, *family)
                 .map(|(ip, port)| [octets(*ip), port_word(*port).to_vec()].concat())
@@ -349,15 +372,20 @@ pub(crate) fn between(old: &Wanted, new: &Wanted, now: &Elements) -> Changes {
         .chain(differing(&old.overlay.remote, &new.overlay.remote))
         .collect();
     let vips: BTreeSet<IpAddr> = differing(&old.vips, &new.vips).collect();
-    let ports: BTreeSet<(Protocol, u16)> = differing(&old.ports, &new.ports).collect();
+    let proxied = old.proxied.symmetric_difference(&new.proxied);
+    let ports: BTreeSet<(Protocol, u16)> = differing(&old.ports, &new.ports)
+        .chain(proxied.map(|port| (Protocol::Tcp, *port)))
+        .collect();
     let part = |of: &Wanted, other: &Wanted| Wanted {
         endpoints: some(&of.endpoints, &addresses),
         vips: some(&of.vips, &vips),
         ports: some(&of.ports, &ports),
         published: of.published.difference(&other.published).copied().collect(),
+        proxied: of.proxied.clone(),
         bound: BTreeMap::new(),
         zone: Zone::default(),
         overlay: Overlay {
+            own: of.overlay.own.filter(|_| old.overlay.own != new.overlay.own),
             remote: some(&of.overlay.remote, &addresses),
             ..Overlay::default()
         },
@@ -550,7 +578,7 @@ mod tests {
             encrypted: false,
         };
         type Edit = fn(&mut Wanted, &dyn Fn(u8) -> IpAddr);
-        let edits: [(&str, Edit); 10] = [
+        let edits: [(&str, Edit); 12] = [
             ("nothing", |_, _| {}),
             ("a network comes", |w, ip| w.subnets.extend([(ip(0), 24)])),
             ("one that touches it comes", |w, _| {
@@ -564,6 +592,10 @@ mod tests {
                 drop(w.ports.insert((Protocol::Udp, 53), vec![(ip(3), 5353)]))
             }),
             ("a port goes", |w, _| w.ports.clear()),
+            ("a port is proxied", |w, _| drop(w.proxied.insert(80))),
+            ("the host has another address", |w, _| {
+                w.overlay.own = Some(Ipv4Addr::new(10, 0, 0, 201));
+            }),
             ("one is published", |w, ip| {
                 w.published = [(ip(2), Protocol::Tcp, 80)].into()
             }),

@@ -458,6 +458,24 @@ pub(crate) fn dataplane(uplink: &str, [overlay, encrypted]: [&str; 2], own: Own)
         },
     ];
     b.rule("pre", &published);
+    // A connection made here on behalf of a client has the host's address elsewhere: that of its link is the same everywhere.
+    for device in [overlay, encrypted] {
+        b.rule(
+            "post",
+            &[
+                meta(OUT_NAME, R1),
+                is(R1, &name(device)),
+                source(family, W0),
+                is(W0, &octets(own.address)),
+                Expression::Immediate {
+                    to: W0,
+                    value: octets(family.unspecified()),
+                },
+                find("face", W0, Some(R1)),
+                Expression::SourceNat { family, address: R1 },
+            ],
+        );
+    }
     // A task that reaches itself through its own virtual address must see another source than itself.
     b.rule(
         "post",

@@ -8,7 +8,7 @@
 mod bed;
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::io::Write;
+use std::io::{Read, Write};
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, TcpListener, TcpStream, UdpSocket};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
@@ -558,5 +558,96 @@ fn a_host_passes_ipv6_on_once_it_has_to_and_believes_its_router_all_the_same() {
     }
     let refused = ask(&host, Ipv6Addr::LOCALHOST, PUBLISHED).unwrap_err();
     assert_eq!(refused.kind(), std::io::ErrorKind::ConnectionRefused);
+    bed.end();
+}
+
+/// A server that says whom the beginning of a connection names, and what else it was sent.
+fn serve_proxied(namespace: &Path, name: &'static str) {
+    let listener = inside(namespace, || TcpListener::bind(("::", PORT + 1)).unwrap()).unwrap();
+    std::thread::spawn(move || {
+        for mut stream in listener.incoming().flatten() {
+            let mut head = [0; 16];
+            let _ = stream.read_exact(&mut head);
+            let mut rest = vec![0; usize::from(head[15])];
+            let _ = stream.read_exact(&mut rest);
+            let (client, asked) = match head[13] {
+                0x11 => {
+                    let at = |n: usize| IpAddr::from(<[u8; 4]>::try_from(&rest[n..n + 4]).unwrap());
+                    (at(0), at(4))
+                }
+                _ => {
+                    let at = |n: usize| IpAddr::from(<[u8; 16]>::try_from(&rest[n..n + 16]).unwrap());
+                    (at(0).to_canonical(), at(16).to_canonical())
+                }
+            };
+            let mut said = [0; 5];
+            let _ = stream.read_exact(&mut said);
+            let said = String::from_utf8_lossy(&said);
+            let _ = stream.write_all(format!("{name} {client} {asked} {said}").as_bytes());
+        }
+    });
+}
+
+#[test]
+fn a_port_tells_of_its_clients_in_the_connection_where_it_is_asked_to() {
+    let Some(bed) = Bed::new(3) else { return };
+    let all = [(1, 2, 1), (2, 3, 1)];
+    let (a, b) = (bed.attach(1, "a", 2), bed.attach(2, "b", 3));
+    serve_proxied(&a, "a");
+    serve_proxied(&b, "b");
+    let told = |host: u8, proxied: bool, behind: &[u8]| {
+        let mut wanted = wanted(host, 3, &all);
+        let place = (Protocol::Tcp, PUBLISHED + 1);
+        wanted
+            .ports
+            .insert(place, behind.iter().map(|n| (ip(*n), PORT + 1)).collect());
+        wanted
+            .published
+            .extend(behind.iter().map(|n| (ip(*n), Protocol::Tcp, PORT + 1)));
+        wanted.proxied.extend(proxied.then_some(PUBLISHED + 1));
+        wanted
+    };
+    for host in 1..=3 {
+        bed.apply(host, &told(host, true, &[2, 3]));
+    }
+    let client = bed.wire.namespace(4);
+    let ask = |host: IpAddr| -> std::io::Result<String> {
+        inside(&client, || {
+            let mut stream =
+                TcpStream::connect_timeout(&(host, PUBLISHED + 1).into(), Duration::from_secs(2))?;
+            stream.set_read_timeout(Some(Duration::from_secs(2)))?;
+            stream.write_all(b"hello")?;
+            let mut text = String::new();
+            stream.read_to_string(&mut text)?;
+            Ok(text)
+        })
+        .unwrap()
+    };
+    for host in 1..=3 {
+        let (own, mut seen) = (Wire::address(host), BTreeSet::new());
+        for _ in 0..4 {
+            let said = ask(own.into()).unwrap();
+            let (name, rest) = said.split_at(1);
+            assert_eq!(rest, format!(" {} {own} hello", Wire::address(4)), "h{host}");
+            seen.insert(name.to_owned());
+        }
+        assert_eq!(seen.len(), 2, "both take turns at h{host}");
+    }
+    // One that is gone gets none, and one that does not answer is passed over.
+    for host in 1..=3 {
+        bed.apply(host, &told(host, true, &[3]));
+    }
+    for _ in 0..4 {
+        assert!(ask(Wire::address(1).into()).unwrap().starts_with("b "));
+    }
+    // Not asked to: the kernel leads there, and what is sent first is what the client sends.
+    for host in 1..=3 {
+        bed.apply(host, &told(host, false, &[3]));
+    }
+    assert!(!ask(Wire::address(1).into()).is_ok_and(|said| said.contains("hello")));
+    for host in 1..=3 {
+        bed.apply(host, &Wanted::default());
+    }
+    assert!(ask(Wire::address(1).into()).is_err(), "closed");
     bed.end();
 }

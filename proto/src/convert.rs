@@ -116,7 +116,7 @@ mod tests {
             state: NodeState::Down,
             message: "silent".into(),
             silent: Duration::from_millis(16_500),
-            unreached: vec![NodeId(3)],
+            unreached: vec![model::NodeId(3)],
         };
         assert_eq!(NodeStatus::from(crate::types::NodeStatus::from(&status)), status);
     }

@@ -292,6 +292,7 @@ fn deploy(cluster: &mut Cluster, name: &str, knobs: &[&str]) -> Result<String, S
                 published: value.parse().map_err(|_| format!("{value} is no port"))?,
                 mode,
                 host_ip: String::new(),
+                proxy: false,
             })
         };
         match key {

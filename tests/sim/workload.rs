@@ -340,6 +340,7 @@ fn port(published: u16, mode: PublishMode) -> PortSpec {
         published,
         mode,
         host_ip: String::new(),
+        proxy: false,
     }
 }
 

@@ -18,6 +18,8 @@ pub struct WantedNet {
     pub vips: BTreeMap<IpAddr, (u32, Vec<IpAddr>)>,
     /// Published ports: addresses and ports behind.
     pub ports: BTreeMap<(Protocol, u16), Vec<(IpAddr, u16)>>,
+    /// Those of them whose connections begin with who the client is (PROXY protocol).
+    pub proxied: BTreeSet<(Protocol, u16)>,
     /// Those of them that are published on one address of the host only.
     pub bound: BTreeMap<(Protocol, u16), IpAddr>,
     /// Addresses and ports of this host's tasks to which any host may send clients.
@@ -232,6 +234,9 @@ fn publish(net: &mut WantedNet, port: &PortSpec, addresses: impl Iterator<Item =
     let place = (port.protocol, port.published);
     let host_ip = port.host_ip.parse::<IpAddr>().ok();
     let behind = net.ports.entry(place).or_default();
+    if port.proxy {
+        net.proxied.insert(place);
+    }
     let led = addresses.filter(|a| host_ip.is_none_or(|host| host.is_ipv4() == a.is_ipv4()));
     behind.extend(led.map(|a| (a, port.target)));
     if let Some(address) = host_ip.filter(|a| !a.is_unspecified()) {
@@ -391,6 +396,7 @@ mod tests {
             published: 8080,
             mode: PublishMode::Ingress,
             host_ip: String::new(),
+            proxy: false,
         };
         let mut near = service(
             1,
@@ -528,6 +534,7 @@ mod tests {
             published: 8080,
             mode: PublishMode::Ingress,
             host_ip: host_ip.into(),
+            proxy: false,
         };
         let published = |host_ip: &str, mode, vips: &[&str]| {
             let mut web = service(1, NEAR, vec![port(host_ip)], vec![there.clone()]);
@@ -623,6 +630,7 @@ mod tests {
             published: 8080,
             mode: PublishMode::Ingress,
             host_ip: String::new(),
+            proxy: false,
         };
         let nameless = PortSpec {
             name: String::new(),

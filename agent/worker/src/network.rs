@@ -486,6 +486,7 @@ fn translate(net: WantedNet) -> Wanted {
             .into_iter()
             .filter_map(|((p, port), v)| Some(((protocol(p)?, port), v)))
             .collect(),
+        proxied: net.proxied.into_iter().map(|(_, port)| port).collect(),
         bound: (net.bound.into_iter())
             .filter_map(|((p, port), address)| Some(((protocol(p)?, port), address)))
             .collect(),

@@ -12,7 +12,7 @@ use model::{ConfigId, NodeId};
 use crate::admit::{self, Admitted, ClusterRequest, Refusal, RefusalKind, StackVerdict};
 use crate::orchestrate_tests::{Counter, START};
 use crate::state::State;
-use crate::txn::Entry;
+use crate::txn::{Action, Entry};
 
 struct Cluster {
     state: State,
@@ -96,6 +96,7 @@ fn port(target: u16, published: u16, mode: PublishMode) -> PortSpec {
         published,
         mode,
         host_ip: String::new(),
+        proxy: false,
     }
 }
 
@@ -120,6 +121,33 @@ fn the_beginning_of_another_id_is_no_name() {
     };
     let refused = admit::deploy_stack(&cluster.state, stack, false, START, &mut cluster.ids);
     assert_eq!(refused.expect_err("no such config").kind(), RefusalKind::NotFound);
+}
+
+#[test]
+fn the_proxy_protocol_is_for_tcp_and_for_clusters_that_know_it() {
+    let mut cluster = Cluster::new();
+    let web = |protocol| {
+        let mut web = service("web");
+        web.endpoint.ports = vec![PortSpec {
+            proxy: true,
+            protocol,
+            ..port(80, 8080, PublishMode::Ingress)
+        }];
+        web
+    };
+    let refused = |result: Result<_, Refusal>| result.map(drop).expect_err("refused").to_string();
+    let said = refused(cluster.create(web(model::spec::Protocol::Udp)));
+    assert!(said.contains("PROXY protocol is for tcp"), "{said}");
+    let said = refused(cluster.create(web(model::spec::Protocol::Tcp)));
+    assert!(said.contains("swarm update --level newest"), "{said}");
+    let mut settings = cluster.state.cluster().expect("a cluster").as_ref().clone();
+    settings.level = model::Level::PROXY;
+    let mut raised = cluster.config("any").expect("admitted");
+    raised.txn.actions = vec![Action::Put(Object::Cluster(settings.into()))];
+    cluster.commit(Ok(raised));
+    let made = cluster.create(web(model::spec::Protocol::Tcp));
+    cluster.commit(made);
+    assert!(cluster.endpoint("web").ports[0].proxy);
 }
 
 #[test]

@@ -944,6 +944,7 @@ fn port(published: u16, mode: PublishMode) -> PortSpec {
         published,
         mode,
         host_ip: String::new(),
+        proxy: false,
     }
 }
 
@@ -1013,6 +1014,7 @@ fn what_a_port_cannot_do_is_said() {
     let mut spec = spec("a", 1);
     spec.endpoint.ports = vec![PortSpec {
         host_ip: "127.0.0.1".into(),
+        proxy: false,
         ..port(80, PublishMode::Ingress)
     }];
     let made = admit::create_service(&sim.state, spec.clone(), sim.now, &mut sim.ids);

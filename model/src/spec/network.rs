@@ -151,6 +151,8 @@ pub struct PortSpec {
     pub mode: PublishMode,
     /// Address of the node to which it is bound; empty: all.
     pub host_ip: String,
+    /// A connection to a task begins with who its client is (PROXY protocol v2).
+    pub proxy: bool,
 }
 
 /// Protocol of a port.

@@ -552,6 +552,7 @@ impl From<&m::PortSpec> for w::PortSpec {
             published: p.published.into(),
             host_mode: p.mode == m::PublishMode::Host,
             host_ip: p.host_ip.clone(),
+            proxy: p.proxy,
         }
     }
 }
@@ -575,6 +576,7 @@ impl TryFrom<w::PortSpec> for m::PortSpec {
                 m::PublishMode::Ingress
             },
             host_ip: p.host_ip,
+            proxy: p.proxy,
         })
     }
 }

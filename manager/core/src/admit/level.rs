@@ -33,6 +33,21 @@ pub fn knows(written: Level, hostname: &str, level: Level) -> Result<(), Refusal
     ))
 }
 
+/// Refuses what a cluster below a level would get wrong: what hosts that know no more than that would do with it.
+///
+/// # Errors
+/// [`Refusal`] that says how to go on.
+pub(super) fn needs(state: &State, level: Level, what: &str, they_would: &str) -> Result<(), Refusal> {
+    let written = written(state);
+    if written >= level {
+        return Ok(());
+    }
+    Err(Refusal::invalid(format!(
+        "E_LEVEL: {what}: the cluster writes at level {written}, and hosts that know no more than that would {they_would}: it needs \
+         level {level}: run rswarm swarm update --level newest"
+    )))
+}
+
 /// The highest level that every node's build knows.
 pub fn known_by_all(state: &State) -> Level {
     let all = state.nodes().map(|n| n.description.level);

@@ -65,30 +65,18 @@ pub(super) fn add(
             spec.driver
         )));
     }
+    let what = format!("network {name}");
     match spec.encrypted() {
         Ok(false) => {}
-        Ok(true) if level::written(scratch) >= Level::ENCRYPTED => {}
-        Ok(true) => {
-            return Err(Refusal::invalid(format!(
-                "E_LEVEL: network {name}: the cluster writes at level {}, and hosts that know no more than that would send in \
-                 the open: encrypted networks need level {}: run rswarm swarm update --level newest",
-                level::written(scratch),
-                Level::ENCRYPTED
-            )));
-        }
+        Ok(true) => level::needs(scratch, Level::ENCRYPTED, &what, "send in the open")?,
         Err(value) => {
             return Err(Refusal::invalid(format!(
-                "network {name}: the option encrypted is \"{value}\": write encrypted, encrypted=true or encrypted=false"
+                "{what}: the option encrypted is \"{value}\": write encrypted, encrypted=true or encrypted=false"
             )));
         }
     }
-    if spec.ipv6 && level::written(scratch) < Level::IPV6 {
-        return Err(Refusal::invalid(format!(
-            "E_LEVEL: network {name}: the cluster writes at level {}, and hosts that know no more than that would give its tasks \
-             no IPv6: it needs level {}: run rswarm swarm update --level newest",
-            level::written(scratch),
-            Level::IPV6
-        )));
+    if spec.ipv6 {
+        level::needs(scratch, Level::IPV6, &what, "give its tasks no IPv6")?;
     }
     if spec.ingress && scratch.ingress().is_some() {
         return Err(Refusal::new(

@@ -7,9 +7,9 @@ use model::ids::IdSource;
 use model::object::{Endpoint, Key, Meta, Object, Service, UpdateState, UpdateStatus};
 use model::spec::{OnDisconnect, PortSpec, PublishMode, REPLICAS_MAX, ServiceMode, ServiceSpec, UpdateOrder};
 use model::units::format_duration;
-use model::{ConfigId, NetworkId, SecretId, ServiceId, Timestamp};
+use model::{ConfigId, Level, NetworkId, SecretId, ServiceId, Timestamp};
 
-use super::{Admitted, Refusal, RefusalKind, check_version, validate};
+use super::{Admitted, Refusal, RefusalKind, check_version, level, validate};
 use crate::allocate;
 use crate::node_health::heartbeat_for;
 use crate::orchestrate::roll_back;
@@ -42,6 +42,7 @@ pub(super) fn add(
     warnings: &mut Vec<String>,
 ) -> Result<ServiceId, Refusal> {
     validate::service(&spec)?;
+    known_by_hosts(scratch, &spec)?;
     resolve(scratch, &mut spec)?;
     if scratch.named(Kind::Service, &spec.name).is_some() {
         return Err(Refusal::taken(Kind::Service, &spec.name));
@@ -63,6 +64,15 @@ pub(super) fn add(
         endpoint,
     })));
     Ok(id)
+}
+
+/// Refuses what hosts of an older build would get wrong.
+fn known_by_hosts(state: &State, spec: &ServiceSpec) -> Result<(), Refusal> {
+    let Some(port) = spec.endpoint.ports.iter().find(|p| p.proxy) else {
+        return Ok(());
+    };
+    let what = format!("service {}: proxy_protocol of port {}", spec.name, port.target);
+    level::needs(state, Level::PROXY, &what, "not say who the client is")
 }
 
 /// Heartbeats within which agents find the next leader, with room: two until they notice, the election, and their pause.
@@ -145,6 +155,7 @@ pub(super) fn change(
         return Err(missing(&spec.name));
     };
     validate::service(&spec)?;
+    known_by_hosts(scratch, &spec)?;
     resolve(scratch, &mut spec)?;
     let old = &service.spec;
     if spec.name != old.name {

@@ -332,8 +332,8 @@ fn duration(what: &str, d: std::time::Duration) -> Result<(), String> {
     }
 }
 
-/// Port of VXLAN (IANA).
-const OVERLAY_PORT: u16 = 4789;
+/// Ports of VXLAN (IANA) and of encrypted networks.
+const OVERLAY_PORTS: [u16; 2] = [4789, 4790];
 
 fn ports(spec: &ServiceSpec) -> Result<(), String> {
     let ports = &spec.endpoint.ports;
@@ -360,9 +360,16 @@ fn ports(spec: &ServiceSpec) -> Result<(), String> {
             (PublishMode::Host, 0) => port.target,
             (_, published) => published,
         };
-        if (port.protocol, given) == (Protocol::Udp, OVERLAY_PORT) {
+        if port.proxy && port.protocol != Protocol::Tcp {
             return Err(format!(
-                "port {OVERLAY_PORT}/udp carries the networks between hosts: publish another"
+                "port {}/{}: the PROXY protocol is for tcp",
+                port.target,
+                port.protocol.as_str()
+            ));
+        }
+        if port.protocol == Protocol::Udp && OVERLAY_PORTS.contains(&given) {
+            return Err(format!(
+                "port {given}/udp carries the networks between hosts: publish another"
             ));
         }
         let twice = ports[..i]

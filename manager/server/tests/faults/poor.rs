@@ -144,6 +144,7 @@ fn heartbeats_pass_what_is_large_on_a_narrow_line() {
             }
             let request = HeartbeatRequest {
                 session: session.clone(),
+                unreached: None,
             };
             let beat = async { tokio::time::timeout(PERIOD, client.heartbeat(request)).await };
             // The assignments are taken meanwhile.
