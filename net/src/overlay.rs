@@ -214,10 +214,6 @@ mod tests {
         Ipv4Addr::new(10, 0, 0, n).into()
     }
 
-    fn task6(n: u16) -> IpAddr {
-        Ipv6Addr::new(0xfd00, 0, 0, 0, 0, 0, 0, n).into()
-    }
-
     /// Containers of a plain network, 100 and above of an encrypted one.
     fn overlay(own: Option<Ipv4Addr>, hosts: &[Ipv4Addr], remote: &[(u8, Ipv4Addr)]) -> Overlay {
         let place = |(n, host): &(u8, Ipv4Addr)| {
@@ -307,6 +303,35 @@ mod tests {
         for (at, (overlay, before, after)) in rows.iter().enumerate() {
             let got = reach(&mut now, overlay);
             assert_eq!(got, (plain(before), plain(after)), "row {at}");
+        }
+    }
+
+    #[test]
+    fn ipv6_goes_by_the_same_hosts_under_an_address_of_the_link() {
+        let six = |n: u16| IpAddr::from(Ipv6Addr::new(0xfd00, 0, 0, 0, 0, 0, 0, n));
+        let mut overlay = overlay(Some(OWN), &[OWN, TWO], &[(2, TWO)]);
+        let remote = overlay.remote[&task(2)];
+        overlay.remote.insert(six(2), remote);
+        let mut now = Ways::default();
+        let (before, _) = reach(&mut now, &overlay);
+        let plain = |step| (Way::Plain, step);
+        assert_eq!(
+            before[1..],
+            [
+                plain(add(TWO)),
+                plain(Step::AddRoute(task(2), TWO)),
+                plain(Step::AddRoute(six(2), TWO)),
+            ]
+        );
+        overlay.remote.remove(&six(2));
+        let (_, after) = reach(&mut now, &overlay);
+        assert_eq!(after, [plain(Step::RemoveRoute(six(2)))]);
+        assert_eq!(gateway_of(TWO), "fe80::a63:2".parse::<Ipv6Addr>().unwrap());
+        for host in [OWN, TWO, Ipv4Addr::BROADCAST] {
+            assert_eq!(host_of(gateway_of(host)), Some(host));
+        }
+        for foreign in ["fe80::1:a63:2", "fd00::a63:2", "fe80:0:0:1::a63:2"] {
+            assert_eq!(host_of(foreign.parse().unwrap()), None, "{foreign}");
         }
     }
 

@@ -11,7 +11,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::io::Write;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, TcpListener, TcpStream, UdpSocket};
 use std::path::{Path, PathBuf};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use bed::{Bed, FAMILIES, PORT, PUBLISHED, ask, ask_udp, ip, serve, serve_udp, subnet, wanted};
 use net::{Endpoint, EndpointAddress, EndpointConfig, Overlay, Protocol, Wanted, Wire, inside};
@@ -558,5 +558,40 @@ fn a_host_passes_ipv6_on_once_it_has_to_and_believes_its_router_all_the_same() {
     }
     let refused = ask(&host, Ipv6Addr::LOCALHOST, PUBLISHED).unwrap_err();
     assert_eq!(refused.kind(), std::io::ErrorKind::ConnectionRefused);
+    bed.end();
+}
+
+#[test]
+fn a_container_finds_itself_behind_its_virtual_address_and_nobody_behind_an_empty_one() {
+    let Some(bed) = Bed::new(1) else { return };
+    let (host, client) = (bed.wire.namespace(1), bed.wire.namespace(2));
+    let b = bed.attach(1, "b", 3);
+    serve(&b, "b");
+    let mut wanted = wanted(1, 1, &[(1, 3, 1)]);
+    for (ip, _) in FAMILIES {
+        wanted.vips.insert(ip(101), (1, vec![]));
+    }
+    bed.apply(1, &wanted);
+    for (ip, gateway) in [(FAMILIES[0].0, "b 169.254.1.1"), (FAMILIES[1].0, "b fd72:")] {
+        assert_eq!(ask(&b, ip(3), PORT).unwrap(), format!("b {}", ip(3)), "by itself");
+        let seen = ask(&b, ip(100), PORT).unwrap();
+        assert!(seen.starts_with(gateway), "{seen}");
+        let began = Instant::now();
+        let refused = ask(&b, ip(101), PORT).unwrap_err();
+        assert_eq!(refused.kind(), std::io::ErrorKind::ConnectionRefused);
+        assert!(began.elapsed() < Duration::from_secs(1), "it is said at once");
+    }
+    for (_, host_ip) in FAMILIES {
+        assert!(ask(&client, host_ip(1), PUBLISHED).is_ok());
+    }
+    // Taken down, it leaves nothing that leads anywhere.
+    bed.runtime.block_on(bed.planes[0].destroy()).unwrap();
+    for (_, host_ip) in FAMILIES {
+        let refused = ask(&host, host_ip(1), PUBLISHED).unwrap_err();
+        assert_eq!(refused.kind(), std::io::ErrorKind::ConnectionRefused);
+    }
+    let addresses = || std::fs::read_to_string("/proc/thread-self/net/if_inet6").unwrap();
+    let addresses = inside(&host, addresses).unwrap();
+    assert!(!addresses.contains("fd727377"), "{addresses}");
     bed.end();
 }
