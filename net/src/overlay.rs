@@ -112,8 +112,11 @@ pub(crate) fn ways(overlay: &Overlay, encrypts: bool, is_here: impl Fn(&IpAddr) 
     }
 }
 
+/// Changes in order, each on its way.
+pub(crate) type Steps = Vec<(Way, Step)>;
+
 /// What leads from `found` to `wanted`: what is to be done before anything is sent there, and after nothing is any more.
-pub(crate) fn steps(wanted: &Ways, found: &Ways) -> (Vec<(Way, Step)>, Vec<(Way, Step)>) {
+pub(crate) fn steps(wanted: &Ways, found: &Ways) -> (Steps, Steps) {
     let (mut before, mut after) = (Vec::new(), Vec::new());
     for (way, wanted, found) in [
         (Way::Plain, &wanted.plain, &found.plain),
@@ -233,7 +236,7 @@ mod tests {
     }
 
     /// Takes all steps, in order; answers them.
-    fn reach(now: &mut Ways, overlay: &Overlay) -> (Vec<(Way, Step)>, Vec<(Way, Step)>) {
+    fn reach(now: &mut Ways, overlay: &Overlay) -> (Steps, Steps) {
         let wanted = ways(overlay, false, |address| *address == task(77));
         let all = steps(&wanted, now);
         for (way, step) in all.0.iter().chain(&all.1) {
@@ -335,6 +338,9 @@ mod tests {
         }
     }
 
+    /// Keys of hosts, and what is to be done before and after.
+    type Row<'a> = (&'a [(Ipv4Addr, u8)], &'a [Step], &'a [Step]);
+
     #[test]
     fn what_is_encrypted_goes_to_hosts_with_keys_alone() {
         let mut now = Ways::default();
@@ -362,7 +368,7 @@ mod tests {
                 .any(|(_, s)| matches!(s, Step::AddRoute(a, _) if *a != task(2)))
         );
         assert!(after.is_empty());
-        let rows: [(&[(Ipv4Addr, u8)], &[Step], &[Step]); 4] = [
+        let rows: [Row<'_>; 4] = [
             // A stranger with a key is no host.
             (
                 &[(OWN, 1), (TWO, 2), (Ipv4Addr::new(10, 0, 0, 9), 9)],
