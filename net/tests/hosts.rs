@@ -595,3 +595,32 @@ fn a_container_finds_itself_behind_its_virtual_address_and_nobody_behind_an_empt
     assert!(!addresses.contains("fd727377"), "{addresses}");
     bed.end();
 }
+
+#[test]
+fn containers_have_ipv6_although_their_host_has_turned_its_own_off() {
+    let Some(bed) = Bed::new(2) else { return };
+    let host = bed.wire.namespace(1);
+    let off = || std::fs::write("/proc/sys/net/ipv6/conf/all/disable_ipv6", "1");
+    inside(&host, off).unwrap().unwrap();
+    let all = [(1, 2, 1), (2, 3, 1)];
+    let (a, b) = (bed.attach(1, "a", 2), bed.attach(2, "b", 3));
+    serve(&a, "a");
+    serve(&b, "b");
+    for host in 1..=2 {
+        bed.apply(host, &wanted(host, 2, &all));
+        assert_eq!(bed.apply(host, &wanted(host, 2, &all)), 0, "again");
+    }
+    for (ip, _) in FAMILIES {
+        assert_eq!(ask(&a, ip(3), PORT).unwrap(), format!("b {}", ip(2)));
+        assert!(ask(&a, ip(100), PORT).is_ok());
+    }
+    let client = bed.wire.namespace(3);
+    assert!(ask(&client, Wire::address(1), PUBLISHED).is_ok());
+    let out = ask(&a, Wire::address_ipv6(3), PORT).unwrap_err();
+    assert_eq!(
+        out.kind(),
+        std::io::ErrorKind::NetworkUnreachable,
+        "and there is no way out"
+    );
+    bed.end();
+}
