@@ -6,6 +6,8 @@
 mod bed;
 #[path = "cluster/crashes.rs"]
 mod crashes;
+#[path = "cluster/dual.rs"]
+mod dual;
 #[path = "cluster/encrypted.rs"]
 mod encrypted;
 #[path = "cluster/failover.rs"]
@@ -195,6 +197,11 @@ const ALL: &[(&str, Start, Scenario)] = &[
         "tasks meet over hosts by name and by port",
         Start::Cluster(1, 2),
         network::tasks_meet_over_hosts,
+    ),
+    (
+        "a network has IPv4 and IPv6 over three hosts",
+        Start::Cluster(1, 2),
+        dual::both_families_over_hosts,
     ),
     (
         "a network is used up, and grows",

@@ -2,7 +2,7 @@
 
 use std::fs;
 use std::io;
-use std::net::Ipv4Addr;
+use std::net::{Ipv4Addr, Ipv6Addr};
 use std::os::unix::process::{CommandExt, ExitStatusExt};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
@@ -63,6 +63,11 @@ impl Host {
     /// Its address.
     pub fn address(&self) -> Ipv4Addr {
         Wire::address(self.number)
+    }
+
+    /// Its IPv6 address.
+    pub fn address_ipv6(&self) -> Ipv6Addr {
+        Wire::address_ipv6(self.number)
     }
 
     /// Where its managers are joined.

@@ -574,9 +574,6 @@ impl Worker {
         let (before, after) = overlay::steps(&ways, &self.ways);
         let mut done = Applied::default();
         self.take(&before, &mut done);
-        if let Err(error) = self.pass_ipv6(&wanted) {
-            done.unreachable.get_or_insert(error);
-        }
         let changes = match old {
             Some(old) => plan::between(&old, &wanted, &self.found),
             None => plan::diff(&plan::elements(&wanted, &self.found), &self.found),
@@ -604,6 +601,9 @@ impl Worker {
         done.kernel = began.elapsed();
         // Also where nobody waits for it, and whatever fails after this.
         done.forgotten = self.flows.forget(left);
+        if let Err(error) = self.pass_ipv6(&wanted) {
+            done.unreachable.get_or_insert(error);
+        }
         let host_sets = plan::host_elements(&wanted, &ways);
         for ((family, set), change) in plan::diff(&host_sets, &self.host_sets) {
             // A host that does not pass IPv6 on has no table of it.

@@ -112,8 +112,11 @@ pub(crate) fn ways(overlay: &Overlay, encrypts: bool, is_here: impl Fn(&IpAddr) 
     }
 }
 
+/// Changes in order, each on its way.
+pub(crate) type Steps = Vec<(Way, Step)>;
+
 /// What leads from `found` to `wanted`: what is to be done before anything is sent there, and after nothing is any more.
-pub(crate) fn steps(wanted: &Ways, found: &Ways) -> (Vec<(Way, Step)>, Vec<(Way, Step)>) {
+pub(crate) fn steps(wanted: &Ways, found: &Ways) -> (Steps, Steps) {
     let (mut before, mut after) = (Vec::new(), Vec::new());
     for (way, wanted, found) in [
         (Way::Plain, &wanted.plain, &found.plain),
@@ -214,10 +217,6 @@ mod tests {
         Ipv4Addr::new(10, 0, 0, n).into()
     }
 
-    fn task6(n: u16) -> IpAddr {
-        Ipv6Addr::new(0xfd00, 0, 0, 0, 0, 0, 0, n).into()
-    }
-
     /// Containers of a plain network, 100 and above of an encrypted one.
     fn overlay(own: Option<Ipv4Addr>, hosts: &[Ipv4Addr], remote: &[(u8, Ipv4Addr)]) -> Overlay {
         let place = |(n, host): &(u8, Ipv4Addr)| {
@@ -237,7 +236,7 @@ mod tests {
     }
 
     /// Takes all steps, in order; answers them.
-    fn reach(now: &mut Ways, overlay: &Overlay) -> (Vec<(Way, Step)>, Vec<(Way, Step)>) {
+    fn reach(now: &mut Ways, overlay: &Overlay) -> (Steps, Steps) {
         let wanted = ways(overlay, false, |address| *address == task(77));
         let all = steps(&wanted, now);
         for (way, step) in all.0.iter().chain(&all.1) {
@@ -311,6 +310,38 @@ mod tests {
     }
 
     #[test]
+    fn ipv6_goes_by_the_same_hosts_under_an_address_of_the_link() {
+        let six = |n: u16| IpAddr::from(Ipv6Addr::new(0xfd00, 0, 0, 0, 0, 0, 0, n));
+        let mut overlay = overlay(Some(OWN), &[OWN, TWO], &[(2, TWO)]);
+        let remote = overlay.remote[&task(2)];
+        overlay.remote.insert(six(2), remote);
+        let mut now = Ways::default();
+        let (before, _) = reach(&mut now, &overlay);
+        let plain = |step| (Way::Plain, step);
+        assert_eq!(
+            before[1..],
+            [
+                plain(add(TWO)),
+                plain(Step::AddRoute(task(2), TWO)),
+                plain(Step::AddRoute(six(2), TWO)),
+            ]
+        );
+        overlay.remote.remove(&six(2));
+        let (_, after) = reach(&mut now, &overlay);
+        assert_eq!(after, [plain(Step::RemoveRoute(six(2)))]);
+        assert_eq!(gateway_of(TWO), "fe80::a63:2".parse::<Ipv6Addr>().unwrap());
+        for host in [OWN, TWO, Ipv4Addr::BROADCAST] {
+            assert_eq!(host_of(gateway_of(host)), Some(host));
+        }
+        for foreign in ["fe80::1:a63:2", "fd00::a63:2", "fe80:0:0:1::a63:2"] {
+            assert_eq!(host_of(foreign.parse().unwrap()), None, "{foreign}");
+        }
+    }
+
+    /// Keys of hosts, and what is to be done before and after.
+    type Row<'a> = (&'a [(Ipv4Addr, u8)], &'a [Step], &'a [Step]);
+
+    #[test]
     fn what_is_encrypted_goes_to_hosts_with_keys_alone() {
         let mut now = Ways::default();
         let all = [OWN, TWO, THREE];
@@ -337,7 +368,7 @@ mod tests {
                 .any(|(_, s)| matches!(s, Step::AddRoute(a, _) if *a != task(2)))
         );
         assert!(after.is_empty());
-        let rows: [(&[(Ipv4Addr, u8)], &[Step], &[Step]); 4] = [
+        let rows: [Row<'_>; 4] = [
             // A stranger with a key is no host.
             (
                 &[(OWN, 1), (TWO, 2), (Ipv4Addr::new(10, 0, 0, 9), 9)],

@@ -564,6 +564,73 @@ mod tests {
         assert!(diff(&elements(&wanted(), &first), &first).is_empty());
     }
 
+    fn six(n: u16) -> IpAddr {
+        Ipv6Addr::new(0xfd00, 0, 0, 0, 0, 0, 0, n).into()
+    }
+
+    #[test]
+    fn each_family_has_its_sets_and_leads_to_its_own() {
+        let mut dual = wanted();
+        dual.endpoints
+            .insert(six(2), dual.endpoints[&[10, 0, 0, 2].into()]);
+        dual.vips.insert(six(9), (1, vec![six(2), [10, 0, 0, 2].into()]));
+        let of = |family, dual: &Wanted| {
+            let mut all = elements(dual, &Elements::new());
+            all.retain(|(of, _), _| *of == family);
+            all
+        };
+        assert_eq!(
+            of(Family::V4, &dual),
+            of(Family::V4, &wanted()),
+            "as without IPv6"
+        );
+        let of_six = of(Family::V6, &dual);
+        for ((_, name), elements) in &of_six {
+            let (_, key, value) = SETS.iter().find(|(set, ..)| set == name).unwrap();
+            for (k, v) in elements {
+                assert_eq!(k.len(), bytes(*key, Family::V6) as usize, "{name}");
+                let wide = value.map(|value| bytes(value, Family::V6) as usize);
+                assert_eq!(v.as_ref().map(Vec::len), wide, "{name}");
+            }
+        }
+        let eps = &of_six[&(Family::V6, "eps")];
+        assert!(eps.len() == SLOTS && eps.values().all(|v| *v == Some(octets(six(2)))));
+        assert!(of_six[&(Family::V6, "ports")].is_empty());
+        // What its slots led to is known by its whole address.
+        let gone = diff(
+            &elements(&wanted(), &Elements::new()),
+            &elements(&dual, &Elements::new()),
+        );
+        assert_eq!(left(&gone, &wanted()), [six(2)].into());
+        let only_four = dual.without_ipv6();
+        assert_eq!(only_four, wanted());
+    }
+
+    #[test]
+    fn a_port_is_open_on_a_host_where_something_of_that_family_is_behind_it() {
+        let host = |wanted: &Wanted| -> Vec<(Set, Vec<u8>)> {
+            let all = host_elements(wanted, &Ways::default());
+            let keys = all
+                .into_iter()
+                .flat_map(|(set, keys)| keys.into_keys().map(move |k| (set, k)));
+            keys.collect()
+        };
+        let place = (Protocol::Tcp, 80);
+        let key = port_key(place.0, place.1);
+        let mut wanted = wanted();
+        let free = |family| ((family, "ports"), key.clone());
+        assert_eq!(host(&wanted), [free(Family::V4)]);
+        assert!(!wanted.passes_ipv6());
+        wanted.ports.insert(place, vec![(six(2), 8080)]);
+        assert_eq!(host(&wanted), [free(Family::V4), free(Family::V6)]);
+        assert!(wanted.passes_ipv6());
+        for address in [[10, 99, 0, 1].into(), six(1)] {
+            wanted.bound.insert(place, address);
+            let bound = [octets(address), key.clone()].concat();
+            assert_eq!(host(&wanted), [((Family::of(address), "bound"), bound)]);
+        }
+    }
+
     #[test]
     fn what_differs_is_worked_out_as_the_whole_is() {
         let ip = |n: u8| IpAddr::from([10, 0, 0, n]);
@@ -578,7 +645,7 @@ mod tests {
             encrypted: false,
         };
         type Edit = fn(&mut Wanted, &dyn Fn(u8) -> IpAddr);
-        let edits: [(&str, Edit); 12] = [
+        let edits: [(&str, Edit); 15] = [
             ("nothing", |_, _| {}),
             ("a network comes", |w, ip| w.subnets.extend([(ip(0), 24)])),
             ("one that touches it comes", |w, _| {
@@ -602,6 +669,19 @@ mod tests {
             ("a container moves away", |w, ip| {
                 w.endpoints.remove(&ip(2));
                 w.overlay.remote.insert(ip(2), THERE);
+            }),
+            ("a container has IPv6", |w, ip| {
+                let endpoint = w.endpoints[&ip(3)];
+                w.endpoints.insert(six(3), endpoint);
+                w.subnets.insert((six(0), 64));
+                w.published.insert((six(3), Protocol::Tcp, 80));
+            }),
+            ("a virtual address of IPv6 comes", |w, ip| {
+                w.vips.insert(six(9), (1, vec![six(2), six(3), ip(2)]));
+            }),
+            ("a port leads to IPv6 as well", |w, _| {
+                let behind = w.ports.entry((Protocol::Tcp, 80)).or_default();
+                behind.push((six(2), 8080));
             }),
             ("a container is here and told of as elsewhere", |w, ip| {
                 w.overlay.remote.insert(ip(3), THERE);
@@ -648,6 +728,21 @@ mod tests {
             ),
             (vec![subnet("255.255.255.0", 24)], vec![("255.255.255.0", None)]),
             (vec![subnet("0.0.0.0", 0)], vec![("0.0.0.0", None)]),
+            (
+                vec![
+                    subnet("255.255.255.0", 24),
+                    subnet("::", 64),
+                    subnet("0:0:0:1::", 64),
+                    subnet("fd00::", 120),
+                ],
+                vec![
+                    ("255.255.255.0", None),
+                    ("::", Some("0:0:0:2::")),
+                    ("fd00::", Some("fd00::100")),
+                ],
+            ),
+            (vec![subnet("ffff::", 16)], vec![("ffff::", None)]),
+            (vec![subnet("::", 0), subnet("fd00::", 64)], vec![("::", None)]),
         ] {
             let want: Vec<_> = want
                 .into_iter()

@@ -212,8 +212,16 @@ impl Tunnel<'_> {
                     .map_err(at(format!("forget the host {host}")))
             }
             Step::AddRoute(address, host) => {
-                let index = self.device(way)?.index;
+                let Device { index, families } = self.device(way)?;
                 let family = Family::of(address);
+                if !families.contains(&family) {
+                    let device = way.device();
+                    let why = format!(
+                        "route to {address} at {host}: {device} takes no packet of the {IPV6_MTU_MIN} bytes that IPv6 needs: \
+                         raise the MTU between the hosts"
+                    );
+                    return Err(at(why)(io::ErrorKind::Unsupported.into()));
+                }
                 let to = (address, family.bits());
                 link::route(self.links, to, index, Some(gateway(host, family)))
                     .map_err(at(format!("route to {address} at {host}")))

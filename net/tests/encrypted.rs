@@ -9,11 +9,11 @@ mod bed;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::io::{Read, Write};
-use std::net::{Ipv4Addr, TcpListener, TcpStream, UdpSocket};
+use std::net::{IpAddr, Ipv4Addr, TcpListener, TcpStream, UdpSocket};
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
-use bed::{Bed, ENCRYPTED, PORT, PUBLISHED, ask, ask_udp, ip, serve, serve_udp, wanted};
+use bed::{Bed, ENCRYPTED, FAMILIES, PORT, PUBLISHED, ask, ask_udp, ip, serve, serve_udp, wanted};
 use net::{Key, Overheard, Probe, Wanted, Wire, inside, overhear};
 
 /// How soon what was lost for a moment must be there again.
@@ -47,24 +47,31 @@ fn overheard<T>(bed: &Bed, text: &str, work: impl FnOnce() -> T) -> (T, Overhear
 }
 
 /// Sends a container's datagram to another host as its plain VXLAN device would, from a namespace.
-fn forge(from: &Path, to_host: u8, source: u8, target: u8) {
-    let mut inner = vec![0x45, 0, 0, 31, 0, 0, 0x40, 0, 64, 17, 0, 0];
-    inner.extend_from_slice(&[10, 7, 0, source]);
-    inner.extend_from_slice(&[10, 7, 0, target]);
-    let sum: u32 = inner
-        .chunks(2)
-        .map(|w| u32::from(w[0]) << 8 | u32::from(w[1]))
-        .sum();
-    let sum = !u16::try_from((sum & 0xffff) + (sum >> 16)).unwrap();
-    inner[10..12].copy_from_slice(&sum.to_be_bytes());
-    inner.extend_from_slice(&[0x30, 0x39]);
-    inner.extend_from_slice(&PORT.to_be_bytes());
-    inner.extend_from_slice(&[0, 11, 0, 0]);
-    inner.extend_from_slice(b"who");
+fn forge(from: &Path, to_host: u8, source: IpAddr, target: IpAddr) {
+    let udp = [&[0x30, 0x39][..], &PORT.to_be_bytes(), &[0, 11, 0, 0], b"who"].concat();
+    let (kind, inner) = match (source, target) {
+        (IpAddr::V4(source), IpAddr::V4(target)) => {
+            let mut inner = vec![0x45, 0, 0, 31, 0, 0, 0x40, 0, 64, 17, 0, 0];
+            inner.extend([source.octets(), target.octets()].concat());
+            let sum = folded(&inner);
+            inner[10..12].copy_from_slice(&sum.to_be_bytes());
+            ([8, 0], [inner, udp].concat())
+        }
+        (IpAddr::V6(source), IpAddr::V6(target)) => {
+            let addresses = [source.octets(), target.octets()].concat();
+            // UDP has no checksum of none with IPv6: it is over the addresses, the length and the protocol as well.
+            let mut sealed = udp.clone();
+            let sum = folded(&[&addresses[..], &[0, 11, 0, 17], &udp, &[0]].concat());
+            sealed[6..8].copy_from_slice(&sum.to_be_bytes());
+            let inner = [&[0x60, 0, 0, 0, 0, 11, 17, 64][..], &addresses, &sealed].concat();
+            ([0x86, 0xdd], inner)
+        }
+        _ => panic!("{source} and {target} are of two families"),
+    };
     let [a, b, c, d] = Wire::address(to_host).octets();
     let mut frame = vec![8, 0, 0, 0, 0, 0x0f, 0xff, 0];
-    frame.extend_from_slice(&[2, 0x52, a, b, c, d, 2, 0x52, 10, 99, 0, 1, 8, 0]);
-    frame.extend_from_slice(&inner);
+    frame.extend_from_slice(&[2, 0x52, a, b, c, d, 2, 0x52, 10, 99, 0, 1]);
+    frame.extend([&kind[..], &inner].concat());
     inside(from, || {
         let socket = UdpSocket::bind("0.0.0.0:0").unwrap();
         socket.send_to(&frame, (Wire::address(to_host), 4789)).unwrap();
@@ -72,9 +79,18 @@ fn forge(from: &Path, to_host: u8, source: u8, target: u8) {
     .unwrap();
 }
 
+/// The Internet's checksum (RFC 1071) of an even number of bytes.
+fn folded(bytes: &[u8]) -> u16 {
+    let sum: u32 = bytes
+        .chunks(2)
+        .map(|w| u32::from(w[0]) << 8 | u32::from(w[1]))
+        .sum();
+    !u16::try_from((sum & 0xffff) + (sum >> 16)).unwrap()
+}
+
 /// A server that tells what it hears.
 fn hears(namespace: &Path) -> UdpSocket {
-    let socket = inside(namespace, || UdpSocket::bind(("0.0.0.0", PORT)).unwrap()).unwrap();
+    let socket = inside(namespace, || UdpSocket::bind(("::", PORT)).unwrap()).unwrap();
     socket.set_read_timeout(Some(Duration::from_millis(500))).unwrap();
     socket
 }
@@ -95,30 +111,32 @@ fn nothing_of_an_encrypted_network_is_on_the_wire_in_the_open() {
     assert!(apply(&bed, &all, &keys) > 0);
     assert_eq!(apply(&bed, &all, &keys), 0, "again");
     let (a, c) = (&spaces[0], &spaces[2]);
-    let (answer, seen) = overheard(&bed, "the-open", || ask(c, ip(5), PORT).unwrap());
-    assert_eq!(answer, "the-open 10.7.0.4");
-    assert!(
-        seen.with > 0 && seen.packets > 4,
-        "what is open is seen: {seen:?}"
-    );
-    let (answer, seen) = overheard(&bed, "the-secret", || ask(a, ip(3), PORT).unwrap());
-    assert_eq!(answer, "the-secret 10.7.0.2");
-    assert!(seen.with == 0 && seen.packets > 4, "{seen:?}");
-    assert_eq!(ask_udp(a, ip(3), PORT).unwrap(), "the-secret 10.7.0.2");
-    assert!(ask(c, ip(3), PORT).is_err(), "another network");
-    // A client of a published port is seen as it is, whichever host it asks; between hosts it is encrypted.
     let client = bed.wire.namespace(4);
-    for host in 1..=3u8 {
-        let ((tcp, udp), seen) = overheard(&bed, "the-secret", || {
-            let to = Wire::address(host);
-            (
-                ask(&client, to, PUBLISHED).unwrap(),
-                ask_udp(&client, to, PUBLISHED).unwrap(),
-            )
-        });
-        let as_it_is = "the-secret 10.99.0.4";
-        assert_eq!((tcp.as_str(), udp.as_str()), (as_it_is, as_it_is), "host {host}");
-        assert_eq!((seen.with, seen.packets > 4), (0, host != 2), "host {host}");
+    for (ip, host_ip) in FAMILIES {
+        let (answer, seen) = overheard(&bed, "the-open", || ask(c, ip(5), PORT).unwrap());
+        assert_eq!(answer, format!("the-open {}", ip(4)));
+        assert!(
+            seen.with > 0 && seen.packets > 4,
+            "what is open is seen: {seen:?}"
+        );
+        let (answer, seen) = overheard(&bed, "the-secret", || ask(a, ip(3), PORT).unwrap());
+        assert_eq!(answer, format!("the-secret {}", ip(2)));
+        assert!(seen.with == 0 && seen.packets > 4, "{seen:?}");
+        assert_eq!(ask_udp(a, ip(3), PORT).unwrap(), answer);
+        assert!(ask(c, ip(3), PORT).is_err(), "another network");
+        // A client of a published port is seen as it is, whichever host it asks; between hosts it is encrypted.
+        for host in 1..=3u8 {
+            let ((tcp, udp), seen) = overheard(&bed, "the-secret", || {
+                let to = host_ip(host);
+                (
+                    ask(&client, to, PUBLISHED).unwrap(),
+                    ask_udp(&client, to, PUBLISHED).unwrap(),
+                )
+            });
+            let as_it_is = format!("the-secret {}", host_ip(4));
+            assert_eq!((&tcp, &udp), (&as_it_is, &as_it_is), "host {host}");
+            assert_eq!((seen.with, seen.packets > 4), (0, host != 2), "host {host}");
+        }
     }
     bed.end();
 }
@@ -133,17 +151,19 @@ fn what_comes_in_the_open_for_an_encrypted_network_is_dropped() {
     apply(&bed, &all, &keys(&bed));
     let (secret, open) = (hears(&spaces[1]), hears(&spaces[3]));
     let (host, stranger) = (bed.wire.namespace(1), bed.wire.namespace(3));
-    forge(&host, 2, 4, 5);
-    assert!(open.recv_from(&mut [0; 16]).is_ok(), "a host is heard");
-    forge(&stranger, 2, 4, 5);
-    assert!(open.recv_from(&mut [0; 16]).is_err(), "nobody else is");
-    for from in [&host, &stranger] {
-        forge(from, 2, 2, 3);
+    for (ip, _) in FAMILIES {
+        forge(&host, 2, ip(4), ip(5));
+        assert!(open.recv_from(&mut [0; 16]).is_ok(), "a host is heard");
+        forge(&stranger, 2, ip(4), ip(5));
+        assert!(open.recv_from(&mut [0; 16]).is_err(), "nobody else is");
+        for from in [&host, &stranger] {
+            forge(from, 2, ip(2), ip(3));
+        }
+        assert!(
+            secret.recv_from(&mut [0; 16]).is_err(),
+            "not even a host, in the open"
+        );
     }
-    assert!(
-        secret.recv_from(&mut [0; 16]).is_err(),
-        "not even a host, in the open"
-    );
     // What is no WireGuard is nothing there, however much of it comes.
     inside(&stranger, || {
         let socket = UdpSocket::bind("0.0.0.0:0").unwrap();
@@ -184,8 +204,10 @@ fn a_host_without_a_key_gets_nothing_and_a_new_key_is_taken() {
             .map(|(h, k)| (*h, *k))
             .collect();
         apply(&bed, &all, &some);
-        let (answer, seen) = overheard(&bed, "the-secret", || ask(&a, ip(3), PORT));
-        assert!(answer.is_err() && seen.with == 0, "{without:?}: {answer:?}");
+        for (ip, _) in FAMILIES {
+            let (answer, seen) = overheard(&bed, "the-secret", || ask(&a, ip(3), PORT));
+            assert!(answer.is_err() && seen.with == 0, "{without:?}: {answer:?}");
+        }
     }
     apply(&bed, &all, &known);
     assert_eq!(ask(&a, ip(3), PORT).unwrap(), "the-secret 10.7.0.2");
@@ -277,38 +299,41 @@ fn much_comes_through_as_it_was() {
     let pattern: Vec<u8> = (0..1u32 << 20)
         .map(|n| u8::try_from(n.wrapping_mul(2_654_435_761) >> 24).unwrap())
         .collect();
-    let listener = inside(&b, || TcpListener::bind(("0.0.0.0", PORT)).unwrap()).unwrap();
-    let expected = pattern.clone();
-    let sink = std::thread::spawn(move || {
-        let (mut stream, _) = listener.accept().unwrap();
-        let mut part = vec![0; expected.len()];
-        for _ in 0..BYTES / expected.len() {
-            stream.read_exact(&mut part).unwrap();
-            assert!(part == expected, "it is as it was");
-        }
-        // And the other way.
-        stream.write_all(&expected).unwrap();
-    });
-    let began = Instant::now();
-    inside(&a, || {
-        let mut stream = TcpStream::connect((ip(3), PORT)).unwrap();
-        stream.set_write_timeout(Some(Duration::from_secs(20))).unwrap();
-        for _ in 0..BYTES / pattern.len() {
-            stream.write_all(&pattern).unwrap();
-        }
-        let mut back = vec![0; pattern.len()];
-        stream.read_exact(&mut back).unwrap();
-        assert!(back == pattern);
-    })
-    .unwrap();
-    println!("{} MiB in {:?}", BYTES >> 20, began.elapsed());
-    sink.join().unwrap();
+    for (ip, _) in FAMILIES {
+        let listener = inside(&b, || TcpListener::bind((ip(3), PORT)).unwrap()).unwrap();
+        let expected = pattern.clone();
+        let sink = std::thread::spawn(move || {
+            let (mut stream, _) = listener.accept().unwrap();
+            let mut part = vec![0; expected.len()];
+            for _ in 0..BYTES / expected.len() {
+                stream.read_exact(&mut part).unwrap();
+                assert!(part == expected, "it is as it was");
+            }
+            // And the other way.
+            stream.write_all(&expected).unwrap();
+        });
+        let began = Instant::now();
+        inside(&a, || {
+            let mut stream = TcpStream::connect((ip(3), PORT)).unwrap();
+            stream.set_write_timeout(Some(Duration::from_secs(20))).unwrap();
+            for _ in 0..BYTES / pattern.len() {
+                stream.write_all(&pattern).unwrap();
+            }
+            let mut back = vec![0; pattern.len()];
+            stream.read_exact(&mut back).unwrap();
+            assert!(back == pattern);
+        })
+        .unwrap();
+        println!("{} MiB in {:?}", BYTES >> 20, began.elapsed());
+        sink.join().unwrap();
+    }
     // Datagrams up to what fits in none, and so comes in pieces.
-    for length in [1usize, 1300, 1362, 1363, 1472, 4000, 20_000] {
-        let got = inside(&b, || UdpSocket::bind(("0.0.0.0", PORT + 1)).unwrap()).unwrap();
+    let lengths = [1usize, 1300, 1342, 1343, 1362, 1363, 1472, 4000, 20_000];
+    for (ip, length) in FAMILIES.iter().flat_map(|(ip, _)| lengths.map(|l| (ip, l))) {
+        let got = inside(&b, || UdpSocket::bind((ip(3), PORT + 1)).unwrap()).unwrap();
         got.set_read_timeout(Some(Duration::from_secs(2))).unwrap();
         inside(&a, || {
-            let socket = UdpSocket::bind("0.0.0.0:0").unwrap();
+            let socket = UdpSocket::bind((ip(2), 0)).unwrap();
             // The first tells what the size of the way is.
             for _ in 0..3 {
                 let _ = socket.send_to(&pattern[..length], (ip(3), PORT + 1));

@@ -11,7 +11,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::io::{Read, Write};
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, TcpListener, TcpStream, UdpSocket};
 use std::path::{Path, PathBuf};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use bed::{Bed, FAMILIES, PORT, PUBLISHED, ask, ask_udp, ip, serve, serve_udp, subnet, wanted};
 use net::{Endpoint, EndpointAddress, EndpointConfig, Overlay, Protocol, Wanted, Wire, inside};
@@ -649,5 +649,69 @@ fn a_port_tells_of_its_clients_in_the_connection_where_it_is_asked_to() {
         bed.apply(host, &Wanted::default());
     }
     assert!(ask(Wire::address(1).into()).is_err(), "closed");
+    bed.end();
+}
+
+#[test]
+fn a_container_finds_itself_behind_its_virtual_address_and_nobody_behind_an_empty_one() {
+    let Some(bed) = Bed::new(1) else { return };
+    let (host, client) = (bed.wire.namespace(1), bed.wire.namespace(2));
+    let b = bed.attach(1, "b", 3);
+    serve(&b, "b");
+    let mut wanted = wanted(1, 1, &[(1, 3, 1)]);
+    for (ip, _) in FAMILIES {
+        wanted.vips.insert(ip(101), (1, vec![]));
+    }
+    bed.apply(1, &wanted);
+    for (ip, gateway) in [(FAMILIES[0].0, "b 169.254.1.1"), (FAMILIES[1].0, "b fd72:")] {
+        assert_eq!(ask(&b, ip(3), PORT).unwrap(), format!("b {}", ip(3)), "by itself");
+        let seen = ask(&b, ip(100), PORT).unwrap();
+        assert!(seen.starts_with(gateway), "{seen}");
+        let began = Instant::now();
+        let refused = ask(&b, ip(101), PORT).unwrap_err();
+        assert_eq!(refused.kind(), std::io::ErrorKind::ConnectionRefused);
+        assert!(began.elapsed() < Duration::from_secs(1), "it is said at once");
+    }
+    for (_, host_ip) in FAMILIES {
+        assert!(ask(&client, host_ip(1), PUBLISHED).is_ok());
+    }
+    // Taken down, it leaves nothing that leads anywhere.
+    bed.runtime.block_on(bed.planes[0].destroy()).unwrap();
+    for (_, host_ip) in FAMILIES {
+        let refused = ask(&host, host_ip(1), PUBLISHED).unwrap_err();
+        assert_eq!(refused.kind(), std::io::ErrorKind::ConnectionRefused);
+    }
+    let addresses = || std::fs::read_to_string("/proc/thread-self/net/if_inet6").unwrap();
+    let addresses = inside(&host, addresses).unwrap();
+    assert!(!addresses.contains("fd727377"), "{addresses}");
+    bed.end();
+}
+
+#[test]
+fn containers_have_ipv6_although_their_host_has_turned_its_own_off() {
+    let Some(bed) = Bed::new(2) else { return };
+    let host = bed.wire.namespace(1);
+    let off = || std::fs::write("/proc/sys/net/ipv6/conf/all/disable_ipv6", "1");
+    inside(&host, off).unwrap().unwrap();
+    let all = [(1, 2, 1), (2, 3, 1)];
+    let (a, b) = (bed.attach(1, "a", 2), bed.attach(2, "b", 3));
+    serve(&a, "a");
+    serve(&b, "b");
+    for host in 1..=2 {
+        bed.apply(host, &wanted(host, 2, &all));
+        assert_eq!(bed.apply(host, &wanted(host, 2, &all)), 0, "again");
+    }
+    for (ip, _) in FAMILIES {
+        assert_eq!(ask(&a, ip(3), PORT).unwrap(), format!("b {}", ip(2)));
+        assert!(ask(&a, ip(100), PORT).is_ok());
+    }
+    let client = bed.wire.namespace(3);
+    assert!(ask(&client, Wire::address(1), PUBLISHED).is_ok());
+    let out = ask(&a, Wire::address_ipv6(3), PORT).unwrap_err();
+    assert_eq!(
+        out.kind(),
+        std::io::ErrorKind::NetworkUnreachable,
+        "and there is no way out"
+    );
     bed.end();
 }

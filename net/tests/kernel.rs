@@ -146,7 +146,10 @@ fn wanted(port: u16) -> Wanted {
         zone: Zone {
             askers: BTreeMap::from([("a".into(), asker(&[1], false)), ("c".into(), asker(&[2], true))]),
             names: BTreeMap::from([
-                ((1, "web".into()), vec![ip(100)]),
+                (
+                    (1, "web".into()),
+                    vec![ip(100), "fd07::64".parse().expect("an address")],
+                ),
                 ((1, "tasks.web".into()), vec![ip(2), ip(3)]),
             ]),
             reverse: BTreeMap::new(),
@@ -205,6 +208,11 @@ async fn containers_meet_by_address_virtual_address_name_and_port_and_nothing_el
     assert_eq!(seen.len(), 2, "a published port reaches both");
 
     assert_eq!(resolve(&a, "web"), [ip(100)]);
+    assert_eq!(
+        resolve_as(&a, "web", 28),
+        ["fd07::64".parse::<IpAddr>().expect("an address")]
+    );
+    assert!(resolve_as(&a, "tasks.web", 28).is_empty(), "it has none");
     assert_eq!(
         BTreeSet::from_iter(resolve(&a, "TASKS.web")),
         BTreeSet::from([ip(2), ip(3)])

@@ -2,7 +2,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::io::{Read, Write};
-use std::net::{Ipv4Addr, SocketAddr, TcpStream};
+use std::net::{IpAddr, Ipv4Addr, SocketAddr, TcpStream};
 use std::time::{Duration, Instant};
 
 use libtest_mimic::Failed;
@@ -10,7 +10,7 @@ use libtest_mimic::Failed;
 use crate::bed::{Bed, Outcome, PATIENCE, equal, fail, is, until, within};
 
 /// A web server that says which task it is, and by cgi-bin/who whom it sees as well.
-const WEB: &str = "service create -q --name web --network back --replicas 3 --publish 8000:80 web:v1 sh -c 'busybox mkdir -p \
+pub(crate) const WEB: &str = "service create -q --name web --network back --replicas 3 --publish 8000:80 web:v1 sh -c 'busybox mkdir -p \
 /tmp/w/cgi-bin; cd /tmp/w; busybox hostname > index.html; echo \"#!/bin/sh\" > cgi-bin/who; echo \"echo Content-Type: \
 text/plain; echo; echo $(busybox hostname) \\$REMOTE_ADDR\" >> cgi-bin/who; busybox chmod 755 cgi-bin/who; exec httpd -f -p \
 80 -h /tmp/w'";
@@ -26,7 +26,13 @@ const CUTS: u32 = 1;
 const ANSWER: Duration = Duration::from_secs(2);
 
 /// What a task sees of the service, asked many times by a name.
-fn asked(bed: &Bed, host: u8, task: &str, name: &str, times: u8) -> Result<BTreeSet<String>, Failed> {
+pub(crate) fn asked(
+    bed: &Bed,
+    host: u8,
+    task: &str,
+    name: &str,
+    times: u8,
+) -> Result<BTreeSet<String>, Failed> {
     let containers = bed.containers(host, task)?;
     let Some(container) = containers.keys().next() else {
         return fail(format!("no task {task} on h{host}"));
@@ -37,7 +43,8 @@ fn asked(bed: &Bed, host: u8, task: &str, name: &str, times: u8) -> Result<BTree
 }
 
 /// Asks a published port from outside; answers which task it was, and whom that saw.
-fn from_outside(bed: &Bed, host: Ipv4Addr) -> Result<String, Failed> {
+pub(crate) fn from_outside(bed: &Bed, host: impl Into<IpAddr>) -> Result<String, Failed> {
+    let host = host.into();
     let asked = hosts::inside(&bed.hosts.outside(), || -> std::io::Result<String> {
         let mut stream = TcpStream::connect_timeout(&SocketAddr::from((host, 8000)), ANSWER)?;
         stream.set_read_timeout(Some(ANSWER))?;

@@ -39,6 +39,9 @@ const fn command(command: u8) -> [u8; 4] {
     [command, 1, 0, 0]
 }
 
+/// Keys, and the address that each may have.
+type Peers = Vec<(Key, Option<Ipv4Addr>)>;
+
 impl Wireguard {
     /// Opens it in the thread's namespace.
     ///
@@ -108,10 +111,10 @@ impl Wireguard {
     }
 
     /// The private key of a device, and whom it knows: keys, and the address that each may have.
-    pub(crate) fn read(&mut self, name: &str) -> io::Result<(Option<Key>, Vec<(Key, Option<Ipv4Addr>)>)> {
+    pub(crate) fn read(&mut self, name: &str) -> io::Result<(Option<Key>, Peers)> {
         let mut m = Message::new(self.family, REQUEST | DUMP, &command(GET_DEVICE));
         m.text(NAME, name);
-        let (mut secret, mut peers) = (None, Vec::<(Key, Option<Ipv4Addr>)>::new());
+        let (mut secret, mut peers) = (None, Peers::new());
         for body in self.socket.dump(m)? {
             let all = body.get(4..).unwrap_or_default();
             let key = |bytes: &[u8], kind| netlink::find(bytes, kind)?.try_into().ok();

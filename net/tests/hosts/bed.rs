@@ -28,8 +28,11 @@ pub(crate) fn ip6(last: u8) -> IpAddr {
     Ipv6Addr::new(0xfd07, 0, 0, 0, 0, 0, 0, last.into()).into()
 }
 
+/// The address of what has a number.
+type Numbered = fn(u8) -> IpAddr;
+
 /// Both families: a container's address, and a host's.
-pub(crate) const FAMILIES: [(fn(u8) -> IpAddr, fn(u8) -> IpAddr); 2] = [
+pub(crate) const FAMILIES: [(Numbered, Numbered); 2] = [
     (ip, |host| Wire::address(host).into()),
     (ip6, |host| Wire::address_ipv6(host).into()),
 ];
