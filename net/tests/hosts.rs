@@ -624,3 +624,41 @@ fn containers_have_ipv6_although_their_host_has_turned_its_own_off() {
     );
     bed.end();
 }
+
+#[test]
+fn what_an_earlier_version_made_for_ipv4_gets_ipv6_and_is_not_made_anew() {
+    let Some(mut bed) = Bed::new(2) else { return };
+    let all = [(1, 2, 1), (2, 3, 1)];
+    let (a, b) = (bed.attach(1, "a", 2), bed.attach(2, "b", 3));
+    (serve(&a, "a"), serve(&b, "b"));
+    let mut four = wanted(2, 2, &all);
+    four.overlay.remote.retain(|address, _| address.is_ipv4());
+    bed.apply(1, &wanted(1, 2, &all));
+    bed.apply(2, &four);
+    let plane = bed.dir.path().join("h2/dataplane");
+    let run = |line: &str| {
+        let words: Vec<&str> = line.split(' ').collect();
+        let output = inside(&plane, || std::process::Command::new("ip").args(&words).output());
+        let output = output.unwrap().unwrap();
+        assert!(output.status.success(), "{line}: {output:?}");
+        String::from_utf8(output.stdout).unwrap()
+    };
+    let number = || run("-o link show overlay").split(':').next().unwrap().to_owned();
+    let before = number();
+    run("-6 neigh flush dev overlay nud permanent");
+    run("-6 route flush table 1000");
+    run("-6 rule del pref 1000");
+    bed.planes.remove(1);
+    let again = bed.open(2);
+    bed.planes.insert(1, again);
+    assert!(bed.apply(2, &wanted(2, 2, &all)) > 0);
+    assert_eq!(number(), before, "the same device");
+    assert_eq!(bed.apply(2, &wanted(2, 2, &all)), 0, "again");
+    let client = bed.wire.namespace(3);
+    for (ip, host_ip) in FAMILIES {
+        assert_eq!(ask(&b, ip(2), PORT).unwrap(), format!("a {}", ip(3)));
+        let told = format!("b {}", host_ip(3));
+        assert_eq!(ask(&client, host_ip(1), PUBLISHED).unwrap(), told);
+    }
+    bed.end();
+}
