@@ -98,7 +98,7 @@ pub(crate) fn make_inner_tables(
     Ok(())
 }
 
-/// Reads what the kernel has.
+/// Reads what the kernel has, once the devices have what nobody counts.
 pub(crate) fn look(
     links: &mut Socket,
     tables: &mut Socket,
@@ -107,6 +107,7 @@ pub(crate) fn look(
     wireguard: Option<&mut Wireguard>,
     families: &'static [Family],
 ) -> Result<Found, NetError> {
+    tunnel::complete(links, families)?;
     let ways = tunnel::found(links, tables, wireguard, families)?;
     let read = |tables: &mut Socket, table: &str, (family, set): Set| {
         let elements = nft::elements(tables, family, table, set)

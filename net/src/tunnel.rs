@@ -76,6 +76,32 @@ impl Way {
     }
 }
 
+/// Gives devices that are there what leads answers back, in every family: one that an earlier version made has IPv4 alone.
+pub(crate) fn complete(links: &mut Socket, families: &'static [Family]) -> Result<(), NetError> {
+    for way in [Way::Plain, Way::Encrypted] {
+        let device = way.device();
+        let Some(index) = link::index(links, device).map_err(at("list links"))? else {
+            continue;
+        };
+        carried(links, index, families)
+            .and_then(|families| lead_back(links, way, index, families))
+            .map_err(at(format!("lead answers back over {device}")))?;
+    }
+    Ok(())
+}
+
+/// Leads answers to clients of another host to the device, which sends them there.
+fn lead_back(links: &mut Socket, way: Way, index: u32, families: &[Family]) -> io::Result<()> {
+    let (table, mark) = way.table();
+    for family in families {
+        let nobody = gateway(NOBODY, *family);
+        link::neighbour(links, index, nobody, mac_of(Ipv4Addr::UNSPECIFIED))?;
+        link::default_route(links, table, index, nobody)?;
+        link::rule_for_mark(links, *family, mark, table)?;
+    }
+    Ok(())
+}
+
 /// What is there.
 pub(crate) fn found(
     links: &mut Socket,
@@ -116,12 +142,10 @@ fn paths(
         let all: BTreeSet<Ipv4Addr> = all.into_iter().filter_map(behind).collect();
         known = Some(known.map_or(all.clone(), |known| known.intersection(&all).copied().collect()));
     }
-    let mut hosts = known.unwrap_or_default();
-    // One that leads no answers back, as an earlier version made it for IPv6, is made anew.
-    if !hosts.remove(&NOBODY) {
-        return Ok(paths);
-    }
-    let hosts = hosts.into_iter();
+    let hosts = known
+        .unwrap_or_default()
+        .into_iter()
+        .filter(|host| *host != NOBODY);
     match wireguard {
         None => {
             paths.own = link::vxlan_local(links, index).map_err(at(format!("read the link {device}")))?;
@@ -308,25 +332,17 @@ impl Tunnel<'_> {
         self.lead_back(way)
     }
 
-    /// Leads answers to clients of another host to the device, which sends them there.
+    /// Leads answers to clients of another host to the device, and from it to the host that was asked.
     fn lead_back(&mut self, way: Way) -> Result<(), NetError> {
         let Device { index, families } = self.device(way)?;
-        self.lead(way, index, families)
+        lead_back(self.links, way, index, families)
+            .and_then(|()| {
+                let mut batch = ruleset::back(way.back(), way.device());
+                if nft::table_exists_in(self.tables, NETDEV, way.back())? {
+                    batch = batch.instead();
+                }
+                batch.commit(self.tables)
+            })
             .map_err(at("lead answers back to the host that was asked"))
-    }
-
-    fn lead(&mut self, way: Way, index: u32, families: &[Family]) -> io::Result<()> {
-        let (table, mark) = way.table();
-        for family in families {
-            let nobody = gateway(NOBODY, *family);
-            link::neighbour(self.links, index, nobody, mac_of(Ipv4Addr::UNSPECIFIED))?;
-            link::default_route(self.links, table, index, nobody)?;
-            link::rule_for_mark(self.links, *family, mark, table)?;
-        }
-        let mut batch = ruleset::back(way.back(), way.device());
-        if nft::table_exists_in(self.tables, NETDEV, way.back())? {
-            batch = batch.instead();
-        }
-        batch.commit(self.tables)
     }
 }
