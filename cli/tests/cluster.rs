@@ -214,6 +214,11 @@ const ALL: &[(&str, Start, Scenario)] = &[
         network::tasks_churn_under_loss,
     ),
     (
+        "tasks are told of their clients in the connection",
+        Start::Cluster(1, 1),
+        network::tasks_are_told_of_their_clients,
+    ),
+    (
         "packets of networks are lost, and nothing else",
         Start::Cluster(3, 0),
         network::packets_of_networks_are_lost,

@@ -659,7 +659,7 @@ mod tests {
                 drop(w.ports.insert((Protocol::Udp, 53), vec![(ip(3), 5353)]))
             }),
             ("a port goes", |w, _| w.ports.clear()),
-            ("a port is proxied", |w, _| drop(w.proxied.insert(80))),
+            ("a port is proxied", |w, _| w.proxied.extend([80])),
             ("the host has another address", |w, _| {
                 w.overlay.own = Some(Ipv4Addr::new(10, 0, 0, 201));
             }),

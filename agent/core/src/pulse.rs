@@ -156,7 +156,7 @@ mod tests {
 
     #[test]
     fn what_leads_nowhere_is_avoided_while_there_is_something_else() {
-        let ip = |n: u8| Ipv4Addr::new(10, 0, 0, n);
+        let ip = |n: u8| std::net::IpAddr::V4(Ipv4Addr::new(10, 0, 0, n));
         let there = |host: u8, encrypted| There {
             network: 7,
             host: Ipv4Addr::new(10, 99, 0, host),
@@ -169,7 +169,7 @@ mod tests {
             ]
             .into(),
             ports: [((model::spec::Protocol::Tcp, 80), vec![(ip(2), 80), (ip(3), 80)])].into(),
-            names: [((7, "tasks.web".to_owned()), vec![ip(1).into(), ip(2).into()])].into(),
+            names: [((7, "tasks.web".to_owned()), vec![ip(1), ip(2)])].into(),
             remote: [(ip(2), there(2, false)), (ip(3), there(2, true))].into(),
             ..WantedNet::default()
         };

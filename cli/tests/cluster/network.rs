@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 
 use libtest_mimic::Failed;
 
-use crate::bed::{Bed, Outcome, PATIENCE, equal, fail, is, until, within};
+use crate::bed::{Bed, Outcome, PATIENCE, contains, equal, fail, is, until, within};
 
 /// A web server that says which task it is, and by cgi-bin/who whom it sees as well.
 pub(crate) const WEB: &str = "service create -q --name web --network back --replicas 3 --publish 8000:80 web:v1 sh -c 'busybox mkdir -p \
@@ -122,6 +122,62 @@ pub(crate) fn tasks_meet_over_hosts(bed: &Bed) -> Outcome {
             })?;
         }
     }
+    Ok(())
+}
+
+/// A server that sends back what it is sent, so that whatever a connection begins with is seen.
+const ECHO: &str = "services:
+  echo:
+    image: web:v1
+    command: [busybox, nc, -ll, -p, '80', -e, busybox, cat]
+    ports: [{target: 80, published: 8000, proxy_protocol: v2}]
+    deploy: {replicas: 1}
+";
+
+/// A stack's port with the PROXY protocol: whichever host a client asks, the task is told who it is; a service's port without it
+/// is not touched, and one can be changed into the other.
+pub(crate) fn tasks_are_told_of_their_clients(bed: &Bed) -> Outcome {
+    let file = bed.host(1).dir().join("echo.yml");
+    std::fs::write(&file, ECHO)?;
+    bed.ok(1, &format!("stack deploy -c {} s", file.display()))?;
+    bed.runs(1, "s_echo", 1)?;
+    let shown = bed.ok(1, "service inspect s_echo --format '{{json .Endpoint.Ports}}'")?;
+    contains(&shown, "\"ProxyProtocol\":\"v2\"")?;
+    let asked = |host: Ipv4Addr, count: usize| {
+        let answer = hosts::inside(&bed.hosts.outside(), || -> std::io::Result<Vec<u8>> {
+            let mut stream = TcpStream::connect_timeout(&SocketAddr::from((host, 8000)), ANSWER)?;
+            stream.set_read_timeout(Some(ANSWER))?;
+            stream.write_all(b"hello")?;
+            let mut bytes = vec![0; count];
+            stream.read_exact(&mut bytes)?;
+            Ok(bytes)
+        });
+        answer?.map_err(|e| Failed::from(format!("{host} does not answer: {e}")))
+    };
+    for host in 1..=2 {
+        let host = bed.host(host).address();
+        let bytes = asked(host, 16 + 12 + 5)?;
+        let (head, said) = bytes.split_at(28);
+        equal("signature", head.get(..12), Some(&b"\r\n\r\n\0\r\nQUIT\n"[..]))?;
+        equal(
+            "the client's address",
+            head.get(16..20),
+            Some(&[10, 99, 0, 200][..]),
+        )?;
+        equal("whom it asked", head.get(20..24), Some(&host.octets()[..]))?;
+        equal("port", head.get(26..28), Some(&8000u16.to_be_bytes()[..]))?;
+        equal("what it said", said, b"hello")?;
+    }
+    let change = "service update -q --publish-rm 80 --publish-add published=8000,target=80 s_echo";
+    bed.ok(1, change)?;
+    until("nothing comes before what a client says", PATIENCE, || {
+        Ok(is(asked(bed.host(2).address(), 5).ok(), Some(b"hello".to_vec())))
+    })?;
+    bed.refused(
+        1,
+        "service create --name x -p published=53,target=53,protocol=udp,proxy_protocol=v2 web:v1",
+        "for tcp",
+    )?;
     Ok(())
 }
 

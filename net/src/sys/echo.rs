@@ -14,6 +14,9 @@ const REPLY: u8 = 129;
 /// Bytes of the largest answer that is read: the rest of one is of no interest.
 const ANSWER: usize = 64;
 
+/// An answer: from whom, over which device, and the numbers it was asked with.
+pub(crate) type Answer = (Ipv6Addr, u32, (u16, u16));
+
 /// A socket of the thread's namespace.
 pub(crate) struct Echo {
     fd: OwnedFd,
@@ -99,8 +102,8 @@ impl Echo {
         Ok(())
     }
 
-    /// The next answer within a time: from whom, over which device, and the numbers.
-    pub(crate) fn answer(&mut self, limit: Duration) -> io::Result<Option<(Ipv6Addr, u32, (u16, u16))>> {
+    /// The next answer within a time.
+    pub(crate) fn answer(&mut self, limit: Duration) -> io::Result<Option<Answer>> {
         if !readable(&self.fd, limit)? {
             return Ok(None);
         }
