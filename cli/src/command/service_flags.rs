@@ -148,6 +148,8 @@ pub(crate) struct CreateArgs {
     label: Vec<String>,
     #[arg(long)]
     container_label: Vec<String>,
+    /// `[[IP:]PUBLISHED:]TARGET[/PROTOCOL]`, or fields: published=, target=, protocol=, mode=, host_ip=, name=, and proxy_protocol=v2,
+    /// by which connections to tasks begin with who the client is.
     #[arg(long, short)]
     publish: Vec<String>,
     #[arg(long)]
@@ -193,6 +195,7 @@ pub(crate) struct UpdateArgs {
     label_rm: Vec<String>,
     #[arg(long)]
     container_label_add: Vec<String>,
+    /// As --publish of create.
     #[arg(long)]
     publish_add: Vec<String>,
     /// Target port (with /PROTOCOL where it is not TCP).
