@@ -10,11 +10,13 @@ use std::time::{Duration, Instant};
 
 use tokio::sync::oneshot;
 
+use crate::container;
 use crate::dns;
+use crate::family::Family;
 use crate::flows::Flows;
 use crate::found::{self, Found};
 use crate::overlay::{self, Step, Way, Ways};
-use crate::plan::{self, Elements, Family, Wanted};
+use crate::plan::{self, Elements, Wanted};
 use crate::proxy::{Ports, Proxy};
 use crate::pulse::{Probe, Pulse};
 use crate::ruleset::TABLE;
@@ -23,7 +25,7 @@ use crate::sys::link;
 use crate::sys::netlink::Socket;
 use crate::sys::nft::{self, Batch};
 use crate::tunnel::Tunnel;
-use crate::uplink::{self, Transit, gateway};
+use crate::uplink::{self, Transit};
 use crate::wireguard::{Encryption, Key, Wireguard};
 
 /// MTU of containers on one host; across hosts it follows from the underlay.
@@ -58,7 +60,8 @@ pub struct EndpointConfig {
 pub struct EndpointAddress {
     /// The address.
     pub address: IpAddr,
-    /// Subnets of its network, address and bits, of the same family: it speaks from this address to them, as only members are heard there.
+    /// Subnets of its network of the same family, address and bits: it speaks from this address to them, as only members are
+    /// heard there.
     pub subnets: Vec<(IpAddr, u8)>,
     /// Its network has no way out: the container speaks from another address to the world.
     pub internal: bool,
@@ -71,8 +74,8 @@ pub struct Applied {
     pub changed: usize,
     /// How long the kernel took for the dataplane's maps.
     pub kernel: Duration,
-    /// The first way to another host, or out of this one, that could not be made; what is on this host works all the same, and the next call
-    /// tries again.
+    /// The first way to another host, or out of this one, that could not be made; what is on this host works all the same,
+    /// and the next call tries again.
     pub unreachable: Option<NetError>,
     /// Flows to addresses that nothing leads to any more are being forgotten.
     forgotten: Option<oneshot::Receiver<Result<(), NetError>>>,
@@ -468,7 +471,7 @@ impl Worker {
         }
         sys::enter(&namespace).map_err(at("enter a container's namespace"))?;
         // One that is there may be of an earlier version, and its networks may have grown.
-        let made = container_end(&addresses, outer);
+        let made = container::make_end(&addresses, outer);
         let sockets = made.and_then(|()| dns::Sockets::open().map_err(at("listen on 127.0.0.11:53")));
         sys::enter(&self.inside).map_err(at("return to the dataplane's namespace"))?;
         sockets
@@ -478,7 +481,7 @@ impl Worker {
         let namespace = File::open(self.path_of(&endpoint.id)).map_err(at("open a container's namespace"))?;
         let addresses = self.addresses(endpoint);
         sys::enter(&namespace).map_err(at("enter a container's namespace"))?;
-        let made = container_end(&addresses, mac(&endpoint.id, 1));
+        let made = container::make_end(&addresses, mac(&endpoint.id, 1));
         sys::enter(&self.inside).map_err(at("return to the dataplane's namespace"))?;
         made
     }
@@ -519,8 +522,11 @@ impl Worker {
         let transit = Transit::of(&self.config.name);
         found::make_host_table(&mut self.host_tables, &transit, Family::V4)?;
         found::make_inner_tables(&mut self.tables, &transit, self.families)?;
+        // Before a table that was taken away is there again.
+        let host_sets = self.host_sets.clone();
         self.passes_ipv6 = false;
-        let passes = self.pass_ipv6(&wanted);
+        // What cannot be done is tried again, and said, below.
+        let _ = self.pass_ipv6(&wanted);
         let found = found::look(
             &mut self.links,
             &mut self.tables,
@@ -531,15 +537,12 @@ impl Worker {
         )?;
         let known = Found {
             elements: std::mem::take(&mut self.found),
-            host_sets: std::mem::take(&mut self.host_sets),
+            host_sets,
             ways: std::mem::take(&mut self.ways),
         };
         let changed = known.apart(&found);
         (self.found, self.host_sets, self.ways) = (found.elements, found.host_sets, found.ways);
-        let mut done = self.apply(wanted)?;
-        if let Err(error) = passes {
-            done.unreachable.get_or_insert(error);
-        }
+        let done = self.apply(wanted)?;
         Ok(Applied { changed, ..done })
     }
 
@@ -556,9 +559,8 @@ impl Worker {
             .and_then(|()| uplink::pass_ipv6_on());
         sys::enter(&self.inside).map_err(at("return to the dataplane's namespace"))?;
         made?;
-        for (set, _) in plan::host_sets(Family::V6) {
-            self.host_sets.entry((Family::V6, set)).or_default();
-        }
+        let sets = found::host_elements(&mut self.host_tables, &transit, Family::V6)?;
+        self.host_sets.extend(sets);
         self.passes_ipv6 = true;
         Ok(())
     }
@@ -673,54 +675,6 @@ fn remove_host_tables(tables: &mut Socket, transit: &Transit, families: &[Family
             let mut batch = Batch::new(*family, &transit.table);
             batch.delete_table();
             batch.commit(tables)?;
-        }
-    }
-    Ok(())
-}
-
-/// The container's end, from within its namespace. One without IPv6 addresses is left as the kernel makes it.
-fn container_end(addresses: &[EndpointAddress], gateway_mac: [u8; 6]) -> Result<(), NetError> {
-    let mut links = Socket::open(NETLINK_ROUTE).map_err(at("open netlink"))?;
-    let find = |links: &mut Socket, name: &str| -> Result<u32, NetError> {
-        link::index(links, name)
-            .map_err(at("list links"))?
-            .ok_or_else(|| at(name)(io::ErrorKind::NotFound.into()))
-    };
-    let of = |family: Family| addresses.iter().filter(move |a| Family::of(a.address) == family);
-    if of(Family::V6).next().is_some() {
-        // It is told all there is to know: no router, and nobody else with its addresses, has to be asked.
-        for (path, value) in [
-            ("all/disable_ipv6", "0"),
-            ("eth0/accept_ra", "0"),
-            ("eth0/autoconf", "0"),
-            ("eth0/dad_transmits", "0"),
-        ] {
-            uplink::setting(Family::V6, &format!("conf/{path}"), value)?;
-        }
-    }
-    let lo = find(&mut links, "lo")?;
-    link::up(&mut links, lo).map_err(at("put lo up"))?;
-    let eth = find(&mut links, "eth0")?;
-    for EndpointAddress { address, .. } in addresses {
-        link::address(&mut links, eth, *address, Family::of(*address).bits())
-            .map_err(at(format!("give the container {address}")))?;
-    }
-    link::up(&mut links, eth).map_err(at("put eth0 up"))?;
-    for family in Family::ALL {
-        if *family == Family::V6 && of(*family).next().is_none() {
-            continue;
-        }
-        let gateway = gateway(*family);
-        link::neighbour(&mut links, eth, gateway, gateway_mac).map_err(at("know the gateway"))?;
-        let outward = of(*family).find(|a| !a.internal).map(|a| a.address);
-        let everywhere = (family.unspecified(), 0);
-        link::route_from(&mut links, everywhere, eth, Some(gateway), outward)
-            .map_err(at("route to the gateway"))?;
-        for EndpointAddress { address, subnets, .. } in of(*family) {
-            for (subnet, bits) in subnets {
-                link::route_from(&mut links, (*subnet, *bits), eth, Some(gateway), Some(*address))
-                    .map_err(at(format!("route to {subnet}/{bits} from {address}")))?;
-            }
         }
     }
     Ok(())

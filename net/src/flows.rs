@@ -9,7 +9,7 @@ use std::sync::mpsc;
 use tokio::sync::oneshot;
 
 use crate::dataplane::{NETLINK_NETFILTER, NetError, at};
-use crate::plan::Family;
+use crate::family::Family;
 use crate::sys;
 use crate::sys::netlink::Socket;
 use crate::sys::nft;

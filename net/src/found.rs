@@ -1,8 +1,11 @@
 //! What the kernel has: read at the start and again from time to time, as others may change it.
 
+use std::collections::BTreeMap;
+
 use crate::dataplane::{NetError, at};
+use crate::family::Family;
 use crate::overlay::{self, Ways};
-use crate::plan::{self, Elements, Family, SETS, Set, host_sets};
+use crate::plan::{self, Elements, SETS, Set, host_sets};
 use crate::ruleset::{self, TABLE};
 use crate::sys::netlink::Socket;
 use crate::sys::nft::{self, Batch};
@@ -109,27 +112,39 @@ pub(crate) fn look(
 ) -> Result<Found, NetError> {
     tunnel::complete(links, families)?;
     let ways = tunnel::found(links, tables, wireguard, families)?;
-    let read = |tables: &mut Socket, table: &str, (family, set): Set| {
-        let elements = nft::elements(tables, family, table, set)
-            .map_err(at(format!("read the set {set} of {table}")))?;
-        Ok(((family, set), elements.into_iter().collect()))
-    };
-    let (mut elements, mut host) = (Elements::new(), Elements::new());
+    let (mut elements, mut host_sets) = (Elements::new(), Elements::new());
     for family in families {
-        let inner = SETS.iter().map(|(set, ..)| read(tables, TABLE, (*family, set)));
-        elements.extend(inner.collect::<Result<Elements, NetError>>()?);
-        // The host has none of IPv6 before it is needed.
-        let there = nft::table_exists(host_tables, *family, &transit.table);
-        if there.map_err(at("list the host's tables"))? {
-            let outer = host_sets(*family)
-                .iter()
-                .map(|(set, _)| read(host_tables, &transit.table, (*family, set)));
-            host.extend(outer.collect::<Result<Elements, NetError>>()?);
+        for (set, ..) in SETS {
+            elements.extend([read(tables, TABLE, (*family, set))?]);
         }
+        host_sets.extend(host_elements(host_tables, transit, *family)?);
     }
     Ok(Found {
         elements,
-        host_sets: host,
+        host_sets,
         ways,
     })
+}
+
+/// What the host's table of a family has; none is no set. The host has none of IPv6 before it is needed.
+pub(crate) fn host_elements(
+    tables: &mut Socket,
+    transit: &Transit,
+    family: Family,
+) -> Result<Elements, NetError> {
+    let there = nft::table_exists(tables, family, &transit.table);
+    if !there.map_err(at("list the host's tables"))? {
+        return Ok(Elements::new());
+    }
+    let sets = host_sets(family).iter();
+    sets.map(|(set, _)| read(tables, &transit.table, (family, set)))
+        .collect()
+}
+
+type Read = (Set, BTreeMap<Vec<u8>, Option<Vec<u8>>>);
+
+fn read(tables: &mut Socket, table: &str, (family, set): Set) -> Result<Read, NetError> {
+    let elements =
+        nft::elements(tables, family, table, set).map_err(at(format!("read the set {set} of {table}")))?;
+    Ok(((family, set), elements.into_iter().collect()))
 }

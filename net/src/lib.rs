@@ -7,10 +7,12 @@
 
 // What is wanted, and the elements that make it so; pure.
 mod balance;
+mod family;
 mod overlay;
 mod plan;
 
 // The namespace, its rules, and containers on it.
+mod container;
 mod dataplane;
 mod flows;
 mod found;

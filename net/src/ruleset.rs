@@ -4,8 +4,9 @@
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
 use crate::balance::SLOTS;
+use crate::family::{Family, octets};
 use crate::overlay::mac_of;
-use crate::plan::{Family, SETS, SUBNETS, bytes, host_sets, octets};
+use crate::plan::{SETS, SUBNETS, bytes, host_sets};
 use crate::sys::nft::{Batch, Expression, Hook, NETDEV, R1, W0, W1, W2, W4};
 use crate::wireguard;
 
@@ -386,12 +387,7 @@ fn only_from_its_own(b: &mut Batch, family: Family, others: [&str; 3]) {
     let of_containers = others
         .into_iter()
         .flat_map(|other| [meta(IN_NAME, R1), is_not(R1, &name(other))]);
-    let foreign = [
-        Expression::WayBack { to: W0 },
-        is(W0, &[0; 4]),
-        Expression::Counter,
-        Expression::Drop,
-    ];
+    let foreign = [Expression::WayBack { to: W0 }, is(W0, &[0; 4]), Expression::Drop];
     b.rule("mesh", &of_containers.chain(foreign).collect::<Vec<_>>());
 }
 

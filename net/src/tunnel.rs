@@ -6,8 +6,8 @@ use std::io;
 use std::net::{IpAddr, Ipv4Addr};
 
 use crate::dataplane::{NetError, at};
+use crate::family::Family;
 use crate::overlay::{Paths, Step, Way, Ways, gateway_of, host_of, mac_of};
-use crate::plan::Family;
 use crate::ruleset;
 use crate::sys::link::{self, Vxlan};
 use crate::sys::netlink::Socket;

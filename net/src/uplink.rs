@@ -5,7 +5,7 @@ use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use std::path::Path;
 
 use crate::dataplane::{NetError, at};
-use crate::plan::Family;
+use crate::family::Family;
 use crate::ruleset::Own;
 use crate::sys::link;
 use crate::sys::netlink::Socket;

@@ -10,7 +10,8 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
 use crate::dataplane::{NETLINK_NETFILTER, NETLINK_ROUTE, NetError, at};
-use crate::plan::{self, Family};
+use crate::family::Family;
+use crate::plan;
 use crate::ruleset;
 use crate::sys;
 use crate::sys::link;

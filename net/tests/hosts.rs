@@ -761,7 +761,8 @@ fn what_an_earlier_version_made_for_ipv4_gets_ipv6_and_is_not_made_anew() {
     let Some(mut bed) = Bed::new(2) else { return };
     let all = [(1, 2, 1), (2, 3, 1)];
     let (a, b) = (bed.attach(1, "a", 2), bed.attach(2, "b", 3));
-    (serve(&a, "a"), serve(&b, "b"));
+    serve(&a, "a");
+    serve(&b, "b");
     let mut four = wanted(2, 2, &all);
     four.overlay.remote.retain(|address, _| address.is_ipv4());
     bed.apply(1, &wanted(1, 2, &all));

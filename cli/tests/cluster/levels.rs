@@ -89,8 +89,11 @@ pub(crate) fn old_and_new_builds(bed: &Bed) -> Outcome {
     })?;
     let encrypted = "network create --opt encrypted secret";
     bed.refused(1, encrypted, "swarm update --level newest")?;
+    let dual = "network create --ipv6 dual";
+    bed.refused(1, dual, "swarm update --level newest")?;
     contains(&bed.ok(1, "swarm update --level newest")?, "level 2 now")?;
     bed.ok(1, encrypted)?;
+    bed.ok(1, dual)?;
     equal("levels", levels()?.trim(), "2 2")?;
     bed.refused(1, "swarm update --level 1", "no way back")?;
     too_old(bed, &containers)

@@ -5,7 +5,7 @@ use std::io;
 use std::net::{IpAddr, Ipv4Addr};
 use std::os::fd::AsRawFd;
 
-use crate::plan::{Family, octets};
+use crate::family::{Family, octets};
 
 use super::netlink::{self, ACK, CREATE, DUMP, EXCL, Message, REPLACE, REQUEST, Socket};
 

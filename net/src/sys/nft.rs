@@ -4,7 +4,8 @@ use std::io;
 use std::net::{IpAddr, Ipv4Addr};
 
 use super::netlink::{ACK, CREATE, Message, REQUEST, Socket};
-use crate::plan::{Family, SUBNETS};
+use crate::family::Family;
+use crate::plan::SUBNETS;
 
 const NEW_TABLE: u16 = 0;
 const DELETE_TABLE: u16 = 2;
