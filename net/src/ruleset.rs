@@ -186,6 +186,7 @@ const HOST_BYTES: u32 = 4;
 /// Keys of connections.
 const DIRECTION: u32 = 1;
 const CONNECTION_MARK: u32 = 3;
+const ORIGINAL: u8 = 0;
 const REPLY: u8 = 1;
 
 /// Marks of answers that go back through the host that was asked: by the plain way, and by the encrypted one. Above the
@@ -391,6 +392,35 @@ fn only_from_its_own(b: &mut Batch, family: Family, others: [&str; 3]) {
     b.rule("mesh", &of_containers.chain(foreign).collect::<Vec<_>>());
 }
 
+/// Connections to the dataplane itself, which are those of proxied ports, come by way of the host alone: a container would get
+/// by them to where its networks do not lead.
+fn only_from_the_host(b: &mut Batch, uplink: &str) {
+    b.chain(
+        "in",
+        &Hook {
+            kind: "filter",
+            number: 1,
+            priority: 0,
+        },
+    );
+    b.rule(
+        "in",
+        &[
+            meta(IN_NAME, R1),
+            is_not(R1, &name(uplink)),
+            is_not(R1, &name("lo")),
+            meta(PROTOCOL, W0),
+            is(W0, &[6]),
+            Expression::Connection {
+                key: DIRECTION,
+                to: W0,
+            },
+            is(W0, &[ORIGINAL]),
+            Expression::Reject { reset: true, code: 0 },
+        ],
+    );
+}
+
 /// Addresses of the dataplane itself.
 #[derive(Clone, Copy)]
 pub(crate) struct Own {
@@ -415,6 +445,7 @@ pub(crate) fn dataplane(uplink: &str, [overlay, encrypted]: [&str; 2], own: Own)
     b.chain("pre", &nat("nat", 0));
     b.chain("post", &nat("nat", 4));
     answer_for_nobody(&mut b, family);
+    only_from_the_host(&mut b, uplink);
     b.chain(
         "fwd",
         &Hook {

@@ -11,6 +11,8 @@ use crate::net::WantedNet;
 
 /// Time between two questions.
 pub const EVERY: Duration = Duration::from_secs(2);
+/// Rounds of which one asks with large packets as well.
+pub const LARGE_EVERY: u32 = 5;
 /// How long an answer may take.
 pub const ANSWER: Duration = Duration::from_secs(1);
 /// Who gives no answer for so long is not reached: three questions, and what the answers may take.
@@ -48,7 +50,8 @@ impl Pulses {
     }
 
     fn silent(&self, now: Timestamp, large: bool) -> BTreeSet<Way> {
-        let silent = |(_, at): &(&(Way, bool), &Timestamp)| now.since(**at) >= SILENT;
+        let limit = if large { SILENT * LARGE_EVERY } else { SILENT };
+        let silent = |(_, at): &(&(Way, bool), &Timestamp)| now.since(**at) >= limit;
         let of_size = self.heard.iter().filter(|((_, size), _)| *size == large);
         of_size.filter(silent).map(|((way, _), _)| *way).collect()
     }
@@ -131,8 +134,9 @@ mod tests {
             (17, both(two).into(), &[three], &[]),
             (18, both(three).into(), &[], &[]),
             (20, vec![(two, false), (three, false)], &[], &[]),
-            (24, vec![(two, false), (three, false)], &[], &[two]),
-            (25, vec![(two, false)], &[], &[two, three]),
+            (51, vec![(two, false), (three, false)], &[], &[]),
+            (52, vec![(two, false), (three, false)], &[], &[two]),
+            (53, vec![(two, false)], &[], &[two, three]),
         ];
         for (seconds, answered, unreached, narrow) in rows {
             pulses.take(&all, &answered.into_iter().collect(), at(seconds));
@@ -148,10 +152,10 @@ mod tests {
             );
         }
         // Who is not asked any more is forgotten, and has time again when it is back.
-        pulses.take(&[two].into(), &BTreeSet::new(), at(40));
-        assert_eq!(pulses.unreached(at(40)), [two].into());
-        pulses.take(&all, &BTreeSet::new(), at(41));
-        assert_eq!(pulses.unreached(at(41)), [two].into());
+        pulses.take(&[two].into(), &BTreeSet::new(), at(60));
+        assert_eq!(pulses.unreached(at(60)), [two].into());
+        pulses.take(&all, &BTreeSet::new(), at(61));
+        assert_eq!(pulses.unreached(at(61)), [two].into());
     }
 
     #[test]

@@ -256,14 +256,21 @@ impl Network {
     /// there is something else, and the managers are told.
     pub(crate) async fn feel(&self) {
         let (mut pulses, mut narrow, mut deaf) = (Pulses::default(), BTreeSet::new(), false);
+        let mut round = 0u32;
         loop {
             tokio::time::sleep(pulse::EVERY).await;
+            round = round.wrapping_add(1);
+            let sizes: &[bool] = if round.is_multiple_of(pulse::LARGE_EVERY) {
+                &[false, true]
+            } else {
+                &[false]
+            };
             let asked = self.asked.lock().unwrap_or_else(PoisonError::into_inner).clone();
             let probes = asked.keys().flat_map(|way| {
-                [false, true].map(|large| Probe {
+                sizes.iter().map(|large| Probe {
                     host: way.host,
                     encrypted: way.encrypted,
-                    large,
+                    large: *large,
                 })
             });
             let answered = match self.plane.ask(probes.collect(), pulse::ANSWER).await {
@@ -304,13 +311,19 @@ impl Network {
             .filter_map(|way| asked.get(way).copied())
             .collect();
         *self.unreached.lock().unwrap_or_else(PoisonError::into_inner) = Some(nodes);
-        let differs = {
+        let before = {
             let known = self.known.lock().unwrap_or_else(PoisonError::into_inner);
-            known.unreached != unreached
+            known.unreached.clone()
         };
-        if differs {
-            for way in &unreached {
+        if before != unreached {
+            for way in unreached.difference(&before) {
                 tracing::warn!("the host {} does not answer over the data plane", way.host);
+            }
+            for way in before.difference(&unreached) {
+                tracing::info!(
+                    "the host {} is asked no more, or answers over the data plane again",
+                    way.host
+                );
             }
             self.change(|k| k.unreached = unreached);
             if let Err(error) = self.apply().await {
