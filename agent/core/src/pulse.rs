@@ -127,7 +127,7 @@ mod tests {
         let both = |w: Way| [(w, false), (w, true)];
         // Seconds, who answers, who is not reached then, and where large packets are lost.
         type Row<'a> = (u64, Vec<(Way, bool)>, &'a [Way], &'a [Way]);
-        let rows: [Row<'_>; 8] = [
+        let rows: [Row<'_>; 9] = [
             (10, vec![], &[], &[]),
             (12, both(two).into(), &[], &[]),
             (16, both(two).into(), &[], &[]),
