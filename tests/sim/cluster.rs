@@ -9,7 +9,7 @@ use manager_core::{Action, Dirty, State, Txn, admit};
 use model::assignment::AssignmentSet;
 use model::object::{Availability, Key, Node, NodeDescription, NodeSpec, NodeStatus, Object, SlotKey};
 use model::spec::Platform;
-use model::{Bytes, NanoCpus, NodeId, ServiceId, TaskId, Timestamp};
+use model::{Bytes, Level, NanoCpus, NodeId, ServiceId, TaskId, Timestamp};
 
 use super::Plant;
 use super::host::Host;
@@ -164,6 +164,11 @@ impl Cluster {
         let request = admit::ClusterRequest {
             availability: Availability::Drain,
             heartbeat: self.heartbeat,
+            // All of this build, so that it may do whatever this build can.
+            description: NodeDescription {
+                level: Level::OURS,
+                ..NodeDescription::default()
+            },
             ..Default::default()
         };
         let manager = NodeId(100);
@@ -186,6 +191,7 @@ impl Cluster {
                     },
                     cpus: NanoCpus(NODE_CPUS),
                     memory: Bytes(8 << 30),
+                    level: Level::OURS,
                     ..NodeDescription::default()
                 },
                 identity: Default::default(),
