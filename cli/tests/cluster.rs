@@ -219,6 +219,11 @@ const ALL: &[(&str, Start, Scenario)] = &[
         network::tasks_are_told_of_their_clients,
     ),
     (
+        "nodes are chosen by what they are, and say why not",
+        Start::Cluster(1, 1),
+        network::nodes_are_chosen_and_say_why_not,
+    ),
+    (
         "packets of networks are lost, and nothing else",
         Start::Cluster(3, 0),
         network::packets_of_networks_are_lost,

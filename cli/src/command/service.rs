@@ -7,10 +7,11 @@ use model::object::{Object, Service};
 use model::spec::ServiceSpec;
 use model::units::parse_duration;
 use proto::control::{
-    CreateRequest, RemoveRequest, RollbackServiceRequest, Scale, ScaleServicesRequest, Spec, UpdateRequest,
-    spec,
+    CreateRequest, GetRequest, RemoveRequest, RollbackServiceRequest, Scale, ScaleServicesRequest, Spec,
+    UpdateRequest, spec,
 };
 use proto::types::Kind;
+use serde_json::json;
 
 use crate::client::{Client, Fail};
 use crate::command::service_flags::{CreateArgs, UpdateArgs, Wait, from_create, from_update};
@@ -57,6 +58,8 @@ pub(crate) enum Command {
         wait: Wait,
         service: String,
     },
+    /// Show why tasks have no node: what each node says to them, and to one more where all have one.
+    Why(WhyArgs),
     /// Remove services.
     Rm {
         #[arg(required = true)]
@@ -212,6 +215,7 @@ pub(crate) async fn run(client: &Client, command: Command) -> Result<u8, Fail> {
             }
             return Ok(worst);
         }
+        Command::Why(args) => why(client, &args).await?,
         Command::Rollback { wait, service } => return roll_back(client, &service, &wait).await,
         Command::Rm { services } => {
             client
@@ -229,6 +233,53 @@ pub(crate) async fn run(client: &Client, command: Command) -> Result<u8, Fail> {
         Command::Exec(args) => return exec::service_exec(client, args).await,
     }
     Ok(0)
+}
+
+/// `service why`.
+#[derive(clap::Args)]
+pub(crate) struct WhyArgs {
+    service: String,
+    /// As JSON, or by a template.
+    #[arg(long)]
+    format: Option<String>,
+}
+
+async fn why(client: &Client, args: &WhyArgs) -> Result<(), Fail> {
+    let request = GetRequest {
+        kind: Kind::Service.into(),
+        reference: args.service.clone(),
+    };
+    let reply = client.control().await?.service_why(request).await?.into_inner();
+    let shown = reply.tasks.len();
+    let waiting = usize::try_from(reply.waiting).unwrap_or(usize::MAX);
+    if reply.tasks.is_empty() {
+        render::progress(&format!("{} has no tasks", args.service));
+    }
+    for task in reply.tasks {
+        let rows: Vec<_> = (task.nodes.iter())
+            .map(|n| {
+                let fits = n.reason.is_empty();
+                json!({
+                    "ID": n.node, "Node": n.hostname, "Fits": if fits { "yes" } else { "no" }, "Reason": n.reason, "Task": task.name,
+                    "Message": task.message,
+                })
+            })
+            .collect();
+        if args.format.is_none() {
+            let name = if waiting == 0 { &args.service } else { &task.name };
+            render::line(format!("{name}: {}", task.message));
+        }
+        let columns = [("NODE", "Node"), ("FITS", "Fits"), ("REASON", "Reason")];
+        let how = ListArgs {
+            format: args.format.clone(),
+            ..ListArgs::default()
+        };
+        render::list(&rows, &columns, &how)?;
+    }
+    if waiting > shown {
+        render::progress(&format!("{} more tasks have no node", waiting - shown));
+    }
+    Ok(())
 }
 
 async fn roll_back(client: &Client, service: &str, wait: &Wait) -> Result<u8, Fail> {

@@ -181,6 +181,47 @@ pub(crate) fn tasks_are_told_of_their_clients(bed: &Bed) -> Outcome {
     Ok(())
 }
 
+/// Constraints on what a node really says of itself, and why a task has no node.
+pub(crate) fn nodes_are_chosen_and_say_why_not(bed: &Bed) -> Outcome {
+    let on = |name: &str, constraint: &str, nodes: &[&str]| -> Outcome {
+        let made = format!(
+            "service create -q -d --name {name} --mode global --constraint '{constraint}' web:v1 sleep 1000000"
+        );
+        bed.ok(1, &made)?;
+        let tasks = bed.runs(1, name, nodes.len())?;
+        let mut there: Vec<&str> = tasks.iter().map(|t| t.node.as_str()).collect();
+        there.sort_unstable();
+        equal(constraint, there, nodes.to_vec())
+    };
+    bed.ok(1, "node update --label-add disks=12 h2")?;
+    on("by-ip", "node.ip==10.99.0.2", &["h2"])?;
+    on("by-net", "node.ip in 10.99.0.0/24", &["h1", "h2"])?;
+    on("by-number", "node.labels.disks>9", &["h2"])?;
+    on("by-name", "node.hostname=~^h[13]$", &["h1"])?;
+    on("by-label", "node.labels.disks is_not_set", &["h1"])?;
+    bed.refused(
+        1,
+        "service create --name x --constraint node.labels.a=~( web:v1",
+        "no regular expression",
+    )?;
+    bed.ok(
+        1,
+        "service create -q -d --name stuck --constraint 'node.labels.disks in 1,2' web:v1",
+    )?;
+    until("it waits", PATIENCE, || {
+        let why = bed.ok(1, "service why stuck")?;
+        let asked = "scheduling constraints not satisfied (node.labels.disks in 1,2)";
+        Ok(is(
+            (why.contains("no suitable node"), why.matches(asked).count()),
+            (true, 3),
+        ))
+    })?;
+    contains(
+        &bed.ok(1, "service why by-ip --format '{{.Node}}={{.Fits}}'")?,
+        "h2=yes",
+    )
+}
+
 /// How soon it is seen and acted upon that packets of networks do not pass, or pass again (M15).
 const FELT: Duration = Duration::from_secs(15);
 /// The port of VXLAN.

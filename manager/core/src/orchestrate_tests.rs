@@ -725,6 +725,46 @@ fn running_out_of_addresses_is_said_and_heals() {
 }
 
 #[test]
+fn every_node_says_why_it_takes_no_task_and_whether_it_takes_one_more() {
+    let mut sim = Sim::new(2);
+    sim.node_spec(2, |s| drop(s.labels.insert("zone".into(), "b".into())));
+    let mut web = spec("a", 1);
+    web.task.placement.constraints = vec!["node.labels.zone in b".into()];
+    web.task.placement.max_replicas_per_node = 1;
+    sim.create(web);
+    sim.run(10);
+    let said = |sim: &Sim| -> (usize, usize, Vec<(u128, String)>) {
+        let id = sim.web().id;
+        let (tasks, waiting) = crate::schedule::explain::service_why(&sim.state, id);
+        let first = tasks
+            .first()
+            .map(|(_, nodes)| nodes.as_slice())
+            .unwrap_or_default();
+        let nodes = first.iter().filter(|n| n.node != NodeId(99));
+        let nodes = nodes.map(|n| (n.node.0, n.reason.clone())).collect();
+        (tasks.len(), waiting, nodes)
+    };
+    let constraint = || {
+        (
+            1,
+            "scheduling constraints not satisfied (node.labels.zone in b)".to_owned(),
+        )
+    };
+    let full = || (2, "max replicas per node limit exceeded (1)".to_owned());
+    assert_eq!(said(&sim), (1, 0, vec![constraint(), full()]), "one more");
+    sim.scale(9);
+    sim.run(10);
+    assert_eq!(
+        said(&sim),
+        (5, 8, vec![constraint(), full()]),
+        "the first of eight"
+    );
+    sim.update(|s| s.task.placement.max_replicas_per_node = 0);
+    sim.run(60);
+    assert_eq!(said(&sim), (1, 0, vec![constraint(), (2, String::new())]));
+}
+
+#[test]
 fn a_node_that_others_do_not_reach_comes_last() {
     let mut sim = Sim::new(3);
     let mut alone = sim.state.node(NodeId(1)).unwrap().as_ref().clone();

@@ -565,20 +565,20 @@ impl Control for Api {
             hostname: n.hostname,
             reason: n.reason,
         };
-        let tasks = explain::service_why(&state, id)
-            .into_iter()
-            .map(|(task, nodes)| wire::TaskWhy {
-                task: task.id.to_string(),
-                name: task.name(),
-                message: if task.status.error.is_empty() {
-                    task.status.message
-                } else {
-                    task.status.error
-                },
-                nodes: nodes.into_iter().map(node).collect(),
-            });
+        let (said, waiting) = explain::service_why(&state, id);
+        let tasks = said.into_iter().map(|(task, nodes)| wire::TaskWhy {
+            task: task.id.to_string(),
+            name: task.name(),
+            message: if task.status.error.is_empty() {
+                task.status.message
+            } else {
+                task.status.error
+            },
+            nodes: nodes.into_iter().map(node).collect(),
+        });
         Ok(Response::new(wire::ServiceWhyReply {
             tasks: tasks.collect(),
+            waiting: u32::try_from(waiting).unwrap_or(u32::MAX),
         }))
     }
 }

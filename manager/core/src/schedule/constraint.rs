@@ -1,19 +1,30 @@
-//! Placement constraints: `key==value` and `key!=value`.
+//! Placement constraints: what a node has to be. `KEY==VALUE` and `KEY!=VALUE` as in Swarm, and more.
 
-use std::net::IpAddr;
+use std::net::{IpAddr, SocketAddr};
 
 use ipnet::IpNet;
 use model::object::{Node, NodeRole};
+use regex_lite::{Regex, RegexBuilder};
 
 /// Most constraints of one service.
 pub const CONSTRAINTS_MAX: usize = 64;
+/// Largest constraint, in bytes; one is read for each node and task.
+pub const LENGTH_MAX: usize = 256;
+/// Bytes that a regular expression may take.
+const REGEX_MAX: usize = 64 << 10;
 
 /// A constraint that cannot be used.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum ConstraintError {
-    /// Neither `==` nor `!=`, or an empty side.
-    #[error("\"{0}\" is no constraint: write KEY==VALUE or KEY!=VALUE, such as node.labels.zone==a")]
+    /// No operator, or an empty side.
+    #[error(
+        "\"{0}\" is no constraint: write KEY==VALUE, KEY!=VALUE, KEY<NUMBER (or <=, >, >=), KEY=~REGEX, KEY!~REGEX, \"KEY in A,B\", \
+         \"KEY not in A,B\", \"KEY is_set\" or \"KEY is_not_set\", such as node.labels.zone==a"
+    )]
     Form(String),
+    /// Longer than [`LENGTH_MAX`].
+    #[error("a constraint of {0} bytes is too long: {LENGTH_MAX} are the most")]
+    Long(usize),
     /// No node has such a key (Swarm takes it and never matches).
     #[error(
         "\"{0}\" is no key of a constraint: there are node.id, node.hostname, node.ip, node.role, node.platform.os, node.platform.arch, node.labels.NAME and engine.labels.NAME"
@@ -22,14 +33,19 @@ pub enum ConstraintError {
     /// Not an address or a network.
     #[error("\"{0}\" is neither an address nor a network such as 10.1.0.0/16")]
     Address(String),
+    /// Not a number.
+    #[error("\"{0}\" is no number to compare with")]
+    Number(String),
+    /// Not a regular expression.
+    #[error("\"{0}\" is no regular expression: {1}")]
+    Regex(String, String),
 }
 
 /// One constraint, read.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone)]
 pub struct Constraint {
     key: Key,
-    equal: bool,
-    value: String,
+    test: Test,
 }
 
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -44,31 +60,104 @@ enum Key {
     EngineLabel(String),
 }
 
+/// What is asked of a value; the flag says whether it has to be so, or must not.
+#[derive(Debug, Clone)]
+enum Test {
+    Among(bool, Vec<String>),
+    Than(Than, f64),
+    Matches(bool, Regex),
+    IsSet(bool),
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Than {
+    Less,
+    LessOrEqual,
+    Greater,
+    GreaterOrEqual,
+}
+
+/// Operators between a key and a value, longer ones before those they begin with.
+const OPERATORS: [&str; 8] = ["==", "!=", "=~", "!~", "<=", ">=", "<", ">"];
+
 /// Reads a constraint.
 ///
 /// # Errors
-/// [`ConstraintError`] when its form, key or address cannot be used.
+/// [`ConstraintError`] when its form, key or value cannot be used.
 pub fn parse(text: &str) -> Result<Constraint, ConstraintError> {
     let form = || ConstraintError::Form(text.to_owned());
-    let (at, equal) = match (text.find("=="), text.find("!=")) {
-        (Some(e), Some(n)) => (e.min(n), e < n),
-        (Some(e), None) => (e, true),
-        (None, Some(n)) => (n, false),
-        (None, None) => return Err(form()),
-    };
-    let (name, value) = (text[..at].trim(), text[at + 2..].trim());
-    if name.is_empty() || value.is_empty() {
+    if text.len() > LENGTH_MAX {
+        return Err(ConstraintError::Long(text.len()));
+    }
+    let (name, operator, value) = split(text).ok_or_else(form)?;
+    let needs_value = !operator.starts_with("is_");
+    if name.is_empty() || value.is_empty() == needs_value {
         return Err(form());
     }
     let key = key(name).ok_or_else(|| ConstraintError::Key(name.to_owned()))?;
-    if key == Key::Ip && value.parse::<IpAddr>().is_err() && value.parse::<IpNet>().is_err() {
-        return Err(ConstraintError::Address(value.to_owned()));
+    let number = || {
+        let number = value.parse::<f64>().ok().filter(|n| n.is_finite());
+        number.ok_or_else(|| ConstraintError::Number(value.to_owned()))
+    };
+    let test = match operator {
+        "==" => Test::Among(true, vec![value.to_owned()]),
+        "!=" => Test::Among(false, vec![value.to_owned()]),
+        "in" => Test::Among(true, list(value)),
+        "not in" => Test::Among(false, list(value)),
+        "<" => Test::Than(Than::Less, number()?),
+        "<=" => Test::Than(Than::LessOrEqual, number()?),
+        ">" => Test::Than(Than::Greater, number()?),
+        ">=" => Test::Than(Than::GreaterOrEqual, number()?),
+        "=~" => Test::Matches(true, regex(value)?),
+        "!~" => Test::Matches(false, regex(value)?),
+        "is_set" => Test::IsSet(true),
+        "is_not_set" => Test::IsSet(false),
+        _ => return Err(form()),
+    };
+    if matches!(&test, Test::Among(_, values) if values.is_empty()) {
+        return Err(form());
     }
-    Ok(Constraint {
-        key,
-        equal,
-        value: value.to_owned(),
-    })
+    if let (Key::Ip, Test::Among(_, values)) = (&key, &test) {
+        let is_none = |v: &&String| v.parse::<IpAddr>().is_err() && v.parse::<IpNet>().is_err();
+        if let Some(none) = values.iter().find(is_none) {
+            return Err(ConstraintError::Address(none.clone()));
+        }
+    }
+    Ok(Constraint { key, test })
+}
+
+/// Name, operator and value.
+fn split(text: &str) -> Option<(&str, &str, &str)> {
+    let text = text.trim();
+    let (name, rest) = text.split_once(char::is_whitespace).unwrap_or((text, ""));
+    let rest = rest.trim();
+    // A word is one only with space around it.
+    for word in ["is_set", "is_not_set", "in", "not in"] {
+        if let Some(value) = rest.strip_prefix(word)
+            && (value.is_empty() || value.starts_with([' ', '(']))
+        {
+            return Some((name, word, value.trim()));
+        }
+    }
+    let found = OPERATORS.iter().filter_map(|o| Some((text.find(o)?, *o)));
+    let (at, operator) = found.min_by_key(|(at, o)| (*at, std::cmp::Reverse(o.len())))?;
+    Some((text[..at].trim(), operator, text[at + operator.len()..].trim()))
+}
+
+/// `a, b` or `(a, b)`.
+fn list(text: &str) -> Vec<String> {
+    let bare = text.strip_prefix('(').and_then(|t| t.strip_suffix(')'));
+    let values = bare.unwrap_or(text).split(',').map(str::trim);
+    values.filter(|v| !v.is_empty()).map(str::to_owned).collect()
+}
+
+/// Anywhere in the value, and without regard to case, as values are compared otherwise.
+fn regex(text: &str) -> Result<Regex, ConstraintError> {
+    let built = RegexBuilder::new(text)
+        .case_insensitive(true)
+        .size_limit(REGEX_MAX)
+        .build();
+    built.map_err(|e| ConstraintError::Regex(text.to_owned(), e.to_string()))
 }
 
 fn key(name: &str) -> Option<Key> {
@@ -92,33 +181,66 @@ fn key(name: &str) -> Option<Key> {
 }
 
 impl Constraint {
-    /// Whether it holds on a node. Values are compared without regard to case; a missing label is empty.
+    /// Whether it holds on a node. Values are compared without regard to case. A label that is missing is none of any values,
+    /// matches nothing and is no number.
     pub fn holds(&self, node: &Node) -> bool {
-        let label = |labels: &model::spec::Labels, name: &str| labels.get(name).cloned().unwrap_or_default();
-        let found = match &self.key {
-            Key::Id => node.id.to_string(),
-            Key::Hostname => node.description.hostname.clone(),
-            Key::Role => match node.spec.role {
+        let found = self.key.of(node);
+        let value = found.as_deref();
+        match &self.test {
+            Test::IsSet(wanted) => value.is_some() == *wanted,
+            Test::Among(wanted, values) => {
+                let is = |v: &String| match self.key {
+                    Key::Ip => value.is_some_and(|address| is_at(address, v)),
+                    _ => value.unwrap_or_default().eq_ignore_ascii_case(v),
+                };
+                values.iter().any(is) == *wanted
+            }
+            Test::Matches(wanted, regex) => value.is_some_and(|v| regex.is_match(v)) == *wanted,
+            Test::Than(than, limit) => {
+                let number = value.and_then(|v| v.trim().parse::<f64>().ok());
+                number.is_some_and(|number| match than {
+                    Than::Less => number < *limit,
+                    Than::LessOrEqual => number <= *limit,
+                    Than::Greater => number > *limit,
+                    Than::GreaterOrEqual => number >= *limit,
+                })
+            }
+        }
+    }
+}
+
+impl Key {
+    /// What a node has; nothing of a label it has not.
+    fn of(&self, node: &Node) -> Option<String> {
+        Some(match self {
+            Self::Id => node.id.to_string(),
+            Self::Hostname => node.description.hostname.clone(),
+            Self::Role => match node.spec.role {
                 NodeRole::Manager => "manager".into(),
                 NodeRole::Worker => "worker".into(),
             },
-            Key::Os => node.description.platform.os.clone(),
-            Key::Arch => node.description.platform.arch.clone(),
-            Key::NodeLabel(name) => label(&node.spec.labels, name),
-            Key::EngineLabel(name) => label(&node.description.engine_labels, name),
-            Key::Ip => return self.equal == self.ip_matches(&node.description.address),
-        };
-        self.equal == found.eq_ignore_ascii_case(&self.value)
+            Self::Os => node.description.platform.os.clone(),
+            Self::Arch => node.description.platform.arch.clone(),
+            Self::NodeLabel(name) => node.spec.labels.get(name)?.clone(),
+            Self::EngineLabel(name) => node.description.engine_labels.get(name)?.clone(),
+            Self::Ip => address(&node.description.address)?.to_string(),
+        })
     }
+}
 
-    fn ip_matches(&self, address: &str) -> bool {
-        let Ok(address) = address.parse::<IpAddr>() else {
-            return false;
-        };
-        match self.value.parse::<IpNet>() {
-            Ok(net) => net.contains(&address),
-            Err(_) => self.value.parse() == Ok(address),
-        }
+/// The address in what a node says of where it is: with a port, or without.
+fn address(text: &str) -> Option<IpAddr> {
+    let with_port = text.parse::<SocketAddr>().map(|at| at.ip());
+    with_port.or_else(|_| text.parse()).ok()
+}
+
+fn is_at(address: &str, value: &str) -> bool {
+    let Ok(address) = address.parse::<IpAddr>() else {
+        return false;
+    };
+    match value.parse::<IpNet>() {
+        Ok(net) => net.contains(&address),
+        Err(_) => value.parse() == Ok(address),
     }
 }
 
@@ -132,7 +254,9 @@ mod tests {
         let mut n = node(7, "Alpha");
         n.spec.labels.insert("Zone".into(), "A".into());
         n.description.engine_labels.insert("ssd".into(), "yes".into());
-        n.description.address = "10.1.2.3".into();
+        n.spec.labels.insert("disks".into(), "12".into());
+        n.spec.labels.insert("empty".into(), String::new());
+        n.description.address = "10.1.2.3:2377".into();
         for (text, want) in [
             ("node.hostname==alpha", true),
             ("node.hostname != alpha", false),
@@ -147,8 +271,43 @@ mod tests {
             ("node.platform.os==linux", true),
             ("node.platform.arch==arm64", false),
             ("node.id==0000000000000000000000007", true),
+            ("node.labels.disks>9", true),
+            ("node.labels.disks > 12", false),
+            ("node.labels.disks>=12", true),
+            ("node.labels.disks<100", true),
+            ("node.labels.disks<=11.5", false),
+            ("node.labels.Zone<1", false),
+            ("node.labels.none<1", false),
+            ("node.hostname=~^al", true),
+            ("node.hostname =~ ^PH", false),
+            ("node.hostname!~^al", false),
+            ("node.labels.none=~.*", false),
+            ("node.labels.none!~a", true),
+            ("node.labels.Zone=~==|a", true),
+            ("node.hostname in beta, alpha", true),
+            ("node.hostname in (beta)", false),
+            ("node.hostname not in beta,gamma", true),
+            ("node.labels.none in a,b", false),
+            ("node.labels.none not in a,b", true),
+            ("node.ip in 10.2.0.0/16,10.1.2.3", true),
+            ("node.ip not in 10.1.0.0/16", false),
+            ("node.ip=~^10\\.", true),
+            ("node.labels.empty is_set", true),
+            ("node.labels.none is_set", false),
+            ("node.labels.none is_not_set", true),
+            ("node.labels.in==a", false),
         ] {
-            assert_eq!(parse(text).map(|c| c.holds(&n)), Ok(want), "{text}");
+            assert_eq!(
+                parse(text).map(|c| c.holds(&n)).map_err(|e| e.to_string()),
+                Ok(want),
+                "{text}"
+            );
+        }
+        // One that says nothing of where it is, or a name.
+        for address in ["", "here:2377"] {
+            n.description.address = address.into();
+            assert!(!parse("node.ip in 0.0.0.0/0").unwrap().holds(&n));
+            assert!(parse("node.ip is_not_set").unwrap().holds(&n));
         }
     }
 
@@ -161,8 +320,24 @@ mod tests {
             "node.id",
             "node.id==",
             "node.ip==here",
+            "node.ip in 10.1.0.0/16,here",
+            "node.labels.a=b",
+            "node.labels.a<b",
+            "node.labels.a<nan",
+            "node.labels.a=~(",
+            "node.labels.a in",
+            "node.labels.a in (,)",
+            "node.labels.a is_set b",
+            "node.labels.a inside b",
+            "in a",
         ] {
             assert!(parse(text).is_err(), "{text}");
         }
+        let long = |n: usize| format!("node.labels.a=={}", "x".repeat(n - 15));
+        assert!(parse(&long(LENGTH_MAX)).is_ok());
+        assert!(matches!(
+            parse(&long(LENGTH_MAX + 1)),
+            Err(ConstraintError::Long(257))
+        ));
     }
 }

@@ -2,9 +2,9 @@
 
 use std::collections::BTreeMap;
 
-use model::ServiceId;
-use model::object::Task;
+use model::object::{SlotKey, Task};
 use model::task_state::TaskState;
+use model::{ServiceId, TaskId};
 
 use super::filter::{self, Refused};
 use crate::state::State;
@@ -30,7 +30,7 @@ pub fn no_node(refused: &BTreeMap<Refused, usize>, task: &Task) -> String {
     let parts: Vec<String> = counts
         .into_iter()
         .map(|(r, n)| {
-            let (nodes, asked) = (if n == 1 { "node" } else { "nodes" }, asked(r, task));
+            let (nodes, asked) = (if n == 1 { "node" } else { "nodes" }, asked_of(r, task));
             format!("{}{asked} on {n} {nodes}", words(r))
         })
         .collect();
@@ -54,7 +54,7 @@ fn words(refused: Refused) -> &'static str {
 const ASKED_MAX: usize = 200;
 
 /// What the task asks of a filter, in brackets.
-fn asked(refused: Refused, task: &Task) -> String {
+fn asked_of(refused: Refused, task: &Task) -> String {
     let reservations = &task.spec.resources.reservations;
     let placement = &task.spec.placement;
     let mut list: Vec<String> = Vec::new();
@@ -83,20 +83,50 @@ fn asked(refused: Refused, task: &Task) -> String {
     }
 }
 
-/// Every unplaced task of a service with what every node says to it.
-pub fn service_why(state: &State, id: ServiceId) -> Vec<(Task, Vec<NodeReason>)> {
-    state
-        .tasks_of_service(id)
-        .filter(|t| t.desired.is_live() && t.node.is_none() && t.status.state <= TaskState::Pending)
-        .map(|task| {
-            let nodes = state.nodes().map(|n| NodeReason {
-                node: n.id,
-                hostname: n.description.hostname.clone(),
-                reason: filter::check(state, n, task)
-                    .map(|r| format!("{}{}", words(r), asked(r, task)))
-                    .unwrap_or_default(),
-            });
-            ((**task).clone(), nodes.collect())
-        })
-        .collect()
+/// Tasks of which it is said why they have no node; of more, it is the same again.
+pub const TASKS_MAX: usize = 5;
+
+/// What every node says to the first tasks of a service that have no node, and how many have none. Where all have one: what they
+/// would say to one more.
+pub fn service_why(state: &State, id: ServiceId) -> (Vec<(Task, Vec<NodeReason>)>, usize) {
+    let live = |t: &&std::sync::Arc<Task>| t.desired.is_live() && !t.status.state.is_terminal();
+    let tasks = || state.tasks_of_service(id).filter(live);
+    let waits = |t: &Task| t.node.is_none() && t.status.state <= TaskState::Pending;
+    let waiting: Vec<Task> = tasks().filter(|t| waits(t)).map(|t| (**t).clone()).collect();
+    let count = waiting.len();
+    let asked: Vec<Task> = if waiting.is_empty() {
+        tasks().next().map(|t| one_more(t)).into_iter().collect()
+    } else {
+        waiting.into_iter().take(TASKS_MAX).collect()
+    };
+    let said = asked.into_iter().map(|task| {
+        let nodes = state.nodes().map(|n| NodeReason {
+            node: n.id,
+            hostname: n.description.hostname.clone(),
+            reason: filter::check(state, n, &task)
+                .map(|r| format!("{}{}", words(r), asked_of(r, &task)))
+                .unwrap_or_default(),
+        });
+        let nodes = nodes.collect();
+        (task, nodes)
+    });
+    (said.collect(), count)
+}
+
+/// A task like another, of a slot that nobody has.
+fn one_more(task: &Task) -> Task {
+    let slot = match task.slot {
+        SlotKey::Replica(_) => SlotKey::Replica(u32::MAX),
+        own @ SlotKey::Node(_) => own,
+    };
+    let mut more = Task {
+        id: TaskId::NIL,
+        slot,
+        node: None,
+        host_ports: task.host_ports.clone(),
+        ..task.clone()
+    };
+    more.status.message = "every task has a node; one more would find".into();
+    more.status.error = String::new();
+    more
 }
