@@ -470,6 +470,7 @@ async fn serve(
         }),
         nano_cpus: 64_000_000_000,
         memory_bytes: 256 << 30,
+        level: model::Level::OURS.number(),
         ..types::NodeDescription::default()
     };
     let request = dispatch::SessionRequest {

@@ -54,6 +54,24 @@ fn problem(what: &str, path: &Path) -> impl FnOnce(std::io::Error) -> Fail {
     move |e| Fail::new(format!("{what}: {e}"))
 }
 
+/// Files that the process may have open at least, where it may say so itself: connections of clients are files as well.
+const FILES: u64 = 65_536;
+
+/// Raises the bound of open files, as shells give 1,024.
+fn open_files() {
+    use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
+    let now = getrlimit(Resource::Nofile);
+    let wanted = now.maximum.map_or(FILES, |most| most.min(FILES));
+    if now.current.is_some_and(|current| current < wanted) {
+        let raised = Rlimit {
+            current: Some(wanted),
+            ..now
+        };
+        // What cannot be had is lived without: the bounds below follow from what there is.
+        let _ = setrlimit(Resource::Nofile, raised);
+    }
+}
+
 /// Runs until a signal. Containers go on without it; the next daemon adopts them.
 pub(crate) async fn run(args: Args, socket: PathBuf) -> Result<u8, Fail> {
     tracing_subscriber::fmt()
@@ -61,6 +79,7 @@ pub(crate) async fn run(args: Args, socket: PathBuf) -> Result<u8, Fail> {
         .with_writer(std::io::stderr)
         .with_ansi(false)
         .init();
+    open_files();
     let data = std::path::absolute(&args.data_dir)?;
     fs::DirBuilder::new()
         .recursive(true)

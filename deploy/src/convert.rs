@@ -678,6 +678,7 @@ impl Converter<'_> {
 
 fn attachment(name: String, aliases: Vec<String>) -> NetworkAttachment {
     NetworkAttachment {
+        encrypted: false,
         network: NetworkId::NIL,
         name,
         aliases,

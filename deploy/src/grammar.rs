@@ -300,6 +300,7 @@ pub fn parse_config(text: &str) -> Result<ConfigRef, String> {
 /// One sentence that names what cannot be read.
 pub fn parse_network(text: &str) -> Result<NetworkAttachment, String> {
     let mut network = NetworkAttachment {
+        encrypted: false,
         network: NetworkId::NIL,
         name: String::new(),
         aliases: Vec::new(),

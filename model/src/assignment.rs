@@ -35,6 +35,8 @@ pub struct Peer {
     pub address: String,
     /// What is encrypted for it with.
     pub key: Option<TunnelKey>,
+    /// Its kernel answers when it is asked whether it is reached.
+    pub answers: bool,
 }
 
 /// How a service is reached from a node: names, virtual addresses, ports and the tasks behind them.

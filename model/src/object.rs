@@ -222,6 +222,8 @@ pub struct NodeDescription {
     pub level: Level,
     /// What others encrypt for it with; none: it cannot be in encrypted networks.
     pub tunnel_key: Option<TunnelKey>,
+    /// Its kernel answers when others ask over the data plane whether it is reached.
+    pub answers: bool,
 }
 
 /// The public key of a host's end of encrypted networks (WireGuard: Curve25519).

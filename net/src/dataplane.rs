@@ -569,7 +569,8 @@ impl Worker {
         let old = self.wanted.replace(wanted.clone());
         // Until all is done the kernel may have anything in between.
         let old = old.filter(|_| std::mem::take(&mut self.sure));
-        let encrypts = self.wireguard.is_ok() && wanted.endpoints.values().any(|e| e.encrypted);
+        let encrypts = wanted.encrypts || wanted.endpoints.values().any(|e| e.encrypted);
+        let encrypts = self.wireguard.is_ok() && encrypts;
         let ways = overlay::ways(&wanted.overlay, encrypts, |address| {
             wanted.endpoints.contains_key(address)
         });

@@ -47,6 +47,8 @@ pub struct Wanted {
     /// What other hosts may send clients to: address and port of containers of this host, also of those that take no
     /// connections any more, as not everybody knows that at once.
     pub published: BTreeSet<(IpAddr, Protocol, u16)>,
+    /// A container of an encrypted network is here, or comes: others may send to it at any time.
+    pub encrypts: bool,
     /// Names.
     pub zone: Zone,
     /// What is on other hosts.
@@ -325,6 +327,7 @@ pub(crate) fn between(old: &Wanted, new: &Wanted, now: &Elements) -> Changes {
         published: of.published.difference(&other.published).copied().collect(),
         proxied: of.proxied.clone(),
         bound: BTreeMap::new(),
+        encrypts: false,
         zone: Zone::default(),
         overlay: Overlay {
             own: of.overlay.own.filter(|_| old.overlay.own != new.overlay.own),

@@ -18,8 +18,13 @@ use tokio::task::AbortHandle;
 use crate::dataplane::{NetError, at};
 use crate::sys;
 
-/// Connections at a time; more are closed as they come.
+/// Connections at a time; more are closed as they come. Where the process may open few files they may take a quarter of them.
 const CONNECTIONS_MAX: usize = 10_000;
+const FILES_EACH: u64 = 2;
+/// A connection whose end says nothing is asked after so long whether it is there, and is over when so many questions had no answer.
+const IDLE: Duration = Duration::from_secs(60);
+const ASK_EVERY: Duration = Duration::from_secs(10);
+const QUESTIONS: u32 = 6;
 /// How long a task may take to accept, and how many are tried.
 const CONNECT: Duration = Duration::from_secs(2);
 const TRIES: usize = 3;
@@ -81,7 +86,7 @@ impl Proxy {
 
 async fn run(mut told: watch::Receiver<Arc<Ports>>) {
     let mut open: BTreeMap<u16, AbortHandle> = BTreeMap::new();
-    let room = Arc::new(Semaphore::new(CONNECTIONS_MAX));
+    let room = Arc::new(Semaphore::new(connections_max()));
     loop {
         let ports = told.borrow_and_update().clone();
         open.retain(|port, task| {
@@ -99,6 +104,25 @@ async fn run(mut told: watch::Receiver<Arc<Ports>>) {
             return;
         }
     }
+}
+
+fn connections_max() -> usize {
+    let files = rustix::process::getrlimit(rustix::process::Resource::Nofile).current;
+    let share = files.map_or(u64::MAX, |files| files / 4 / FILES_EACH);
+    usize::try_from(share).unwrap_or(usize::MAX).min(CONNECTIONS_MAX)
+}
+
+/// Sends small things at once, and notices when the other end is gone.
+fn prepare(stream: &TcpStream) -> io::Result<()> {
+    use rustix::net::sockopt;
+    stream.set_nodelay(true)?;
+    sockopt::set_socket_keepalive(stream, true)?;
+    sockopt::set_tcp_keepidle(stream, IDLE)?;
+    sockopt::set_tcp_keepintvl(stream, ASK_EVERY)?;
+    sockopt::set_tcp_keepcnt(stream, QUESTIONS)?;
+    let silent = IDLE + ASK_EVERY * QUESTIONS;
+    sockopt::set_tcp_user_timeout(stream, u32::try_from(silent.as_millis()).unwrap_or(u32::MAX))?;
+    Ok(())
 }
 
 async fn serve(port: u16, told: watch::Receiver<Arc<Ports>>, room: Arc<Semaphore>) {
@@ -150,8 +174,8 @@ async fn pass(
         }
     }
     let mut task = task.ok_or(io::ErrorKind::ConnectionRefused)?;
-    client.set_nodelay(true)?;
-    task.set_nodelay(true)?;
+    prepare(&client)?;
+    prepare(&task)?;
     let asked = match ports.own {
         Some(own) => SocketAddr::from((own, port)),
         None => client.local_addr()?,

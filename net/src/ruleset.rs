@@ -392,6 +392,36 @@ fn only_from_its_own(b: &mut Batch, family: Family, others: [&str; 3]) {
     b.rule("mesh", &of_containers.chain(foreign).collect::<Vec<_>>());
 }
 
+/// What of an encrypted network has no way any more does not go out instead, be it of a connection that was there before; nor does
+/// an answer that should go back through another host.
+fn never_in_the_open(b: &mut Batch, family: Family, uplink: &str) {
+    b.rule(
+        "fwd",
+        &[
+            meta(OUT_NAME, R1),
+            is(R1, &name(uplink)),
+            source(family, W0),
+            find("secret", W0, None),
+            destination(family, W0),
+            find(SUBNETS, W0, None),
+            Expression::Counter,
+            refuse(family, Why::NoHost),
+        ],
+    );
+    for mark in [ANSWER, ENCRYPTED_ANSWER] {
+        b.rule(
+            "fwd",
+            &[
+                meta(OUT_NAME, R1),
+                is(R1, &name(uplink)),
+                meta(MARK, W0),
+                is(W0, &mark.to_ne_bytes()),
+                Expression::Drop,
+            ],
+        );
+    }
+}
+
 /// Connections to the dataplane itself, which are those of proxied ports, come by way of the host alone: a container would get
 /// by them to where its networks do not lead.
 fn only_from_the_host(b: &mut Batch, uplink: &str) {
@@ -409,6 +439,30 @@ fn only_from_the_host(b: &mut Batch, uplink: &str) {
             meta(IN_NAME, R1),
             is_not(R1, &name(uplink)),
             is_not(R1, &name("lo")),
+            meta(PROTOCOL, W0),
+            is(W0, &[6]),
+            Expression::Connection {
+                key: DIRECTION,
+                to: W0,
+            },
+            is(W0, &[ORIGINAL]),
+            Expression::Reject { reset: true, code: 0 },
+        ],
+    );
+    // And those that it makes lead to containers: one that has no way is not looked for in the world.
+    b.chain(
+        "own",
+        &Hook {
+            kind: "filter",
+            number: 3,
+            priority: 0,
+        },
+    );
+    b.rule(
+        "own",
+        &[
+            meta(OUT_NAME, R1),
+            is(R1, &name(uplink)),
             meta(PROTOCOL, W0),
             is(W0, &[6]),
             Expression::Connection {
@@ -521,6 +575,7 @@ pub(crate) fn dataplane(uplink: &str, [overlay, encrypted]: [&str; 2], own: Own)
         "post",
         &[meta(OUT_NAME, R1), is(R1, &name(uplink)), Expression::Masquerade],
     );
+    never_in_the_open(&mut b, family, uplink);
     // ct state established, related
     let wanted = 6u32.to_ne_bytes();
     b.rule(
@@ -574,18 +629,20 @@ pub(crate) fn dataplane(uplink: &str, [overlay, encrypted]: [&str; 2], own: Own)
     );
     // No container speaks to a host as if it were one, and what came from another host does not go out here: answers have
     // passed above.
-    b.rule(
-        "fwd",
-        &[
-            meta(OUT_NAME, R1),
-            is(R1, &name(uplink)),
-            meta(PROTOCOL, W0),
-            is(W0, &[17]),
-            port(W0),
-            is(W0, &PORT.to_be_bytes()),
-            Expression::Drop,
-        ],
-    );
+    for number in [PORT, wireguard::PORT] {
+        b.rule(
+            "fwd",
+            &[
+                meta(OUT_NAME, R1),
+                is(R1, &name(uplink)),
+                meta(PROTOCOL, W0),
+                is(W0, &[17]),
+                port(W0),
+                is(W0, &number.to_be_bytes()),
+                Expression::Drop,
+            ],
+        );
+    }
     for device in [overlay, encrypted] {
         b.rule(
             "fwd",

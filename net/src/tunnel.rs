@@ -83,8 +83,17 @@ pub(crate) fn complete(links: &mut Socket, families: &'static [Family]) -> Resul
         let Some(index) = link::index(links, device).map_err(at("list links"))? else {
             continue;
         };
+        let own = match way {
+            Way::Plain => link::vxlan_local(links, index),
+            Way::Encrypted => Ok(None),
+        };
         carried(links, index, families)
-            .and_then(|families| lead_back(links, way, index, families))
+            .and_then(|families| {
+                if let Some(own) = own?.filter(|_| families.contains(&Family::V6)) {
+                    link::address(links, index, gateway_of(own), 64)?;
+                }
+                lead_back(links, way, index, families)
+            })
             .map_err(at(format!("lead answers back over {device}")))?;
     }
     Ok(())

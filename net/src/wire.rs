@@ -50,6 +50,8 @@ pub struct Overheard {
     pub packets: usize,
     /// Those in which a text was.
     pub with: usize,
+    /// Packets with the text of the whole namespace, whoever they are from and for.
+    pub anywhere: usize,
 }
 
 /// Looks at what passes between some hosts, from the namespace of one of them, while something is done.
@@ -85,9 +87,12 @@ pub fn overhear<T>(
             while !done.load(Ordering::Relaxed) {
                 let received = rustix::net::recv(&socket, &mut buffer[..], RecvFlags::empty());
                 let packet = received.ok().and_then(|(_, length)| buffer.get(..length));
-                if let Some(packet) = packet.filter(|p| between(p)) {
+                let Some(packet) = packet else { continue };
+                let with = usize::from(packet.windows(text.len()).any(|w| w == text.as_bytes()));
+                seen.anywhere += with;
+                if between(packet) {
                     seen.packets += 1;
-                    seen.with += usize::from(packet.windows(text.len()).any(|w| w == text.as_bytes()));
+                    seen.with += with;
                 }
             }
             seen

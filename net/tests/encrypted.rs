@@ -211,6 +211,30 @@ fn a_host_without_a_key_gets_nothing_and_a_new_key_is_taken() {
     }
     apply(&bed, &all, &known);
     assert_eq!(ask(&a, ip(3), PORT).unwrap(), "the-secret 10.7.0.2");
+    // What is open when there is no way any more is not led another.
+    let listener = inside(&b, || TcpListener::bind(("0.0.0.0", PORT + 2)).unwrap()).unwrap();
+    let (mut stream, datagrams) = inside(&a, || {
+        let stream = TcpStream::connect((ip(3), PORT + 2)).unwrap();
+        let datagrams = UdpSocket::bind("0.0.0.0:0").unwrap();
+        datagrams.connect((ip(3), PORT + 2)).unwrap();
+        datagrams.send(b"first").unwrap();
+        (stream, datagrams)
+    })
+    .unwrap();
+    let _accepted = listener.accept().unwrap();
+    apply(&bed, &all, &BTreeMap::new());
+    let hosts = [1, 2].map(Wire::address).into();
+    let ((), seen) = overhear(&bed.wire.namespace(1), &hosts, "the-secret", || {
+        let _ = stream.write_all(b"the-secret");
+        for _ in 0..5 {
+            let _ = datagrams.send(b"the-secret");
+            std::thread::sleep(Duration::from_millis(100));
+        }
+    })
+    .unwrap();
+    assert_eq!(seen.anywhere, 0, "{seen:?}");
+    apply(&bed, &all, &known);
+    within(AGAIN, || ask(&a, ip(3), PORT).is_ok());
     // A key that is not the host's.
     let mut wrong = known.clone();
     wrong.insert(Wire::address(1), [7; 32]);

@@ -148,6 +148,7 @@ mod tests {
             assert_eq!(ServiceEndpoints::try_from(wire), Ok(service), "{name}");
         }
         let asked = NetworkAttachment {
+            encrypted: false,
             network: NetworkId(2),
             name: "n".into(),
             aliases: Vec::new(),

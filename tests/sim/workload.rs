@@ -365,6 +365,7 @@ fn stack(image: &str, six: Six) -> StackSpec {
         };
         s.mode = ServiceMode::Replicated { replicas: 2 };
         s.task.networks = vec![NetworkAttachment {
+            encrypted: false,
             network: NetworkId::NIL,
             name: "shop_net".into(),
             aliases: Vec::new(),

@@ -44,6 +44,10 @@ pub struct WantedNet {
     pub subnets: BTreeSet<(IpAddr, u8)>,
     /// Hosts that are not reached, as they said no IPv4 address: what they said.
     pub unreached: BTreeMap<NodeId, String>,
+    /// A task of this host is in an encrypted network, or will be: others may send to it at any time.
+    pub encrypts: bool,
+    /// Hosts that answer when they are asked over the data plane.
+    pub answering: BTreeSet<Ipv4Addr>,
     /// Hosts with tasks in encrypted networks that cannot encrypt: those are not reached.
     pub keyless: BTreeSet<NodeId>,
 }
@@ -91,19 +95,20 @@ pub fn wanted(
     };
     let number = |id: &NetworkId| set.networks.get(id).map_or(0, |n| n.vni);
     let internal = |id: &NetworkId| set.networks.get(id).is_some_and(|n| n.spec.internal);
-    // What cannot be read is taken for the safer.
-    let encrypted = |id: &NetworkId| {
-        set.networks
-            .get(id)
-            .is_some_and(|n| n.spec.encrypted() != Ok(false))
-    };
+    // A task knows it, also of a network that is gone.
+    let encrypted =
+        |task: &Task, id: &NetworkId| task.spec.networks.iter().any(|n| n.network == *id && n.encrypted);
+    net.encrypts = set
+        .tasks
+        .values()
+        .any(|t| t.spec.networks.iter().any(|n| n.encrypted));
     for task in set.tasks.values().filter(|t| attached.contains(&t.id)) {
         let mut asker = (Vec::new(), true);
         for (network, address) in &task.addresses {
             let here = Here {
                 network: number(network),
                 internal: internal(network),
-                encrypted: encrypted(network),
+                encrypted: encrypted(task, network),
             };
             net.endpoints.insert(*address, here);
             // Of one network it may have addresses of both families.
@@ -175,6 +180,8 @@ fn add_remote(net: &mut WantedNet, set: &AssignmentSet, node: NodeId, number: &d
         .filter_map(|(id, peer)| Some((*id, host(&peer.address)?)))
         .collect();
     net.hosts = hosts.values().copied().collect();
+    let answers = set.peers.iter().filter(|(_, peer)| peer.answers);
+    net.answering = answers.filter_map(|(id, _)| hosts.get(id).copied()).collect();
     net.keys = (set.peers.iter())
         .filter_map(|(id, peer)| Some((*hosts.get(id)?, peer.key?.0)))
         .collect();
@@ -355,6 +362,7 @@ mod tests {
         Peer {
             address: address.to_owned(),
             key: None,
+            answers: false,
         }
     }
 
@@ -423,7 +431,14 @@ mod tests {
         let address = |n: u128, text: &str| (NodeId(n), text.to_owned());
         let peer = |(node, address): (NodeId, String)| {
             let key = (node == NodeId(2)).then_some(TunnelKey([2; 32]));
-            (node, Peer { address, key })
+            (
+                node,
+                Peer {
+                    address,
+                    key,
+                    answers: node == NodeId(3),
+                },
+            )
         };
         let set = AssignmentSet {
             networks: BTreeMap::from([(NEAR, Arc::new(network))]),
@@ -470,6 +485,7 @@ mod tests {
         );
         assert_eq!(net.keys, [(host_ip(2), [2; 32])].into());
         assert_eq!(net.keyless, [NodeId(3)].into());
+        assert_eq!(net.answering, [host_ip(3)].into());
         let name = |name: &str| net.names.get(&(7, name.to_owned())).cloned();
         assert_eq!(
             name("web.3"),

@@ -67,13 +67,17 @@ impl Pulses {
     }
 }
 
-/// Ways to all hosts that have containers which this one may reach.
+/// Ways to all hosts that have containers which this one may reach, and that answer when they are asked.
 pub fn ways(net: &WantedNet) -> BTreeSet<Way> {
     let way = |there: &crate::net::There| Way {
         host: there.host,
         encrypted: there.encrypted,
     };
-    net.remote.values().map(way).collect()
+    let asked = net
+        .remote
+        .values()
+        .filter(|there| net.answering.contains(&there.host));
+    asked.map(way).collect()
 }
 
 /// Takes what is behind ways that lead nowhere out of balancing and names, as long as anything else is there.
@@ -177,6 +181,8 @@ mod tests {
             remote: [(ip(2), there(2, false)), (ip(3), there(2, true))].into(),
             ..WantedNet::default()
         };
+        assert_eq!(ways(&net), BTreeSet::new(), "it does not answer");
+        net.answering.insert(Ipv4Addr::new(10, 99, 0, 2));
         assert_eq!(ways(&net), [way(2, false), way(2, true)].into());
         let before = net.clone();
         avoid(&mut net, &[way(2, false), way(9, true)].into());

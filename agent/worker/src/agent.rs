@@ -226,6 +226,7 @@ impl Shared {
             address: self.config.keychain.place().address,
             level: self.config.level,
             tunnel_key: *self.network.key().borrow(),
+            answers: Dataplane::has_ipv6(),
             ..NodeDescription::default()
         }
     }

@@ -22,6 +22,8 @@ use crate::session::{Target, random_share};
 const PERIOD_MIN: Duration = Duration::from_millis(10);
 /// Heartbeats under way at the same time.
 const UNDER_WAY_MAX: usize = 16;
+/// Nodes that a heartbeat says are not reached: it is to stay small.
+const UNREACHED_MAX: usize = 256;
 
 type Client = DispatcherClient<Channel>;
 type Boxed<'a, T> = Pin<Box<dyn Future<Output = T> + Send + 'a>>;
@@ -108,7 +110,11 @@ pub(crate) async fn run(
         turn = (turn + 1) % lines.len();
         beats.send(now);
         let unreached = shared.network.unreached().map(|nodes| w::Unreached {
-            nodes: nodes.iter().map(ToString::to_string).collect(),
+            nodes: nodes
+                .iter()
+                .take(UNREACHED_MAX)
+                .map(ToString::to_string)
+                .collect(),
         });
         let (mut client, session, line) = (lines[turn].clone(), session.clone(), turn);
         under_way.push(Box::pin(async move {

@@ -47,6 +47,8 @@ pub(crate) struct Network {
     key: watch::Sender<Option<TunnelKey>>,
     /// Told when it is to be another.
     new_key: Notify,
+    /// A manager has this node registered.
+    registered: watch::Sender<bool>,
 }
 
 #[derive(Default)]
@@ -80,6 +82,7 @@ impl Network {
         Self {
             key: watch::Sender::new(key),
             new_key: Notify::new(),
+            registered: watch::Sender::new(false),
             plane,
             keychain,
             problem: Mutex::default(),
@@ -96,6 +99,11 @@ impl Network {
         self.key.subscribe()
     }
 
+    /// A manager has this node registered, or no more.
+    pub(crate) fn set_registered(&self, registered: bool) {
+        self.registered.send_replace(registered);
+    }
+
     /// Has another key taken soon: with a new certificate comes a new key.
     pub(crate) fn want_new_key(&self) {
         self.new_key.notify_one();
@@ -108,6 +116,10 @@ impl Network {
             tokio::select! {
                 () = tokio::time::sleep(KEY_PERIOD.mul_f64(0.9 + 0.2 * random_share())) => {}
                 () = self.new_key.notified() => {}
+            }
+            // While no manager is there the others would not hear of it.
+            if self.registered.subscribe().wait_for(|is| *is).await.is_err() {
+                return;
             }
             if self.key.borrow().is_none() {
                 continue;
@@ -276,6 +288,8 @@ impl Network {
             let answered = match self.plane.ask(probes.collect(), pulse::ANSWER).await {
                 Ok(answered) => answered,
                 Err(error) => {
+                    // What was found before says nothing of now.
+                    *self.unreached.lock().unwrap_or_else(PoisonError::into_inner) = None;
                     if !std::mem::replace(&mut deaf, true) {
                         tracing::warn!(
                             "whether other hosts are reached is not looked at: {}",
@@ -506,6 +520,7 @@ fn translate(net: WantedNet) -> Wanted {
         published: (net.published.into_iter())
             .filter_map(|(address, p, port)| Some((address, protocol(p)?, port)))
             .collect(),
+        encrypts: net.encrypts,
         zone: Zone {
             askers: net
                 .askers

@@ -97,6 +97,7 @@ pub(crate) async fn run(shared: Arc<Shared>, mut stop: watch::Receiver<bool>) {
             _ = stop.wait_for(|s| *s) => return,
         };
         shared.contact.lost();
+        shared.network.set_registered(false);
         lost = Some(target.0);
         if ended.again {
             tracing::info!(manager = %target.1, reason = %ended.reason, "registering again");
@@ -200,6 +201,7 @@ async fn serve(shared: &Arc<Shared>, tasks: &mut Tasks, search: &mut Search, tar
     }
     search.pause = PAUSE_FIRST;
     search.round.clear();
+    shared.network.set_registered(true);
     search.unreached = 0;
     search.period = Some(Duration::from_nanos(first.heartbeat_ns));
     shared.contact.heard(sent);

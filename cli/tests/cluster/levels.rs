@@ -93,6 +93,13 @@ pub(crate) fn old_and_new_builds(bed: &Bed) -> Outcome {
     bed.refused(1, dual, "swarm update --level newest")?;
     contains(&bed.ok(1, "swarm update --level newest")?, "level 2 now")?;
     bed.ok(1, encrypted)?;
+    // Keys that were not written before are now.
+    bed.ok(
+        1,
+        "service create -q --name dark --network secret --replicas 3 web:v1 sleep 1000000",
+    )?;
+    bed.runs(1, "dark", 3)?;
+    bed.ok(1, "service rm dark")?;
     bed.ok(1, dual)?;
     equal("levels", levels()?.trim(), "2 2")?;
     bed.refused(1, "swarm update --level 1", "no way back")?;

@@ -90,19 +90,15 @@ fn peer(node: &Node) -> Peer {
     Peer {
         address: node.description.address.clone(),
         key: node.description.tunnel_key,
+        answers: node.description.answers,
     }
 }
 
-/// Those networks of tasks that are encrypted.
-fn encrypted(state: &State, tasks: &[&[Backend]]) -> Vec<NetworkId> {
-    let addresses = tasks.iter().flat_map(|t| t.iter()).flat_map(|t| &t.addresses);
-    let networks: BTreeSet<NetworkId> = addresses.map(|(network, _)| *network).collect();
-    let is = |id: &NetworkId| {
-        state
-            .network(*id)
-            .is_some_and(|n| n.spec.encrypted() != Ok(false))
-    };
-    networks.into_iter().filter(is).collect()
+/// Those networks of tasks that are encrypted; also of one that is gone they know it.
+fn encrypted<'a>(tasks: impl Iterator<Item = &'a Arc<Task>>) -> Vec<NetworkId> {
+    let networks = tasks.flat_map(|t| &t.spec.networks).filter(|n| n.encrypted);
+    let networks: BTreeSet<NetworkId> = networks.map(|n| n.network).collect();
+    networks.into_iter().collect()
 }
 
 /// A service that is gone, while any of its tasks is somewhere.
@@ -111,7 +107,7 @@ fn leaving(state: &State, id: ServiceId) -> Option<ServiceEndpoints> {
     let others: Vec<Backend> = placed.iter().map(|t| backend(t)).collect();
     Some(ServiceEndpoints {
         id,
-        encrypted: encrypted(state, &[&others]),
+        encrypted: encrypted(placed.iter().copied()),
         name: placed.first()?.service_name.clone(),
         mode: EndpointMode::DnsRr,
         networks: Vec::new(),
@@ -274,7 +270,7 @@ pub fn endpoints(state: &State, service: &Service) -> ServiceEndpoints {
     let (backends, others) = (tasks(&serves), tasks(&|t| is_placed(t) && !serves(t)));
     ServiceEndpoints {
         id: service.id,
-        encrypted: encrypted(state, &[&backends, &others]),
+        encrypted: encrypted(state.tasks_of_service(service.id).filter(|t| is_placed(t))),
         name: service.spec.name.clone(),
         mode: service.spec.endpoint.mode,
         networks: service

@@ -664,6 +664,7 @@ fn history_has_a_limit() {
 /// A service joins a network by its name.
 pub(crate) fn joined(name: &str) -> NetworkAttachment {
     NetworkAttachment {
+        encrypted: false,
         network: model::NetworkId::NIL,
         name: name.into(),
         aliases: Vec::new(),
@@ -824,6 +825,17 @@ fn an_encrypted_network_needs_a_cluster_and_nodes_that_know_of_it() {
     sim.commit(put(Object::Node(able.into())));
     sim.run(10);
     assert_eq!(sim.nodes(), [2, 2]);
+    // While its tasks stop, nothing of a network that is gone goes in the open.
+    let network = sim.tasks("web")[0].addresses[0].0;
+    let gone = admit::remove_services(&sim.state, &["web".into()]);
+    sim.admit(gone);
+    let gone = admit::remove_networks(&sim.state, &["dark".into()]);
+    sim.admit(gone);
+    let told = crate::assignments::Common::of(&sim.state).leaving;
+    assert_eq!(
+        told.iter().map(|s| &s.encrypted).collect::<Vec<_>>(),
+        [&vec![network]]
+    );
 }
 
 #[test]
@@ -1130,6 +1142,7 @@ fn stack(images: &[(&str, &str)]) -> StackSpec {
                     ..spec(image, 1)
                 };
                 s.task.networks = vec![NetworkAttachment {
+                    encrypted: false,
                     network: model::NetworkId::NIL,
                     name: "shop_net".into(),
                     aliases: Vec::new(),

@@ -15,8 +15,8 @@ use manager_core::node_health::{Unheard, Watch, heartbeat_for};
 use manager_core::{Action, State, admit, assignments};
 use model::assignment::AssignmentSet;
 use model::ids::IdSource;
-use model::object::{NodeDescription, NodeRole, NodeStatus};
-use model::{NodeId, TaskId, Timestamp};
+use model::object::{NodeDescription, NodeRole, NodeStatus, TunnelKey};
+use model::{Level, NodeId, TaskId, Timestamp};
 use proto::status;
 use proto::{dispatch as wire, types};
 use tokio::sync::{Notify, Semaphore, mpsc, watch};
@@ -113,6 +113,8 @@ struct Session {
     /// Keeps the session stream open, and takes what the node is told.
     open: Option<mpsc::Sender<Result<wire::SessionMessage, Status>>>,
     told: Option<Told>,
+    /// The key it said; it is written once the cluster's level allows it.
+    key: Option<TunnelKey>,
     /// Set when the node leaves: it is told to have nothing.
     leaving: bool,
 }
@@ -221,6 +223,9 @@ impl Dispatcher {
             // Given when it joined.
             description.address.clone_from(&known.description.address);
         }
+        let key = description.tunnel_key;
+        description.answers &= written >= Level::ENCRYPTED;
+        description.tunnel_key = key.filter(|key| admit::level::may_say_key(&state, node, key));
         // That it is heard of says nothing of its data plane.
         let ready = NodeStatus {
             unreached: known.status.unreached.clone(),
@@ -244,6 +249,7 @@ impl Dispatcher {
                 wake: Arc::new(Notify::new()),
                 open: Some(open),
                 told: Some(told),
+                key,
                 leaving: false,
             };
             if let Some(old) = nodes.sessions.insert(node, session) {
@@ -359,7 +365,11 @@ impl Dispatcher {
         let mut nodes = self.nodes();
         let Nodes { watch, sessions } = &mut *nodes;
         sessions.retain(|node, session| {
-            let known = (state.node(*node)).is_some_and(|n| n.description.level >= written);
+            let waits = |key: &TunnelKey| admit::level::may_say_key(&state, *node, key);
+            let known = (state.node(*node)).is_some_and(|n| {
+                let unsaid = n.description.tunnel_key.is_none() && session.key.as_ref().is_some_and(waits);
+                n.description.level >= written && !unsaid
+            });
             if !known {
                 watch.end(*node);
                 session.wake.notify_one();

@@ -43,7 +43,10 @@ impl Cluster {
         control.init_cluster(init).await.unwrap();
         let mut dispatcher = DispatcherClient::new(channel);
         let request = dispatch::SessionRequest {
-            description: Some(types::NodeDescription::default()),
+            description: Some(types::NodeDescription {
+                level: model::Level::OURS.number(),
+                ..types::NodeDescription::default()
+            }),
             raft_id: 0,
         };
         let mut open = dispatcher.session(request).await.unwrap().into_inner();

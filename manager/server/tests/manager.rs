@@ -84,6 +84,7 @@ impl Agent {
             }),
             nano_cpus: 8_000_000_000,
             memory_bytes: 8 << 30,
+            level: model::Level::OURS.number(),
             ..types::NodeDescription::default()
         };
         let request = dispatch::SessionRequest {

@@ -99,6 +99,9 @@ pub struct NetworkAttachment {
     pub network: NetworkId,
     /// Its name, for messages and for that search.
     pub name: String,
+    /// Nothing of it passes between hosts in the open: kept here, as tasks outlive a network that is removed. The manager finds
+    /// it out.
+    pub encrypted: bool,
     /// More names of the service in this network.
     pub aliases: Vec<String>,
     /// Virtual address that the service is to have in this network; none: one is chosen.

@@ -435,8 +435,11 @@ pub(crate) fn rule_for_mark(socket: &mut Socket, family: Family, mark: u32, tabl
     // struct fib_rule_hdr: family, lengths, service, table, reserved, action, flags.
     let fixed = [family.number(), 0, 0, 0, 0, 0, 0, TO_TABLE, 0, 0, 0, 0];
     let mut m = Message::new(NEW_RULE, REQUEST | ACK | CREATE | EXCL, &fixed);
-    // priority, mark, mask, table
-    m.ne32(6, table).ne32(10, mark).ne32(16, u32::MAX).ne32(15, table);
+    // Before one of an earlier version (1000), which took all marks for its own. Priority, mark, mask, table.
+    m.ne32(6, table - 100)
+        .ne32(10, mark)
+        .ne32(16, u32::MAX)
+        .ne32(15, table);
     match socket.request(m) {
         Err(e) if e.kind() == io::ErrorKind::AlreadyExists => Ok(()),
         result => result,

@@ -133,7 +133,11 @@ pub(crate) fn cut(bytes: &mut [u8], wrap: &Wrap, scratch: &mut Vec<u8>, mut each
         return;
     };
     let headers = tcp + usize::from(words) * 4;
-    let sensible = note.size > 0 && tcp >= length + 4 && headers >= tcp + 20 && headers < frame.len();
+    // What is before TCP has to be all of IPv4's header.
+    let options = frame.get(ETHERNET).map_or(0, |b| usize::from(b & 15) * 4);
+    let whole = note.kind == TCP_V6 || tcp >= ETHERNET + options;
+    let sensible =
+        whole && note.size > 0 && tcp >= length + 4 && headers >= tcp + 20 && headers < frame.len();
     if !sensible {
         return;
     }
@@ -622,6 +626,9 @@ mod tests {
             for value in [0, 1, 5, 0x7f, 0xff] {
                 let mut bytes = good.clone();
                 bytes[at] = value;
+                cut(&mut bytes, &WRAPPED, &mut Vec::new(), |_| ());
+                // With a header of IPv4 that says it is longer than the packet.
+                (bytes[NOTE + ETHERNET], bytes[4], bytes[5]) = (0x4f, 1, 0);
                 cut(&mut bytes, &WRAPPED, &mut Vec::new(), |_| ());
                 let _ = merged(&[bytes[NOTE..].to_vec()]);
             }

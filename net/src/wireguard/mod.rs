@@ -252,7 +252,13 @@ impl Wireguard {
             By::Kernel(_, None) | By::Userspace(None) => Ok((None, BTreeMap::new())),
             By::Kernel(_, Some(inner)) => {
                 let own = link::vxlan_local(links, index)?;
-                let (secret, peers) = inner.devices.read(INNER)?;
+                let (secret, peers) = match inner.devices.read(INNER) {
+                    // Somebody took it away: it is made anew.
+                    Err(e) if matches!(e.raw_os_error(), Some(libc::ENODEV | libc::ENOENT)) => {
+                        return Ok((None, BTreeMap::new()));
+                    }
+                    read => read?,
+                };
                 // Who has our key is told of it; another's device would be of no use.
                 let own = own.filter(|_| secret == Some(self.secret.to_bytes()));
                 let known = peers.into_iter().filter_map(|(key, host)| Some((host?, key)));

@@ -116,6 +116,7 @@ impl From<&m::AssignmentDiff> for w::AssignmentsMessage {
                     node_id: node.to_string(),
                     address: peer.address.clone(),
                     tunnel_key: super::key_bytes(peer.key),
+                    answers: peer.answers,
                 })
                 .collect(),
             removed_peers: d.remove_peers.iter().map(ToString::to_string).collect(),
@@ -151,6 +152,7 @@ impl TryFrom<w::AssignmentsMessage> for m::AssignmentDiff {
             let peer = m::Peer {
                 key: super::key_of(&peer.tunnel_key),
                 address: peer.address,
+                answers: peer.answers,
             };
             Arc::make_mut(&mut diff.update.peers).insert(node, peer);
         }

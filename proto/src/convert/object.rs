@@ -257,6 +257,7 @@ impl From<&m::NodeDescription> for w::NodeDescription {
             address: d.address.clone(),
             level: d.level.number(),
             tunnel_key: super::key_bytes(d.tunnel_key),
+            answers: d.answers,
         }
     }
 }
@@ -273,6 +274,7 @@ impl From<w::NodeDescription> for m::NodeDescription {
             address: d.address,
             level: Level::new(d.level),
             tunnel_key: super::key_of(&d.tunnel_key),
+            answers: d.answers,
         }
     }
 }

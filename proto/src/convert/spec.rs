@@ -490,6 +490,7 @@ impl From<&m::NetworkAttachment> for w::NetworkAttachment {
             network: id_or_empty(n.network, NetworkId::NIL),
             name: n.name.clone(),
             aliases: n.aliases.clone(),
+            encrypted: n.encrypted,
             address: n.address.map(|a| a.to_string()).unwrap_or_default(),
             address6: n.address6.map(|a| a.to_string()).unwrap_or_default(),
         }
@@ -503,6 +504,7 @@ impl TryFrom<w::NetworkAttachment> for m::NetworkAttachment {
             network: parse_or_nil(&n.network, NetworkId::NIL, "networks.network")?,
             name: n.name,
             aliases: n.aliases,
+            encrypted: n.encrypted,
             address: match n.address.as_str() {
                 "" => None,
                 address => Some(parse(address, "networks.address")?),

@@ -2,8 +2,8 @@
 
 use std::sync::Arc;
 
-use model::Level;
-use model::object::Node;
+use model::object::{Node, TunnelKey};
+use model::{Level, NodeId};
 
 use super::{Refusal, RefusalKind};
 use crate::state::State;
@@ -46,6 +46,12 @@ pub(super) fn needs(state: &State, level: Level, what: &str, they_would: &str) -
         "E_LEVEL: {what}: the cluster writes at level {written}, and hosts that know no more than that would {they_would}: it needs \
          level {level}: run rswarm swarm update --level newest"
     )))
+}
+
+/// Whether a node's key for encrypted networks may be written: older builds would not see it, and two nodes have no key in common.
+pub fn may_say_key(state: &State, node: NodeId, key: &TunnelKey) -> bool {
+    let others = || state.nodes().filter(|n| n.id != node);
+    written(state) >= Level::ENCRYPTED && !others().any(|n| n.description.tunnel_key.as_ref() == Some(key))
 }
 
 /// The highest level that every node's build knows.

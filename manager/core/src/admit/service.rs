@@ -306,6 +306,7 @@ fn resolve(state: &State, spec: &mut ServiceSpec) -> Result<(), Refusal> {
                 ));
             }
             attachment.name.clone_from(&network.spec.name);
+            attachment.encrypted = network.spec.encrypted() != Ok(false);
         }
     }
     for secret in &mut spec.task.container.secrets {

@@ -189,9 +189,12 @@ impl Constraint {
         match &self.test {
             Test::IsSet(wanted) => value.is_some() == *wanted,
             Test::Among(wanted, values) => {
-                let is = |v: &String| match self.key {
-                    Key::Ip => value.is_some_and(|address| is_at(address, v)),
-                    _ => value.unwrap_or_default().eq_ignore_ascii_case(v),
+                let is = |v: &String| {
+                    if self.key == Key::Ip {
+                        value.is_some_and(|address| is_at(address, v))
+                    } else {
+                        value.unwrap_or_default().eq_ignore_ascii_case(v)
+                    }
                 };
                 values.iter().any(is) == *wanted
             }

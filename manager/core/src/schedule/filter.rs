@@ -45,16 +45,15 @@ pub fn check(state: &State, node: &Node, task: &Task) -> Option<Refused> {
     if port_taken(state, node, task) {
         return Some(Refused::HostPort);
     }
-    if node.description.tunnel_key.is_none() && is_encrypted(state, task) {
+    if node.description.tunnel_key.is_none() && is_encrypted(task) {
         return Some(Refused::CannotEncrypt);
     }
     let most = task.spec.placement.max_replicas_per_node as usize;
     (most > 0 && others_there(state, node, task) >= most).then_some(Refused::MaxReplicas)
 }
 
-fn is_encrypted(state: &State, task: &Task) -> bool {
-    let mut networks = task.spec.networks.iter().filter_map(|n| state.network(n.network));
-    networks.any(|n| n.spec.encrypted() != Ok(false))
+fn is_encrypted(task: &Task) -> bool {
+    task.spec.networks.iter().any(|n| n.encrypted)
 }
 
 /// Live tasks of other slots of the same service on a node.

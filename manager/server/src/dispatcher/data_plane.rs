@@ -2,9 +2,11 @@
 
 use std::sync::{Arc, PoisonError};
 
+use manager_core::admit::level::written;
 use manager_core::data_plane::{LOOK_EVERY, SAID_MAX, Watch};
 use manager_core::{Action, Txn};
-use model::NodeId;
+use model::object::Key;
+use model::{Level, NodeId};
 
 use super::Dispatcher;
 
@@ -28,9 +30,15 @@ async fn lead(dispatcher: &Dispatcher) {
         tokio::time::sleep(LOOK_EVERY).await;
         let state = dispatcher.log.read();
         let changes = dispatcher.who_reaches().review(&state);
-        if changes.is_empty() {
+        // Older builds would not see it, and take a node for unchanged that others know as changed.
+        if changes.is_empty() || written(&state) < Level::ENCRYPTED {
             continue;
         }
+        // What was read must stand: a node that is down meanwhile is.
+        let expect = changes
+            .iter()
+            .map(|(id, _)| (Key::Node(*id), state.version(Key::Node(*id))));
+        let expect = expect.collect();
         let action = |(node, status): (NodeId, model::object::NodeStatus)| {
             match status.unreached.len() {
                 0 => tracing::info!(%node, "the data plane of the node works again"),
@@ -47,7 +55,7 @@ async fn lead(dispatcher: &Dispatcher) {
             }
         };
         let txn = Txn {
-            expect: Vec::new(),
+            expect,
             actions: changes.into_iter().map(action).collect(),
         };
         if let Err(error) = dispatcher.log.propose(txn).await {

@@ -249,6 +249,7 @@ async fn begin(manager: &Manager, channel: Channel) -> Result<Session, String> {
     let request = SessionRequest {
         description: Some(NodeDescription {
             hostname: manager.node_id().to_string(),
+            level: model::Level::OURS.number(),
             ..NodeDescription::default()
         }),
         raft_id: *manager.raft_id().borrow(),
