@@ -14,7 +14,7 @@ use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
 use bed::{Bed, FAMILIES, PORT, PUBLISHED, ask, ask_udp, ip, serve, serve_udp, subnet, wanted};
-use net::{Endpoint, EndpointAddress, EndpointConfig, Overlay, Protocol, Wanted, Wire, inside};
+use net::{Endpoint, EndpointAddress, EndpointConfig, Overlay, Probe, Protocol, Wanted, Wire, inside};
 
 #[test]
 fn containers_of_several_hosts_meet_in_their_networks_and_clients_are_seen_as_they_are() {
@@ -788,15 +788,29 @@ fn what_an_earlier_version_made_for_ipv4_gets_ipv6_and_is_not_made_anew() {
     for line in [
         "-6 neigh flush dev overlay nud permanent",
         "-6 route flush table 1000",
-        "-6 rule del pref 1000",
+        "-6 rule del pref 900",
+        "rule del pref 900",
+        "rule add pref 1000 not fwmark 0/0xffffff00 lookup 1000",
+        "-6 address flush dev overlay",
     ] {
         ip_says(&plane, line);
     }
+    let probe = Probe {
+        host: Wire::address(2),
+        encrypted: false,
+        large: true,
+    };
+    let answers = |bed: &Bed| {
+        let asked = bed.planes[0].ask([probe].into(), Duration::from_millis(300));
+        !bed.runtime.block_on(asked).unwrap().is_empty()
+    };
+    assert!(!answers(&bed));
     bed.planes.remove(1);
     let again = bed.open(2);
     bed.planes.insert(1, again);
     assert!(bed.apply(2, &wanted(2, 2, &all)) > 0);
     assert_eq!(number(), before, "the same device");
+    assert!(answers(&bed), "its kernel answers now");
     assert_eq!(bed.apply(2, &wanted(2, 2, &all)), 0, "again");
     let client = bed.wire.namespace(3);
     for (ip, host_ip) in FAMILIES {
