@@ -474,6 +474,42 @@ fn scaling_while_paused_spreads_no_bad_spec() {
 }
 
 #[test]
+fn new_tasks_are_withdrawn_only_while_the_old_ones_go_on() {
+    let mut sim = Sim::new(1);
+    let mut web = spec("a", 2);
+    web.update.order = model::spec::UpdateOrder::StartFirst;
+    web.update.parallelism = 2;
+    sim.create(web);
+    sim.run(10);
+    sim.update(image("slow"));
+    sim.run(2);
+    let version = sim.web().spec_version;
+    let of_rollout = |sim: &Sim, new: bool| -> Vec<Task> {
+        let tasks = sim
+            .tasks("web")
+            .into_iter()
+            .filter(|t| (t.spec_version == version) == new);
+        tasks.cloned().collect()
+    };
+    let new = of_rollout(&sim, true);
+    assert_eq!(new.len(), 2, "both are prepared");
+    let mut failed = new[0].clone();
+    failed.status.state = TaskState::Failed;
+    sim.commit(Txn {
+        expect: Vec::new(),
+        actions: vec![Action::Put(Object::Task(failed.into()))],
+    });
+    let txn = sim.plan().txn;
+    let withdrawn =
+        |a: &Action| matches!(a, Action::Put(Object::Task(t)) if t.id == new[1].id && !t.desired.is_live());
+    assert!(txn.actions.iter().any(withdrawn), "{:?}", txn.actions);
+    let old = of_rollout(&sim, false);
+    let old = old.iter().find(|t| t.slot == new[1].slot).expect("the old one");
+    let relied = txn.expect.iter().any(|(key, _)| *key == Key::Task(old.id));
+    assert!(relied, "if the old one ends first, this is decided anew");
+}
+
+#[test]
 fn a_rollback_keeps_the_replicas() {
     let mut sim = Sim::new(2);
     sim.create(spec("a", 2));

@@ -6,7 +6,7 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use model::ids::IdSource;
-use model::object::{Service, SlotKey, Task, UpdateState, UpdateStatus};
+use model::object::{Key, Service, SlotKey, Task, UpdateState, UpdateStatus};
 use model::spec::{FailureAction, PublishMode, TaskSpec, UpdateConfig, UpdateOrder};
 use model::task_state::{DesiredState, TaskState};
 use model::{ServiceId, Timestamp};
@@ -213,6 +213,10 @@ fn last_error(scratch: &Scratch, service: &Service) -> String {
 fn drop_prepared(scratch: &mut Scratch, service: &Service) {
     for tasks in by_slot(scratch, service.id).into_values() {
         let old_lives = tasks.iter().any(|t| is_live(t) && !service.is_current(t));
+        // One that ends meanwhile goes on no more: then this is decided anew.
+        for old in tasks.iter().filter(|t| is_live(t) && !service.is_current(t)) {
+            scratch.rely_on(Key::Task(old.id));
+        }
         for task in tasks
             .iter()
             .filter(|t| old_lives && is_live(t) && service.is_current(t))
