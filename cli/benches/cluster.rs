@@ -618,6 +618,7 @@ async fn join(client: &mut CaClient<Channel>, secret: &str, n: usize) -> Keychai
         csr: identity::request(&key).unwrap(),
         hostname: format!("a{n}"),
         address: format!("127.1.{}.{}:2377", n / 250, n % 250 + 1),
+        level: model::Level::OURS.number(),
         ..IssueRequest::default()
     };
     let reply = client.issue(request).await.unwrap().into_inner();

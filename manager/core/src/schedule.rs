@@ -9,7 +9,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
 use model::object::{Key, Node, SlotKey, Task};
-use model::task_state::TaskState;
+use model::task_state::{DesiredState, TaskState};
 use model::{NodeId, ServiceId, TaskId, Timestamp};
 
 use crate::state::{Scratch, State};
@@ -36,32 +36,65 @@ pub(crate) fn schedule(
         .collect();
     // By service and slot, so that the same tasks always meet the same nodes.
     pending.sort_by_key(|t| (t.service, t.slot, t.id));
-    let mut loads: BTreeMap<ServiceId, Load> = BTreeMap::new();
-    for task in pending {
-        let load = loads
-            .entry(task.service)
-            .or_insert_with(|| Load::of(scratch, task.service, now));
-        match choose(scratch, &nodes, unheard, &task, load) {
-            Ok(node) => {
-                load.put(task.slot, node);
-                scratch.edit_task(task.id, |t| {
-                    t.node = Some(node);
-                    t.status.state = TaskState::Assigned;
-                    t.status.at = now;
-                    t.status.message = "scheduler assigned task to node".into();
-                    t.status.error = String::new();
-                });
-                // A node that is drained or relabelled meanwhile gets nothing.
-                scratch.rely_on(Key::Node(node));
-            }
-            Err(why) => {
-                if task.status.error != why {
-                    scratch.edit_task(task.id, |t| t.status.error.clone_from(&why));
+    for of_service in pending.chunk_by(|a, b| a.service == b.service) {
+        let Some(first) = of_service.first() else { continue };
+        let mut load = Load::of(scratch, first.service, now);
+        let mut like: Option<(Arc<Task>, Choice)> = None;
+        for task in of_service {
+            let chosen = if is_plain(task, &load) {
+                // Each like the one before finds the nodes as that one left them.
+                let known = like.take().filter(|(known, _)| alike(known, task));
+                let mut choice = match known {
+                    Some((_, choice)) => choice,
+                    None => Choice::of(scratch, &nodes, unheard, task, &load),
+                };
+                let best = choice.best();
+                like = Some((task.clone(), choice));
+                best.ok_or_else(|| like.as_ref().map_or_else(String::new, |(_, c)| c.no_node(task)))
+            } else {
+                like = None;
+                choose(scratch, &nodes, unheard, task, &load)
+            };
+            match chosen {
+                Ok(node) => {
+                    load.put(task.slot, node);
+                    scratch.edit_task(task.id, |t| {
+                        t.node = Some(node);
+                        t.status.state = TaskState::Assigned;
+                        t.status.at = now;
+                        t.status.message = "scheduler assigned task to node".into();
+                        t.status.error = String::new();
+                    });
+                    // A node that is drained or relabelled meanwhile gets nothing.
+                    scratch.rely_on(Key::Node(node));
+                    if let Some((_, choice)) = &mut like {
+                        choice.placed(scratch, node, task, &load);
+                    }
                 }
-                report.insert(task.id, why);
+                Err(why) => {
+                    if task.status.error != why {
+                        scratch.edit_task(task.id, |t| t.status.error.clone_from(&why));
+                    }
+                    report.insert(task.id, why);
+                }
             }
         }
     }
+}
+
+/// Whether a task is one of many that any node may take: of a slot that has no other task, and not one that replaces another.
+fn is_plain(task: &Task, load: &Load) -> bool {
+    matches!(task.slot, SlotKey::Replica(_))
+        && task.desired != DesiredState::Ready
+        && load.slots.get(&task.slot).is_none_or(Vec::is_empty)
+}
+
+/// Whether two tasks of a service ask the same of a node.
+fn alike(one: &Task, other: &Task) -> bool {
+    one.spec_version == other.spec_version
+        && one.desired == other.desired
+        && (Arc::ptr_eq(&one.spec, &other.spec) || one.spec == other.spec)
+        && one.host_ports == other.host_ports
 }
 
 /// The best node for a task, or one line that counts which filter refused how many.
@@ -72,27 +105,101 @@ fn choose(
     task: &Task,
     load: &Load,
 ) -> Result<NodeId, String> {
+    let own;
+    let nodes = match task.slot {
+        SlotKey::Node(id) => {
+            own = state.node(id).cloned();
+            own.as_slice()
+        }
+        SlotKey::Replica(_) => nodes,
+    };
     let mut refused: BTreeMap<filter::Refused, usize> = BTreeMap::new();
     let mut fits: Vec<&Arc<Node>> = Vec::new();
     for node in nodes {
-        if matches!(task.slot, SlotKey::Node(own) if own != node.id) {
-            continue;
-        }
-        let reason = filter::check(state, node, task);
-        match reason.or(unheard.contains(&node.id).then_some(filter::Refused::Unheard)) {
+        match refusal(state, node, unheard, task) {
             None => fits.push(node),
             Some(reason) => *refused.entry(reason).or_default() += 1,
         }
     }
     let others = |node: NodeId| load.others(task.slot, node);
     spread::narrow(&mut fits, &task.spec.placement.spread, &others);
-    let best = fits.into_iter().min_by_key(|n| {
-        let failing = load.failed(task.spec_version, n.id) >= FAILURES_MAX;
-        // Clients of other nodes are not sent there.
-        let degraded = !n.status.unreached.is_empty();
-        (failing, degraded, others(n.id), state.usage(n.id).tasks, n.id)
-    });
+    let best = fits.into_iter().min_by_key(|n| rank(state, n, task, load));
     best.map(|n| n.id).ok_or_else(|| explain::no_node(&refused, task))
+}
+
+fn refusal(state: &State, node: &Node, unheard: &BTreeSet<NodeId>, task: &Task) -> Option<filter::Refused> {
+    let reason = filter::check(state, node, task);
+    reason.or(unheard.contains(&node.id).then_some(filter::Refused::Unheard))
+}
+
+/// What makes a node better than another, least first: tasks of the service do not fail there, clients of other nodes are sent
+/// there, it has fewer tasks of the service, then of all.
+type Rank = (bool, bool, usize, u32, NodeId);
+
+fn rank(state: &State, node: &Node, task: &Task, load: &Load) -> Rank {
+    (
+        load.failed(task.spec_version, node.id) >= FAILURES_MAX,
+        !node.status.unreached.is_empty(),
+        load.others(task.slot, node.id),
+        state.usage(node.id).tasks,
+        node.id,
+    )
+}
+
+/// The nodes for tasks that are alike: what [`choose`] finds for each, kept up to date, so that none looks at all nodes.
+struct Choice {
+    fits: spread::Tree<Rank>,
+    places: BTreeMap<NodeId, (Arc<Node>, Rank)>,
+    refused: BTreeMap<filter::Refused, usize>,
+}
+
+impl Choice {
+    fn of(state: &State, nodes: &[Arc<Node>], unheard: &BTreeSet<NodeId>, task: &Task, load: &Load) -> Self {
+        let mut choice = Self {
+            fits: spread::Tree::new(&task.spec.placement.spread),
+            places: BTreeMap::new(),
+            refused: BTreeMap::new(),
+        };
+        for node in nodes {
+            match refusal(state, node, unheard, task) {
+                None => choice.add(state, node.clone(), task, load),
+                Some(reason) => *choice.refused.entry(reason).or_default() += 1,
+            }
+        }
+        choice
+    }
+
+    fn add(&mut self, state: &State, node: Arc<Node>, task: &Task, load: &Load) {
+        let rank = rank(state, &node, task, load);
+        self.fits.insert(&node, rank, load.others(task.slot, node.id));
+        self.places.insert(node.id, (node, rank));
+    }
+
+    fn best(&mut self) -> Option<NodeId> {
+        self.fits.best().map(|(.., id)| id)
+    }
+
+    fn no_node(&self, task: &Task) -> String {
+        explain::no_node(&self.refused, task)
+    }
+
+    /// Takes a task that was given a node: the next is asked there anew.
+    fn placed(&mut self, state: &State, node: NodeId, task: &Task, load: &Load) {
+        let Some((node, rank)) = self.places.remove(&node) else {
+            return;
+        };
+        self.fits.remove(&node, rank, rank.2);
+        // As the next one, of a slot that nobody has.
+        let next = Task {
+            id: TaskId::NIL,
+            slot: SlotKey::Replica(u32::MAX),
+            ..task.clone()
+        };
+        match filter::check(state, &node, &next) {
+            None => self.add(state, node, &next, load),
+            Some(reason) => *self.refused.entry(reason).or_default() += 1,
+        }
+    }
 }
 
 /// What the tasks of a service mean for the nodes; kept up to date while its tasks are placed.
@@ -143,3 +250,7 @@ impl Load {
         self.failures.get(&(spec_version, node)).copied().unwrap_or(0)
     }
 }
+
+#[cfg(test)]
+#[path = "schedule_tests.rs"]
+mod tests;

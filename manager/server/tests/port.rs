@@ -147,6 +147,7 @@ fn request(token: String) -> (ca::IssueRequest, String, NodeId) {
         csr: identity::request(&key).unwrap(),
         hostname: "joiner".into(),
         address: "10.0.0.9:2377".into(),
+        level: model::Level::OURS.number(),
         ..ca::IssueRequest::default()
     };
     (request, key, node)

@@ -99,7 +99,12 @@ fn has_room(state: &State, node: &Node, task: &Task) -> bool {
         return true;
     }
     let mut used = state.usage(node.id);
-    for old in siblings(state, node, task).filter(|t| replaces(task, t)) {
+    // Only one that starts after another has a share of its own there.
+    let replaced = (task.desired == DesiredState::Ready).then(|| siblings(state, node, task));
+    for old in replaced.into_iter().flatten() {
+        if !replaces(task, old) {
+            continue;
+        }
         used.cpu.0 = used.cpu.0.saturating_sub(old.spec.resources.reservations.cpu.0);
         used.memory.0 = used
             .memory

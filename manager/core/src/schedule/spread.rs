@@ -1,6 +1,6 @@
 //! Spread preferences: branches of a tree of label values share the tasks evenly.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
 use model::NodeId;
@@ -20,6 +20,100 @@ pub(super) fn narrow(nodes: &mut Vec<&Arc<Node>>, preferences: &[String], tasks:
             return;
         };
         nodes.retain(|n| value(n, preference) == branch);
+    }
+}
+
+/// Nodes by the branches they are on, each with the tasks of the service there: what [`narrow`] keeps is found without looking at
+/// every node.
+pub(super) struct Tree<R> {
+    preferences: Vec<String>,
+    root: Branch<R>,
+}
+
+struct Branch<R> {
+    tasks: usize,
+    /// Below the last preference: its nodes, the best first.
+    nodes: BTreeSet<R>,
+    /// Further branches, by what they are called, and by how few tasks they have.
+    branches: BTreeMap<String, Branch<R>>,
+    order: BTreeSet<(usize, String)>,
+}
+
+impl<R> Default for Branch<R> {
+    fn default() -> Self {
+        Self {
+            tasks: 0,
+            nodes: BTreeSet::new(),
+            branches: BTreeMap::new(),
+            order: BTreeSet::new(),
+        }
+    }
+}
+
+impl<R: Ord + Copy> Tree<R> {
+    pub(super) fn new(preferences: &[String]) -> Self {
+        Self {
+            preferences: preferences.to_vec(),
+            root: Branch::default(),
+        }
+    }
+
+    /// Adds a node with its rank and its tasks of the service.
+    pub(super) fn insert(&mut self, node: &Node, rank: R, tasks: usize) {
+        let path = self.path(node);
+        self.root.insert(&path, rank, tasks);
+    }
+
+    /// Takes it away, as it was added.
+    pub(super) fn remove(&mut self, node: &Node, rank: R, tasks: usize) {
+        let path = self.path(node);
+        self.root.remove(&path, rank, tasks);
+    }
+
+    /// The best rank in the branch with the fewest tasks, preference by preference.
+    pub(super) fn best(&self) -> Option<R> {
+        let mut branch = &self.root;
+        while let Some((_, name)) = branch.order.first() {
+            branch = branch.branches.get(name)?;
+        }
+        branch.nodes.first().copied()
+    }
+
+    fn path(&self, node: &Node) -> Vec<String> {
+        self.preferences.iter().map(|p| value(node, p)).collect()
+    }
+}
+
+impl<R: Ord + Copy> Branch<R> {
+    fn insert(&mut self, path: &[String], rank: R, tasks: usize) {
+        self.tasks += tasks;
+        let Some((name, rest)) = path.split_first() else {
+            self.nodes.insert(rank);
+            return;
+        };
+        let branch = self.branches.entry(name.clone()).or_default();
+        self.order.remove(&(branch.tasks, name.clone()));
+        branch.insert(rest, rank, tasks);
+        self.order.insert((branch.tasks, name.clone()));
+    }
+
+    fn remove(&mut self, path: &[String], rank: R, tasks: usize) {
+        self.tasks -= tasks;
+        let Some((name, rest)) = path.split_first() else {
+            self.nodes.remove(&rank);
+            return;
+        };
+        let Some(branch) = self.branches.get_mut(name) else {
+            return;
+        };
+        self.order.remove(&(branch.tasks, name.clone()));
+        branch.remove(rest, rank, tasks);
+        // One without nodes is none.
+        if branch.nodes.is_empty() && branch.branches.is_empty() {
+            self.branches.remove(name);
+        } else {
+            self.order.insert((branch.tasks, name.clone()));
+        }
     }
 }
 

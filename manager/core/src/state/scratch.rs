@@ -93,12 +93,9 @@ impl Scratch {
         }
         txn.actions.extend(deletes);
         if !txn.is_empty() {
-            let read = self
-                .relied
-                .iter()
-                .filter(|k| !txn.expect.iter().any(|(known, _)| known == *k));
-            let read: Vec<_> = read.map(|k| (*k, self.origin.version(*k))).collect();
-            txn.expect.extend(read);
+            let known: BTreeSet<Key> = txn.expect.iter().map(|(key, _)| *key).collect();
+            let read = self.relied.difference(&known);
+            txn.expect.extend(read.map(|k| (*k, self.origin.version(*k))));
         }
         txn
     }
