@@ -122,7 +122,7 @@ fn state(hosts: &[Host], wishes: &[Wish]) -> (State, Vec<TaskId>, BTreeSet<NodeI
             .iter()
             .map(|s| (*s).into())
             .collect();
-        spec.placement.max_replicas_per_node = w.most.into();
+        spec.placement.max_replicas_per_node = w.most;
         spec.placement.constraints = w
             .only_zone
             .iter()
