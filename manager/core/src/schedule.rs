@@ -40,8 +40,12 @@ pub(crate) fn schedule(
         let Some(first) = of_service.first() else { continue };
         let mut load = Load::of(scratch, first.service, now);
         let mut like: Option<(Arc<Task>, Choice)> = None;
-        for task in of_service {
-            let chosen = if is_plain(task, &load) {
+        for (at, task) in of_service.iter().enumerate() {
+            let is_like = |(known, _): &(Arc<Task>, Choice)| alike(known, task);
+            // Of one alone nothing has to be kept.
+            let many = like.as_ref().is_some_and(is_like)
+                || of_service.get(at + 1).is_some_and(|next| alike(task, next));
+            let chosen = if many && is_plain(task, &load) {
                 // Each like the one before finds the nodes as that one left them.
                 let known = like.take().filter(|(known, _)| alike(known, task));
                 let mut choice = match known {
@@ -113,10 +117,11 @@ fn choose(
         }
         SlotKey::Replica(_) => nodes,
     };
+    let asked = filter::Asked::of(task);
     let mut refused: BTreeMap<filter::Refused, usize> = BTreeMap::new();
     let mut fits: Vec<&Arc<Node>> = Vec::new();
     for node in nodes {
-        match refusal(state, node, unheard, task) {
+        match refusal(state, node, unheard, (task, &asked)) {
             None => fits.push(node),
             Some(reason) => *refused.entry(reason).or_default() += 1,
         }
@@ -127,8 +132,13 @@ fn choose(
     best.map(|n| n.id).ok_or_else(|| explain::no_node(&refused, task))
 }
 
-fn refusal(state: &State, node: &Node, unheard: &BTreeSet<NodeId>, task: &Task) -> Option<filter::Refused> {
-    let reason = filter::check(state, node, task);
+fn refusal(
+    state: &State,
+    node: &Node,
+    unheard: &BTreeSet<NodeId>,
+    (task, asked): (&Task, &filter::Asked),
+) -> Option<filter::Refused> {
+    let reason = filter::check_by(state, node, task, asked);
     reason.or(unheard.contains(&node.id).then_some(filter::Refused::Unheard))
 }
 
@@ -150,6 +160,7 @@ fn rank(state: &State, node: &Node, task: &Task, load: &Load) -> Rank {
 struct Choice {
     fits: spread::Tree<Rank>,
     places: BTreeMap<NodeId, (Arc<Node>, Rank)>,
+    asked: filter::Asked,
     refused: BTreeMap<filter::Refused, usize>,
 }
 
@@ -158,10 +169,11 @@ impl Choice {
         let mut choice = Self {
             fits: spread::Tree::new(&task.spec.placement.spread),
             places: BTreeMap::new(),
+            asked: filter::Asked::of(task),
             refused: BTreeMap::new(),
         };
         for node in nodes {
-            match refusal(state, node, unheard, task) {
+            match refusal(state, node, unheard, (task, &choice.asked)) {
                 None => choice.add(state, node.clone(), task, load),
                 Some(reason) => *choice.refused.entry(reason).or_default() += 1,
             }
@@ -195,7 +207,7 @@ impl Choice {
             slot: SlotKey::Replica(u32::MAX),
             ..task.clone()
         };
-        match filter::check(state, &node, &next) {
+        match filter::check_by(state, &node, &next, &self.asked) {
             None => self.add(state, node, &next, load),
             Some(reason) => *self.refused.entry(reason).or_default() += 1,
         }

@@ -1,5 +1,6 @@
 //! Placement constraints: what a node has to be. `KEY==VALUE` and `KEY!=VALUE` as in Swarm, and more.
 
+use std::borrow::Cow;
 use std::net::{IpAddr, SocketAddr};
 
 use ipnet::IpNet;
@@ -184,8 +185,8 @@ impl Constraint {
     /// Whether it holds on a node. Values are compared without regard to case. A label that is missing is none of any values,
     /// matches nothing and is no number.
     pub fn holds(&self, node: &Node) -> bool {
-        let found = self.key.of(node);
-        let value = found.as_deref();
+        let value = self.key.of(node);
+        let value = value.as_deref();
         match &self.test {
             Test::IsSet(wanted) => value.is_some() == *wanted,
             Test::Among(wanted, values) => {
@@ -214,19 +215,19 @@ impl Constraint {
 
 impl Key {
     /// What a node has; nothing of a label it has not.
-    fn of(&self, node: &Node) -> Option<String> {
+    fn of<'a>(&self, node: &'a Node) -> Option<Cow<'a, str>> {
         Some(match self {
-            Self::Id => node.id.to_string(),
-            Self::Hostname => node.description.hostname.clone(),
+            Self::Id => node.id.to_string().into(),
+            Self::Hostname => node.description.hostname.as_str().into(),
             Self::Role => match node.spec.role {
                 NodeRole::Manager => "manager".into(),
                 NodeRole::Worker => "worker".into(),
             },
-            Self::Os => node.description.platform.os.clone(),
-            Self::Arch => node.description.platform.arch.clone(),
-            Self::NodeLabel(name) => node.spec.labels.get(name)?.clone(),
-            Self::EngineLabel(name) => node.description.engine_labels.get(name)?.clone(),
-            Self::Ip => address(&node.description.address)?.to_string(),
+            Self::Os => node.description.platform.os.as_str().into(),
+            Self::Arch => node.description.platform.arch.as_str().into(),
+            Self::NodeLabel(name) => node.spec.labels.get(name)?.as_str().into(),
+            Self::EngineLabel(name) => node.description.engine_labels.get(name)?.as_str().into(),
+            Self::Ip => address(&node.description.address)?.to_string().into(),
         })
     }
 }

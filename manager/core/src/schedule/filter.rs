@@ -4,7 +4,7 @@ use model::object::{Availability, Node, NodeState, Task};
 use model::spec::{Platform, TaskSpec};
 use model::task_state::DesiredState;
 
-use super::constraint;
+use super::constraint::{self, Constraint};
 use crate::state::State;
 
 /// Which filter refused, in the order in which they are asked.
@@ -28,15 +28,38 @@ pub enum Refused {
     Unheard,
 }
 
+/// What a task asks of every node, read once.
+#[derive(Debug)]
+pub(super) struct Asked(Option<Vec<Constraint>>);
+
+impl Asked {
+    /// One that cannot be read holds nowhere; admission refuses those.
+    pub(super) fn of(task: &Task) -> Self {
+        let all = task.spec.placement.constraints.iter();
+        Self(all.map(|c| constraint::parse(c).ok()).collect())
+    }
+
+    fn holds(&self, node: &Node) -> bool {
+        self.0
+            .as_ref()
+            .is_some_and(|all| all.iter().all(|c| c.holds(node)))
+    }
+}
+
 /// The first filter that refuses the node, if any.
 pub fn check(state: &State, node: &Node, task: &Task) -> Option<Refused> {
+    check_by(state, node, task, &Asked::of(task))
+}
+
+/// The same, where what is asked was read before.
+pub(super) fn check_by(state: &State, node: &Node, task: &Task, asked: &Asked) -> Option<Refused> {
     if node.status.state != NodeState::Ready || node.spec.availability != Availability::Active {
         return Some(Refused::NotReady);
     }
     if !has_room(state, node, task) {
         return Some(Refused::Resources);
     }
-    if !constraints_hold(node, &task.spec.placement.constraints) {
+    if !asked.holds(node) {
         return Some(Refused::Constraint);
     }
     if !runs_on(node, &task.spec.placement.platforms) {

@@ -9,7 +9,7 @@ use model::object::Node;
 /// Keeps the nodes of the branches that have the fewest tasks of the service, one preference after the other.
 pub(super) fn narrow(nodes: &mut Vec<&Arc<Node>>, preferences: &[String], tasks: &dyn Fn(NodeId) -> usize) {
     for preference in preferences {
-        let mut branches: BTreeMap<String, usize> = BTreeMap::new();
+        let mut branches: BTreeMap<&str, usize> = BTreeMap::new();
         for node in nodes.iter() {
             *branches.entry(value(node, preference)).or_default() += tasks(node.id);
         }
@@ -19,6 +19,7 @@ pub(super) fn narrow(nodes: &mut Vec<&Arc<Node>>, preferences: &[String], tasks:
         let Some((branch, _)) = branches.into_iter().find(|(_, count)| *count == fewest) else {
             return;
         };
+        let branch = branch.to_owned();
         nodes.retain(|n| value(n, preference) == branch);
     }
 }
@@ -35,8 +36,8 @@ struct Branch<R> {
     /// Below the last preference: its nodes, the best first.
     nodes: BTreeSet<R>,
     /// Further branches, by what they are called, and by how few tasks they have.
-    branches: BTreeMap<String, Branch<R>>,
-    order: BTreeSet<(usize, String)>,
+    branches: BTreeMap<Arc<str>, Branch<R>>,
+    order: BTreeSet<(usize, Arc<str>)>,
 }
 
 impl<R> Default for Branch<R> {
@@ -60,13 +61,13 @@ impl<R: Ord + Copy> Tree<R> {
 
     /// Adds a node with its rank and its tasks of the service.
     pub(super) fn insert(&mut self, node: &Node, rank: R, tasks: usize) {
-        let path = self.path(node);
+        let path: Vec<&str> = self.preferences.iter().map(|p| value(node, p)).collect();
         self.root.insert(&path, rank, tasks);
     }
 
     /// Takes it away, as it was added.
     pub(super) fn remove(&mut self, node: &Node, rank: R, tasks: usize) {
-        let path = self.path(node);
+        let path: Vec<&str> = self.preferences.iter().map(|p| value(node, p)).collect();
         self.root.remove(&path, rank, tasks);
     }
 
@@ -78,47 +79,60 @@ impl<R: Ord + Copy> Tree<R> {
         }
         branch.nodes.first().copied()
     }
-
-    fn path(&self, node: &Node) -> Vec<String> {
-        self.preferences.iter().map(|p| value(node, p)).collect()
-    }
 }
 
 impl<R: Ord + Copy> Branch<R> {
-    fn insert(&mut self, path: &[String], rank: R, tasks: usize) {
+    fn insert(&mut self, path: &[&str], rank: R, tasks: usize) {
         self.tasks += tasks;
         let Some((name, rest)) = path.split_first() else {
             self.nodes.insert(rank);
             return;
         };
+        let known = self.branches.get_key_value(*name).map(|(name, _)| name.clone());
+        let is_new = known.is_none();
+        let name = known.unwrap_or_else(|| Arc::from(*name));
         let branch = self.branches.entry(name.clone()).or_default();
-        self.order.remove(&(branch.tasks, name.clone()));
+        let before = branch.tasks;
         branch.insert(rest, rank, tasks);
-        self.order.insert((branch.tasks, name.clone()));
+        if is_new || tasks > 0 {
+            self.order.remove(&(before, name.clone()));
+            self.order.insert((branch.tasks, name));
+        }
     }
 
-    fn remove(&mut self, path: &[String], rank: R, tasks: usize) {
+    fn remove(&mut self, path: &[&str], rank: R, tasks: usize) {
         self.tasks -= tasks;
         let Some((name, rest)) = path.split_first() else {
             self.nodes.remove(&rank);
             return;
         };
-        let Some(branch) = self.branches.get_mut(name) else {
+        let Some(name) = self.branches.get_key_value(*name).map(|(name, _)| name.clone()) else {
             return;
         };
-        self.order.remove(&(branch.tasks, name.clone()));
+        let Some(branch) = self.branches.get_mut(&name) else {
+            return;
+        };
+        let before = branch.tasks;
         branch.remove(rest, rank, tasks);
+        let (after, is_empty) = (
+            branch.tasks,
+            branch.nodes.is_empty() && branch.branches.is_empty(),
+        );
         // One without nodes is none.
-        if branch.nodes.is_empty() && branch.branches.is_empty() {
-            self.branches.remove(name);
-        } else {
-            self.order.insert((branch.tasks, name.clone()));
+        if is_empty {
+            self.branches.remove(&name);
+        }
+        if is_empty || after != before {
+            self.order.remove(&(before, name.clone()));
+        }
+        if !is_empty && after != before {
+            self.order.insert((after, name));
         }
     }
 }
 
 /// The value of a label by which tasks are spread; a missing one is a branch of its own.
-fn value(node: &Node, preference: &str) -> String {
+fn value<'a>(node: &'a Node, preference: &str) -> &'a str {
     let found = if let Some(name) = preference.strip_prefix("node.labels.") {
         node.spec.labels.get(name)
     } else if let Some(name) = preference.strip_prefix("engine.labels.") {
@@ -126,5 +140,5 @@ fn value(node: &Node, preference: &str) -> String {
     } else {
         None
     };
-    found.cloned().unwrap_or_default()
+    found.map_or("", String::as_str)
 }
