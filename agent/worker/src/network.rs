@@ -99,6 +99,13 @@ impl Network {
         self.key.subscribe()
     }
 
+    /// Whether anything encrypted goes to this host or from it.
+    fn encrypts(&self) -> bool {
+        let known = self.known.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut networks = known.set.tasks.values().flat_map(|t| &t.spec.networks);
+        networks.any(|n| n.encrypted) || known.set.services.values().any(|s| !s.encrypted.is_empty())
+    }
+
     /// A manager has this node registered, or no more.
     pub(crate) fn set_registered(&self, registered: bool) {
         self.registered.send_replace(registered);
@@ -121,7 +128,8 @@ impl Network {
             if self.registered.subscribe().wait_for(|is| *is).await.is_err() {
                 return;
             }
-            if self.key.borrow().is_none() {
+            // One that nobody uses is as good as new, and nobody has to hear of another.
+            if self.key.borrow().is_none() || !self.encrypts() {
                 continue;
             }
             match self.plane.renew_key().await {
