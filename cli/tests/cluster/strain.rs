@@ -134,5 +134,12 @@ pub(crate) fn managers_hear_each_other_badly(bed: &Bed) -> Outcome {
     if elections > most {
         return fail(format!("{elections} elections, more than {most}"));
     }
-    equal("nodes that were down", logged(bed.hosts.all(), "node is down"), 0)
+    // Of 100 packets 30 are lost both ways: five in a row, which is a line that says nothing for 5 s, happens to somebody now and then.
+    let down = logged(bed.hosts.all(), "node is down");
+    let most_down = 1 + usize::try_from(lasts().as_secs() / 60).unwrap_or(usize::MAX);
+    equal(
+        &format!("{down} nodes were down, at most {most_down}"),
+        down <= most_down,
+        true,
+    )
 }
