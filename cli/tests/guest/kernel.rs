@@ -26,8 +26,10 @@ const WANTED: &[&str] = &[
     "nft_nat",
     "nft_numgen",
     "nft_fib_ipv4",
+    "nft_fib_ipv6",
     "nft_fib_inet",
     "nft_reject_ipv4",
+    "nft_reject_ipv6",
 ];
 
 /// An unpacked kernel package.
