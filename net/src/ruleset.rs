@@ -425,6 +425,16 @@ fn never_in_the_open(b: &mut Batch, family: Family, uplink: &str) {
 /// Connections to the dataplane itself, which are those of proxied ports, come by way of the host alone: a container would get
 /// by them to where its networks do not lead.
 fn only_from_the_host(b: &mut Batch, uplink: &str) {
+    let begun = [
+        meta(PROTOCOL, W0),
+        is(W0, &[6]),
+        Expression::Connection {
+            key: DIRECTION,
+            to: W0,
+        },
+        is(W0, &[ORIGINAL]),
+        Expression::Reject { reset: true, code: 0 },
+    ];
     b.chain(
         "in",
         &Hook {
@@ -436,18 +446,14 @@ fn only_from_the_host(b: &mut Batch, uplink: &str) {
     b.rule(
         "in",
         &[
-            meta(IN_NAME, R1),
-            is_not(R1, &name(uplink)),
-            is_not(R1, &name("lo")),
-            meta(PROTOCOL, W0),
-            is(W0, &[6]),
-            Expression::Connection {
-                key: DIRECTION,
-                to: W0,
-            },
-            is(W0, &[ORIGINAL]),
-            Expression::Reject { reset: true, code: 0 },
-        ],
+            &[
+                meta(IN_NAME, R1),
+                is_not(R1, &name(uplink)),
+                is_not(R1, &name("lo")),
+            ],
+            &begun[..],
+        ]
+        .concat(),
     );
     // And those that it makes lead to containers: one that has no way is not looked for in the world.
     b.chain(
@@ -460,18 +466,7 @@ fn only_from_the_host(b: &mut Batch, uplink: &str) {
     );
     b.rule(
         "own",
-        &[
-            meta(OUT_NAME, R1),
-            is(R1, &name(uplink)),
-            meta(PROTOCOL, W0),
-            is(W0, &[6]),
-            Expression::Connection {
-                key: DIRECTION,
-                to: W0,
-            },
-            is(W0, &[ORIGINAL]),
-            Expression::Reject { reset: true, code: 0 },
-        ],
+        &[&[meta(OUT_NAME, R1), is(R1, &name(uplink))], &begun[..]].concat(),
     );
 }
 

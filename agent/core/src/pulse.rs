@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use model::Timestamp;
 
-use crate::net::WantedNet;
+use crate::net::{There, WantedNet};
 
 /// Time between two questions.
 pub const EVERY: Duration = Duration::from_secs(2);
@@ -25,6 +25,16 @@ pub struct Way {
     pub host: Ipv4Addr,
     /// By the encrypted device.
     pub encrypted: bool,
+}
+
+impl Way {
+    /// The way to a task on another host.
+    fn to(there: &There) -> Self {
+        Self {
+            host: there.host,
+            encrypted: there.encrypted,
+        }
+    }
 }
 
 /// When each way was heard last, with packets of either size.
@@ -69,15 +79,11 @@ impl Pulses {
 
 /// Ways to all hosts that have containers which this one may reach, and that answer when they are asked.
 pub fn ways(net: &WantedNet) -> BTreeSet<Way> {
-    let way = |there: &crate::net::There| Way {
-        host: there.host,
-        encrypted: there.encrypted,
-    };
     let asked = net
         .remote
         .values()
         .filter(|there| net.answering.contains(&there.host));
-    asked.map(way).collect()
+    asked.map(Way::to).collect()
 }
 
 /// Takes what is behind ways that lead nowhere out of balancing and names, as long as anything else is there.
@@ -86,12 +92,7 @@ pub fn avoid(net: &mut WantedNet, unreached: &BTreeSet<Way>) {
         return;
     }
     let lost: BTreeSet<_> = (net.remote.iter())
-        .filter(|(_, there)| {
-            unreached.contains(&Way {
-                host: there.host,
-                encrypted: there.encrypted,
-            })
-        })
+        .filter(|(_, there)| unreached.contains(&Way::to(there)))
         .map(|(address, _)| *address)
         .collect();
     fn keep<T>(list: &mut Vec<T>, is_lost: impl Fn(&T) -> bool) {
@@ -113,7 +114,6 @@ pub fn avoid(net: &mut WantedNet, unreached: &BTreeSet<Way>) {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::net::There;
 
     fn way(host: u8, encrypted: bool) -> Way {
         Way {

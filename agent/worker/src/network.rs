@@ -447,13 +447,18 @@ impl Network {
     }
 }
 
+/// How many there are beside the one that is named.
+fn and_more(all: usize) -> String {
+    match all {
+        0 | 1 => String::new(),
+        all => format!(" (and {} more)", all - 1),
+    }
+}
+
 /// What is to be said of hosts whose tasks cannot be reached whatever is tried.
 fn unreached(those: &BTreeMap<NodeId, String>) -> Option<String> {
     let (node, said) = those.first_key_value()?;
-    let more = match those.len() {
-        1 => String::new(),
-        all => format!(" (and {} more)", all - 1),
-    };
+    let more = and_more(those.len());
     Some(format!(
         "node {node}{more} is at \"{said}\", and networks go over IPv4 addresses only: let it leave, and join again with \
          --advertise-addr"
@@ -463,10 +468,7 @@ fn unreached(those: &BTreeMap<NodeId, String>) -> Option<String> {
 /// What is to be said of hosts with tasks in encrypted networks that cannot encrypt.
 fn keyless(those: &BTreeSet<NodeId>) -> Option<String> {
     let node = those.first()?;
-    let more = match those.len() {
-        1 => String::new(),
-        all => format!(" (and {} more)", all - 1),
-    };
+    let more = and_more(those.len());
     Some(format!(
         "node {node}{more} has tasks in encrypted networks and no key: nothing is sent there in the open; its log says why it \
          cannot encrypt"

@@ -6,7 +6,7 @@ use std::net::IpAddr;
 use libtest_mimic::Failed;
 
 use crate::bed::{Bed, Outcome, equal, fail};
-use crate::network::{WEB, asked, from_outside};
+use crate::network::{WEB, all_behind_the_port, asked, from_outside};
 
 /// The machine outside, as busybox's httpd writes it.
 const CLIENT: &str = "[fd99::c8]";
@@ -85,16 +85,7 @@ pub(crate) fn both_families_over_hosts(bed: &Bed) -> Outcome {
                 BTreeSet::from(["failed".to_owned()]),
             )?;
         }
-        let mut tasks = BTreeSet::new();
-        for _ in 0..40 {
-            let said = from_outside(bed, bed.host(host).address_ipv6())?;
-            let Some((task, client)) = said.split_once(' ') else {
-                return fail(format!("h{host} says \"{said}\""));
-            };
-            equal("the client's address", client, CLIENT)?;
-            tasks.insert(task.to_owned());
-        }
-        equal(&format!("tasks behind the port of h{host}"), tasks.len(), 3)?;
+        all_behind_the_port(bed, bed.host(host).address_ipv6(), CLIENT)?;
     }
     // A daemon that starts anew finds all of it.
     let again = bed.host(2);

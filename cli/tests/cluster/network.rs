@@ -57,6 +57,21 @@ pub(crate) fn from_outside(bed: &Bed, host: impl Into<IpAddr>) -> Result<String,
     Ok(text.lines().last().unwrap_or_default().trim().to_owned())
 }
 
+/// Asks the port of a host until each of three tasks has answered; all of them see who asks.
+pub(crate) fn all_behind_the_port(bed: &Bed, host: impl Into<IpAddr>, client: &str) -> Outcome {
+    let host = host.into();
+    let mut tasks = BTreeSet::new();
+    for _ in 0..40 {
+        let said = from_outside(bed, host)?;
+        let Some((task, seen)) = said.split_once(' ') else {
+            return fail(format!("{host} says \"{said}\""));
+        };
+        equal("the client's address", seen, client)?;
+        tasks.insert(task.to_owned());
+    }
+    equal(&format!("tasks behind the port of {host}"), tasks.len(), 3)
+}
+
 /// Tasks of a service are found by name on every host, and by their port on every host with the client's address; other
 /// networks are apart; what a lost host had is found elsewhere, and what it has when it is back as well.
 pub(crate) fn tasks_meet_over_hosts(bed: &Bed) -> Outcome {
@@ -96,16 +111,7 @@ pub(crate) fn tasks_meet_over_hosts(bed: &Bed) -> Outcome {
             BTreeSet::from(["failed".to_owned()]),
         )?;
         // The client is the machine outside, whatever host it asks and whatever task answers.
-        let mut tasks = BTreeSet::new();
-        for _ in 0..40 {
-            let said = from_outside(bed, bed.host(host).address())?;
-            let Some((task, client)) = said.split_once(' ') else {
-                return fail(format!("h{host} says \"{said}\""));
-            };
-            equal("the client's address", client, CLIENT)?;
-            tasks.insert(task.to_owned());
-        }
-        equal(&format!("tasks behind the port of h{host}"), tasks.len(), 3)?;
+        all_behind_the_port(bed, bed.host(host).address(), CLIENT)?;
     }
     let rounds: u32 = std::env::var("RSWARM_CUTS")
         .ok()

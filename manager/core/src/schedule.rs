@@ -48,7 +48,7 @@ pub(crate) fn schedule(
             let chosen = if many && is_plain(task, &load) {
                 // Each like the one before finds the nodes as that one left them.
                 let known = like.take().filter(|(known, _)| alike(known, task));
-                let mut choice = match known {
+                let choice = match known {
                     Some((_, choice)) => choice,
                     None => Choice::of(scratch, &nodes, unheard, task, &load),
                 };
@@ -187,7 +187,7 @@ impl Choice {
         self.places.insert(node.id, (node, rank));
     }
 
-    fn best(&mut self) -> Option<NodeId> {
+    fn best(&self) -> Option<NodeId> {
         self.fits.best().map(|(.., id)| id)
     }
 
