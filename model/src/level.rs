@@ -17,8 +17,16 @@ impl Level {
     pub const IPV6: Self = Self(2);
     /// From here on ports can speak the PROXY protocol: an agent that does not know of it would leave out who the client is.
     pub const PROXY: Self = Self(2);
+    /// From here on there are what a rollout is asked beyond Docker's six knobs, revisions, and pauses: an older manager would lose them.
+    pub const ROLLOUTS: Self = Self(3);
+    /// From here on there are readiness, probes over the network and hooks: an agent that does not know of them would not ask.
+    pub const HEALTH: Self = Self(3);
+    /// From here on there are jobs and schedules: an older manager could not read them.
+    pub const JOBS: Self = Self(3);
+    /// From here on there are affinities, named resources, priorities and strategies: an older manager would leave them out.
+    pub const PLACEMENT: Self = Self(3);
     /// What this build knows.
-    pub const OURS: Self = Self(2);
+    pub const OURS: Self = Self(3);
 
     /// A level by its number; zero, which says nothing, counts as the first.
     pub const fn new(number: u32) -> Self {
