@@ -9,8 +9,8 @@ use model::object::{
     Availability, Config, Network, Node, NodeRole, NodeState, Secret, Service, SlotKey, Task,
 };
 use model::spec::{
-    FailureAction, ImageRef, OnDisconnect, PortSpec, PublishMode, RestartCondition, ServiceMode, ServiceSpec,
-    TaskSpec, UpdateConfig, UpdateOrder,
+    FailureAction, ImageRef, Mount, MountKind, OnDisconnect, PortSpec, PublishMode, RestartCondition,
+    ServiceMode, ServiceSpec, TaskSpec, UpdateConfig, UpdateOrder,
 };
 use serde_json::{Value, json};
 
@@ -38,6 +38,8 @@ fn update(u: &UpdateConfig) -> Value {
         "Monitor": ns(u.monitor),
         "MaxFailureRatio": u.max_failure_ratio,
         "Order": match u.order { UpdateOrder::StopFirst => "stop-first", UpdateOrder::StartFirst => "start-first" },
+        "Canary": u.canary,
+        "ProgressDeadline": ns(u.progress_deadline),
     })
 }
 
@@ -50,6 +52,35 @@ fn port(p: &PortSpec) -> Value {
         "HostIP": p.host_ip,
         "ProxyProtocol": if p.proxy { "v2" } else { "" },
     })
+}
+
+fn mount(m: &Mount) -> Value {
+    let mut value = match &m.kind {
+        MountKind::Volume {
+            name,
+            no_copy,
+            subpath,
+            driver,
+            options,
+            labels,
+        } => json!({"Type": "volume", "Source": name, "VolumeOptions": {
+            "NoCopy": no_copy, "Subpath": subpath, "Labels": labels, "DriverConfig": {"Name": driver, "Options": options},
+        }}),
+        MountKind::Bind {
+            source,
+            propagation,
+            non_recursive,
+            create_source,
+        } => json!({"Type": "bind", "Source": source, "BindOptions": {
+            "Propagation": propagation, "NonRecursive": non_recursive, "CreateMountpoint": create_source,
+        }}),
+        MountKind::Tmpfs { size, mode } => {
+            json!({"Type": "tmpfs", "TmpfsOptions": {"SizeBytes": size.map(|s| s.0), "Mode": mode}})
+        }
+    };
+    value["Target"] = m.target.as_str().into();
+    value["ReadOnly"] = m.read_only.into();
+    value
 }
 
 fn task_spec(t: &TaskSpec) -> Value {
@@ -68,10 +99,20 @@ fn task_spec(t: &TaskSpec) -> Value {
             "TTY": c.tty,
             "StopSignal": c.stop_signal,
             "StopGracePeriod": ns(c.stop_grace_or_default()),
-            "Mounts": c.mounts.iter().map(|m| json!({"Target": m.target, "ReadOnly": m.read_only})).collect::<Vec<_>>(),
+            "Mounts": c.mounts.iter().map(mount).collect::<Vec<_>>(),
+            "Groups": c.groups,
+            "OpenStdin": c.open_stdin,
+            "Init": c.init,
+            "Hosts": c.hosts.iter().map(|(name, address)| format!("{address} {name}")).collect::<Vec<_>>(),
+            "DNSConfig": {"Nameservers": c.dns.servers, "Search": c.dns.search, "Options": c.dns.options},
+            "CapabilityAdd": c.cap_add,
+            "CapabilityDrop": c.cap_drop,
+            "Ulimits": c.ulimits.iter().map(|u| json!({"Name": u.name, "Soft": u.soft, "Hard": u.hard})).collect::<Vec<_>>(),
+            "Sysctls": c.sysctls,
+            "OomScoreAdj": c.oom_score_adj,
             "Secrets": c.secrets.iter().map(|s| json!({"SecretID": s.id.to_string(), "SecretName": s.name, "File": {"Name": s.target.name, "Mode": s.target.mode}})).collect::<Vec<_>>(),
             "Configs": c.configs.iter().map(|s| json!({"ConfigID": s.id.to_string(), "ConfigName": s.name, "File": {"Name": s.target.name, "Mode": s.target.mode}})).collect::<Vec<_>>(),
-            "Healthcheck": c.healthcheck.as_ref().map(|h| json!({"Test": h.test, "Interval": ns(h.interval), "Timeout": ns(h.timeout), "Retries": h.retries, "StartPeriod": ns(h.start_period)})),
+            "Healthcheck": c.healthcheck.as_ref().map(|h| json!({"Test": h.test, "Interval": ns(h.interval), "Timeout": ns(h.timeout), "Retries": h.retries, "StartPeriod": ns(h.start_period), "StartInterval": ns(h.start_interval)})),
         },
         "Resources": {
             "Limits": {"NanoCPUs": t.resources.limits.cpu.0, "MemoryBytes": t.resources.limits.memory.0, "Pids": t.resources.limits.pids},
@@ -83,7 +124,13 @@ fn task_spec(t: &TaskSpec) -> Value {
             "MaxAttempts": t.restart.max_attempts,
             "Window": ns(t.restart.window),
         },
-        "Placement": {"Constraints": t.placement.constraints, "MaxReplicas": t.placement.max_replicas_per_node},
+        "Placement": {
+            "Constraints": t.placement.constraints,
+            "Preferences": t.placement.spread.iter().map(|s| json!({"Spread": {"SpreadDescriptor": s}})).collect::<Vec<_>>(),
+            "MaxReplicas": t.placement.max_replicas_per_node,
+            "Platforms": t.placement.platforms.iter().map(|p| json!({"OS": p.os, "Architecture": p.arch})).collect::<Vec<_>>(),
+        },
+        "LogDriver": {"Name": t.log.name, "Options": t.log.options},
         "Networks": t.networks.iter().map(|n| json!({"Target": n.network.to_string(), "Aliases": n.aliases, "Address": n.address.map(|a| a.to_string()), "Address6": n.address6.map(|a| a.to_string())})).collect::<Vec<_>>(),
         "ForceUpdate": t.force_update,
         "OnDisconnect": match t.on_disconnect {
@@ -93,7 +140,8 @@ fn task_spec(t: &TaskSpec) -> Value {
     })
 }
 
-fn spec(s: &ServiceSpec) -> Value {
+/// What a service was asked to be.
+pub(crate) fn spec(s: &ServiceSpec) -> Value {
     json!({
         "Name": s.name,
         "Labels": s.labels,

@@ -314,7 +314,15 @@ pub(crate) async fn wait(
         {
             display.warn(&format!("service {name}: {}", u.message));
             display.end();
-            return Ok(PAUSED);
+            return Ok(if u.timed_out { TIMED_OUT } else { PAUSED });
+        }
+        if let Some(u) = (s.update.as_ref()).filter(|u| u.state == UpdateState::Canary) {
+            display.say(&format!(
+                "{}: `rswarm service promote {name}` or `rswarm service abort {name}`",
+                u.message
+            ));
+            display.end();
+            return Ok(0);
         }
         let over = running == wanted && s.update.as_ref().is_none_or(|u| !u.state.is_active());
         // An update was watched for `monitor` by the manager already.
@@ -356,7 +364,7 @@ fn outcome(service: &Service) -> u8 {
     match service.update.as_ref().map(|u| u.state) {
         Some(UpdateState::RollbackCompleted | UpdateState::RollbackStarted) => ROLLED_BACK,
         Some(UpdateState::Paused | UpdateState::RollbackPaused) => PAUSED,
-        Some(UpdateState::Updating | UpdateState::Completed) | None => 0,
+        Some(UpdateState::Updating | UpdateState::Completed | UpdateState::Canary) | None => 0,
     }
 }
 

@@ -806,5 +806,7 @@ fn update(node: &Node, key: &str) -> UpdateConfig {
             "start-first" => UpdateOrder::StartFirst,
             _ => UpdateOrder::StopFirst,
         },
+        canary: parsed(knobs, &["canary"]).unwrap_or(0),
+        progress_deadline: duration(knobs, &["progress_deadline"]).unwrap_or(default.progress_deadline),
     }
 }

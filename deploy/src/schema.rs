@@ -300,6 +300,8 @@ const UPDATE: Shape = Shape::Object(&[
     used("failure_action", Shape::Word(&["pause", "continue", "rollback"])),
     used("max_failure_ratio", Shape::Share),
     used("order", Shape::Word(&["stop-first", "start-first"])),
+    used("canary", Shape::Int(0, U32)),
+    used("progress_deadline", Shape::Duration),
 ]);
 
 const ROLLBACK: Shape = Shape::Object(&[
@@ -309,6 +311,7 @@ const ROLLBACK: Shape = Shape::Object(&[
     used("failure_action", Shape::Word(&["pause", "continue"])),
     used("max_failure_ratio", Shape::Share),
     used("order", Shape::Word(&["stop-first", "start-first"])),
+    used("progress_deadline", Shape::Duration),
 ]);
 
 const NETWORK: Shape = Shape::Object(&[

@@ -277,15 +277,106 @@ pub struct Service {
     pub spec: Arc<ServiceSpec>,
     /// Number of the spec: grows by one with every change of `spec`. Tasks carry the number they were made from.
     pub spec_version: u64,
-    /// The spec before the last change, for rollback.
+    /// The spec to go back to: the last one that was not still being rolled out when it was changed.
     pub previous_spec: Option<Arc<ServiceSpec>>,
+    /// Its number; 0: one less than the present one's.
+    pub previous_version: u64,
+    /// Where the present spec comes from; absent: it was written below [`Level::ROLLOUTS`].
+    pub made: Option<Made>,
+    /// Specs before the present one, oldest first; see [`Service::push_revision`].
+    pub history: Vec<Arc<Revision>>,
     /// The rollout of the last change, if there was one.
     pub update: Option<UpdateStatus>,
     /// Published ports, with the chosen numbers, and virtual addresses.
     pub endpoint: Endpoint,
 }
 
+/// A spec a service had, as it was when it was changed.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Revision {
+    /// Its number, which its tasks carry as well.
+    pub number: u64,
+    /// The spec.
+    pub spec: Arc<ServiceSpec>,
+    /// Where it came from.
+    pub made: Made,
+}
+
+/// Where a spec comes from.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub struct Made {
+    /// When, by the clock of the log.
+    pub at: Timestamp,
+    /// Who asked for it, such as `root@host1`; empty: the cluster itself.
+    pub by: String,
+    /// By what, such as `update` or `rollback to 3`.
+    pub cause: String,
+}
+
+/// Most specs kept beside the present one.
+pub const REVISIONS_MAX: usize = 20;
+/// Most bytes of them all, roughly: they are written with each change of the service.
+pub const REVISIONS_BYTES: usize = 256 << 10;
+
 impl Service {
+    /// One that was just made.
+    pub fn new(id: ServiceId, meta: Meta, spec: ServiceSpec) -> Self {
+        Self {
+            id,
+            meta,
+            spec: Arc::new(spec),
+            spec_version: 1,
+            previous_spec: None,
+            previous_version: 0,
+            made: None,
+            history: Vec::new(),
+            update: None,
+            endpoint: Endpoint::default(),
+        }
+    }
+
+    /// Keeps a spec that is being replaced; the oldest ones go where there are more than [`REVISIONS_MAX`], or they have more than
+    /// [`REVISIONS_BYTES`].
+    pub fn push_revision(&mut self, revision: Revision) {
+        self.history.push(Arc::new(revision));
+        let mut bytes = 0;
+        let fit = (self.history.iter().rev().take(REVISIONS_MAX))
+            .take_while(|r| {
+                bytes += r.spec.weight();
+                bytes <= REVISIONS_BYTES
+            })
+            .count();
+        self.history.drain(..self.history.len() - fit);
+    }
+
+    /// Number of [`Service::previous_spec`].
+    pub fn previous_number(&self) -> u64 {
+        match self.previous_version {
+            0 => self.spec_version.saturating_sub(1),
+            known => known,
+        }
+    }
+
+    /// The spec with a number, where it is still known.
+    pub fn revision(&self, number: u64) -> Option<&Arc<ServiceSpec>> {
+        if number == self.spec_version {
+            return Some(&self.spec);
+        }
+        let kept = (self.history.iter().rev()).find(|r| r.number == number);
+        let previous = || {
+            self.previous_spec
+                .as_ref()
+                .filter(|_| number == self.previous_number())
+        };
+        kept.map(|r| &r.spec).or_else(previous)
+    }
+
+    /// Whether a rollout has changed some of its tasks and not the others: also one that is paused or waits with its canaries.
+    pub fn is_between_specs(&self) -> bool {
+        (self.update.as_ref())
+            .is_some_and(|u| !matches!(u.state, UpdateState::Completed | UpdateState::RollbackCompleted))
+    }
+
     /// Whether a task runs what the service wants now.
     ///
     /// The spec decides, not its number: going back to an earlier spec leaves the tasks alone that still run it.
@@ -339,6 +430,27 @@ pub struct UpdateStatus {
     pub total_slots: u32,
     /// When the last group of slots was finished, for `delay`.
     pub last_slot_at: Option<Timestamp>,
+    /// An operator has seen the canaries, and wants the rest.
+    pub promoted: bool,
+    /// It is paused because a new task did not run in time.
+    pub timed_out: bool,
+}
+
+impl UpdateStatus {
+    /// One that begins.
+    pub fn begun(state: UpdateState, at: Timestamp, message: impl Into<String>) -> Self {
+        Self {
+            state,
+            started_at: at,
+            completed_at: None,
+            message: message.into(),
+            failed_slots: Vec::new(),
+            total_slots: 0,
+            last_slot_at: None,
+            promoted: false,
+            timed_out: false,
+        }
+    }
 }
 
 /// State of a rollout.
@@ -356,6 +468,8 @@ pub enum UpdateState {
     RollbackPaused,
     /// Went back.
     RollbackCompleted,
+    /// Its canaries run the new spec; the rest waits for an operator.
+    Canary,
 }
 
 impl UpdateState {
@@ -368,6 +482,7 @@ impl UpdateState {
             Self::RollbackStarted => "rollback_started",
             Self::RollbackPaused => "rollback_paused",
             Self::RollbackCompleted => "rollback_completed",
+            Self::Canary => "canary",
         }
     }
 

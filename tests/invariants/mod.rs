@@ -2,6 +2,7 @@
 
 mod addresses_are_complete;
 mod addresses_are_unique;
+mod canaries_are_few;
 mod capacity_is_kept;
 mod clients_leave_first;
 mod containers_are_assigned;
@@ -80,6 +81,7 @@ type Always = (&'static str, &'static str, fn(&Seen<'_>) -> Result<(), String>);
 const ALWAYS: &[Always] = &[
     ("addresses_are_complete", "I28", addresses_are_complete::check),
     ("addresses_are_unique", "I28", addresses_are_unique::check),
+    ("canaries_are_few", "I34", canaries_are_few::check),
     ("capacity_is_kept", "I25", capacity_is_kept::check),
     ("counters_survive", "I35", counters_survive::check),
     ("desired_grows", "I13", desired_grows::check),

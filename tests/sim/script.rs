@@ -88,7 +88,19 @@ fn run(cluster: &mut Cluster, command: &str) -> Result<String, String> {
         }
         "rollback" => {
             let now = cluster.managers.log_now(cluster.now);
-            let made = admit::rollback_service(&cluster.state, first, None, now);
+            let made = admit::rollback_service(&cluster.state, first, None, None, now);
+            return ask(cluster, made);
+        }
+        "steer" => {
+            let steer = match rest.get(1).copied() {
+                Some("pause") => admit::Steer::Pause,
+                Some("resume") => admit::Steer::Resume,
+                Some("promote") => admit::Steer::Promote,
+                Some("abort") => admit::Steer::Abort,
+                _ => return Err("write steer SERVICE pause, resume, promote or abort".into()),
+            };
+            let now = cluster.managers.log_now(cluster.now);
+            let made = admit::steer_rollout(&cluster.state, first, None, steer, now);
             return ask(cluster, made);
         }
         "remove" => {
@@ -308,6 +320,8 @@ fn deploy(cluster: &mut Cluster, name: &str, knobs: &[&str]) -> Result<String, S
             "parallelism" => spec.update.parallelism = number(value)?,
             "monitor" => spec.update.monitor = time()?,
             "delay" => spec.update.delay = time()?,
+            "canary" => spec.update.canary = number(value)?,
+            "deadline" => spec.update.progress_deadline = time()?,
             "on-failure" if value == "pause" => spec.update.failure_action = FailureAction::Pause,
             "on-failure" if value == "rollback" => spec.update.failure_action = FailureAction::Rollback,
             "on-failure" if value == "continue" => spec.update.failure_action = FailureAction::Continue,

@@ -3,9 +3,10 @@
 use std::net::Ipv6Addr;
 use std::time::Duration;
 
+use manager_core::admit::Steer;
 use manager_core::{Admitted, Refusal, RefusalKind, admit};
 use model::NanoCpus;
-use model::object::{Availability, Service};
+use model::object::{Availability, Service, UpdateState};
 use model::spec::{
     FailureAction, FileTarget, NetworkAttachment, NetworkSpec, OnDisconnect, Placement, PortSpec,
     PublishMode, RestartCondition, STACK_LABEL, SecretRef, SecretSpec, ServiceMode, ServiceSpec, StackSpec,
@@ -41,7 +42,7 @@ impl Cluster {
         let now = self.managers.log_now(self.now);
         let services: Vec<_> = self.state.services().cloned().collect();
         let some = self.rng.pick(&services);
-        let choice = self.rng.below(20);
+        let choice = self.rng.below(24);
         match (choice, some) {
             (0..=3, _) if services.len() < SERVICES_MAX => self.create(),
             (4..=8, Some(s)) => self.update(&s),
@@ -53,7 +54,9 @@ impl Cluster {
             }
             (12, Some(s)) => {
                 self.healthy_updates.remove(&s.id);
-                let back = admit::rollback_service(&self.state, &s.spec.name, None, now);
+                let known: Vec<u64> = s.history.iter().map(|r| r.number).collect();
+                let to = self.rng.pick(&known).filter(|_| self.rng.percent(50));
+                let back = admit::rollback_service(&self.state, &s.spec.name, None, to, now);
                 self.ask("rollbacks asked", back)
             }
             (13, Some(s)) => {
@@ -78,8 +81,24 @@ impl Cluster {
                 };
                 self.ask(kind, made)
             }
+            (20..=23, Some(s)) if s.is_between_specs() => self.steer(&s),
             _ => Ok(()),
         }
+    }
+
+    fn steer(&mut self, service: &Service) -> Result<(), String> {
+        let now = self.managers.log_now(self.now);
+        self.healthy_updates.remove(&service.id);
+        let all = [Steer::Pause, Steer::Resume, Steer::Promote, Steer::Abort];
+        let steer = self.rng.pick(&all).unwrap_or(Steer::Resume);
+        let kind = match steer {
+            Steer::Pause => "rollouts paused",
+            Steer::Resume => "rollouts resumed",
+            Steer::Promote => "rollouts promoted",
+            Steer::Abort => "rollouts aborted",
+        };
+        let made = admit::steer_rollout(&self.state, &service.spec.name, None, steer, now);
+        self.ask(kind, made)
     }
 
     fn ask(&mut self, kind: &'static str, answer: Result<Admitted, Refusal>) -> Result<(), String> {
@@ -219,7 +238,18 @@ impl Cluster {
             config.delay = Duration::from_secs(self.rng.below(3));
             config.monitor = Duration::from_secs(self.rng.below(6));
             config.order = self.rng.pick(&orders).unwrap_or_default();
+            let deadlines = [
+                Duration::ZERO,
+                Duration::from_secs(600),
+                Duration::from_secs(1 + self.rng.below(30)),
+            ];
+            config.progress_deadline = self.rng.pick(&deadlines).unwrap_or_default();
         }
+        spec.update.canary = if self.rng.percent(25) {
+            1 + u32::try_from(self.rng.below(2)).unwrap_or(0)
+        } else {
+            0
+        };
         spec.update.failure_action = self.rng.pick(&actions).unwrap_or_default();
         spec.update.max_failure_ratio = if self.rng.percent(30) { 0.5 } else { 0.0 };
     }
@@ -315,8 +345,19 @@ impl Cluster {
             spec.task.placement = Placement::default();
             spec.task.restart.condition = RestartCondition::Any;
             spec.task.restart.max_attempts = 0;
-            let made = admit::update_service(&self.state, &service.id.to_string(), None, spec, now);
+            spec.update.canary = 0;
+            spec.update.progress_deadline = Duration::ZERO;
+            let name = service.id.to_string();
+            let made = admit::update_service(&self.state, &name, None, spec, now);
             self.ask("services repaired", made)?;
+            let stands = (self.state.service(service.id)).and_then(|s| s.update.as_ref().map(|u| u.state));
+            let steer = match stands {
+                Some(UpdateState::Canary) => Steer::Promote,
+                Some(UpdateState::Paused | UpdateState::RollbackPaused) => Steer::Resume,
+                Some(_) | None => continue,
+            };
+            let made = admit::steer_rollout(&self.state, &name, None, steer, now);
+            self.ask("rollouts repaired", made)?;
         }
         Ok(())
     }

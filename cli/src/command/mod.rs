@@ -9,6 +9,7 @@ pub(crate) mod inspect;
 pub(crate) mod logs;
 pub(crate) mod network;
 pub(crate) mod node;
+pub(crate) mod revisions;
 pub(crate) mod service;
 pub(crate) mod service_flags;
 pub(crate) mod service_list;

@@ -354,16 +354,11 @@ mod tests {
             .to_vec()
         };
         let service = Service {
-            id: ServiceId(9),
-            meta: Meta::default(),
-            spec: Arc::default(),
-            spec_version: 1,
-            previous_spec: None,
-            update: None,
             endpoint: Endpoint {
                 ports: Vec::new(),
                 vips: addresses(9),
             },
+            ..Service::new(ServiceId(9), Meta::default(), ServiceSpec::default())
         };
         let task = Task {
             id: TaskId(1),

@@ -8,7 +8,7 @@ use model::spec::ServiceSpec;
 use model::units::parse_duration;
 use proto::control::{
     CreateRequest, GetRequest, RemoveRequest, RollbackServiceRequest, Scale, ScaleServicesRequest, Spec,
-    UpdateRequest, spec,
+    Steer, SteerRolloutRequest, UpdateRequest, spec,
 };
 use proto::types::Kind;
 use serde_json::json;
@@ -16,7 +16,7 @@ use serde_json::json;
 use crate::client::{Client, Fail};
 use crate::command::service_flags::{CreateArgs, UpdateArgs, Wait, from_create, from_update};
 use crate::command::service_list::{ls, task_rows};
-use crate::command::{exec, logs};
+use crate::command::{exec, logs, revisions};
 use crate::progress::{Board, Target, last_rollout};
 use crate::render::{self, InspectArgs, ListArgs};
 use crate::{inspect, progress};
@@ -56,8 +56,23 @@ pub(crate) enum Command {
     Rollback {
         #[command(flatten)]
         wait: Wait,
+        /// The revision to go back to, as `service history` numbers them.
+        #[arg(long, value_name = "REVISION")]
+        to: Option<u64>,
         service: String,
     },
+    History(revisions::HistoryArgs),
+    Diff(revisions::DiffArgs),
+    /// Stop a rollout where it is: no further slot is changed.
+    Pause {
+        service: String,
+    },
+    /// Go on with a rollout that was paused, by hand or by failures.
+    Resume(SteerArgs),
+    /// Change the rest, once the canaries are good.
+    Promote(SteerArgs),
+    /// Go back to the spec from before a rollout.
+    Abort(SteerArgs),
     /// Show why tasks have no node: what each node says to them, and to one more where all have one.
     Why(WhyArgs),
     /// Remove services.
@@ -132,7 +147,7 @@ pub(crate) async fn run(client: &Client, command: Command) -> Result<u8, Fail> {
         Command::Update(args) => {
             let old = get(client, &args.service).await?;
             if args.rollback {
-                return roll_back(client, &args.service, &args.spec.wait).await;
+                return roll_back(client, &args.service, None, &args.spec.wait).await;
             }
             let new = from_update(&args, &old.spec)?;
             let spec = Some(Spec {
@@ -216,7 +231,24 @@ pub(crate) async fn run(client: &Client, command: Command) -> Result<u8, Fail> {
             return Ok(worst);
         }
         Command::Why(args) => why(client, &args).await?,
-        Command::Rollback { wait, service } => return roll_back(client, &service, &wait).await,
+        Command::Rollback { wait, to, service } => return roll_back(client, &service, to, &wait).await,
+        Command::History(args) => revisions::history(client, &args).await?,
+        Command::Diff(args) => return revisions::diff(client, &args).await,
+        Command::Pause { service } => {
+            steer(client, &service, Steer::Pause).await?;
+        }
+        Command::Resume(args) => {
+            let known = steer(client, &args.service, Steer::Resume).await?;
+            return one(client, &args.service, known, &args.wait).await;
+        }
+        Command::Promote(args) => {
+            let known = steer(client, &args.service, Steer::Promote).await?;
+            return one(client, &args.service, known, &args.wait).await;
+        }
+        Command::Abort(args) => {
+            let known = steer(client, &args.service, Steer::Abort).await?;
+            return went_back(one(client, &args.service, known, &args.wait).await?);
+        }
         Command::Rm { services } => {
             client
                 .control()
@@ -233,6 +265,26 @@ pub(crate) async fn run(client: &Client, command: Command) -> Result<u8, Fail> {
         Command::Exec(args) => return exec::service_exec(client, args).await,
     }
     Ok(0)
+}
+
+/// A rollout that goes on.
+#[derive(clap::Args)]
+pub(crate) struct SteerArgs {
+    #[command(flatten)]
+    wait: Wait,
+    service: String,
+}
+
+async fn steer(client: &Client, service: &str, steer: Steer) -> Result<Option<Timestamp>, Fail> {
+    let known = last_rollout(&*get(client, service).await?);
+    let request = SteerRolloutRequest {
+        reference: service.into(),
+        version: 0,
+        steer: steer.into(),
+    };
+    client.control().await?.steer_rollout(request).await?;
+    render::line(service);
+    Ok(known)
 }
 
 /// `service why`.
@@ -282,7 +334,12 @@ async fn why(client: &Client, args: &WhyArgs) -> Result<(), Fail> {
     Ok(())
 }
 
-async fn roll_back(client: &Client, service: &str, wait: &Wait) -> Result<u8, Fail> {
+async fn roll_back(client: &Client, service: &str, to: Option<u64>, wait: &Wait) -> Result<u8, Fail> {
+    if to == Some(0) {
+        return Err(Fail::new(format!(
+            "there is no revision 0: `rswarm service history {service}` shows those there are"
+        )));
+    }
     let known = last_rollout(&*get(client, service).await?);
     client
         .control()
@@ -290,11 +347,16 @@ async fn roll_back(client: &Client, service: &str, wait: &Wait) -> Result<u8, Fa
         .rollback_service(RollbackServiceRequest {
             reference: service.into(),
             version: 0,
+            revision: to.unwrap_or(0),
         })
         .await?;
     render::line(service);
-    // Going back is what was asked for here, so it is success.
-    match one(client, service, known, wait).await? {
+    went_back(one(client, service, known, wait).await?)
+}
+
+/// Going back is what was asked for here, so it is success.
+fn went_back(code: u8) -> Result<u8, Fail> {
+    match code {
         progress::ROLLED_BACK => Ok(0),
         code => Ok(code),
     }

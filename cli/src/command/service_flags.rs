@@ -85,6 +85,12 @@ pub(crate) struct SpecArgs {
     update_max_failure_ratio: Option<f64>,
     #[arg(long)]
     update_order: Option<String>,
+    /// Change this many slots and wait for `service promote` or `service abort`; 0: none.
+    #[arg(long)]
+    update_canary: Option<u32>,
+    /// A task that does not run so long after its slot was begun counts as failed (10m unless given; 0: wait for ever, as Docker does).
+    #[arg(long)]
+    update_deadline: Option<String>,
     #[arg(long)]
     rollback_parallelism: Option<u32>,
     #[arg(long)]
@@ -97,6 +103,9 @@ pub(crate) struct SpecArgs {
     rollback_max_failure_ratio: Option<f64>,
     #[arg(long)]
     rollback_order: Option<String>,
+    /// As --update-deadline.
+    #[arg(long)]
+    rollback_deadline: Option<String>,
     #[arg(long)]
     health_cmd: Option<String>,
     #[arg(long)]
@@ -410,7 +419,12 @@ impl SpecArgs {
             back,
             &self.rollback_parallelism,
             &self.rollback_max_failure_ratio,
-        )
+        )?;
+        set(&self.update_canary, &mut s.update.canary);
+        let deadline = self.update_deadline.as_ref();
+        time("update-deadline", deadline, &mut s.update.progress_deadline)?;
+        let deadline = self.rollback_deadline.as_ref();
+        time("rollback-deadline", deadline, &mut s.rollback.progress_deadline)
     }
 
     fn health(&self, check: &mut Option<Healthcheck>) -> Result<(), Fail> {

@@ -70,15 +70,8 @@ fn service(id: u32) -> Arc<Service> {
     spec.task.placement.spread = vec!["node.labels.zone".into()];
     spec.task.resources.reservations.cpu = NanoCpus(100_000_000);
     spec.task.resources.reservations.memory = Bytes(64 << 20);
-    Arc::new(Service {
-        id: ServiceId(u128::from(id) + 1),
-        meta: Meta::default(),
-        spec: Arc::new(spec),
-        spec_version: 1,
-        previous_spec: None,
-        update: None,
-        endpoint: Endpoint::default(),
-    })
+    let id = ServiceId(u128::from(id) + 1);
+    Arc::new(Service::new(id, Meta::default(), spec))
 }
 
 fn task(service: &Service, spec: &Arc<model::spec::TaskSpec>, slot: u32, id: u128) -> Object {

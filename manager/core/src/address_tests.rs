@@ -77,6 +77,7 @@ fn in_network(name: &str, network: &str, replicas: u32) -> ServiceSpec {
 #[test]
 fn no_network_has_ipv6_while_a_host_may_not_know_of_it() {
     let mut sim = Sim::new(1);
+    sim.write_at(Level::FIRST);
     let refused = make(&mut sim, dual("early", &[])).unwrap_err().to_string();
     assert!(
         refused.contains("E_LEVEL") && refused.contains("--level newest"),

@@ -7,16 +7,20 @@ pub mod level;
 mod network;
 mod node;
 mod pin;
+mod rollout;
 mod service;
 mod stack;
 mod validate;
 
-use model::object::Key;
+use std::sync::Arc;
+
+use model::Timestamp;
+use model::object::{Key, Object};
 use model::spec::{NameError, TaskSpec};
 
 use crate::allocate::EndpointError;
 use crate::state::{FindError, Kind, Scratch, State};
-use crate::txn::Txn;
+use crate::txn::{Action, Txn};
 
 pub use cluster::{ClusterChanges, ClusterRequest, EXPIRY_DEFAULT, init_cluster, update_cluster};
 pub use file::{
@@ -29,8 +33,12 @@ pub use join::{
 pub use network::{create_network, remove_networks, update_network};
 pub use node::{remove_nodes, update_node};
 pub use pin::{Pinning, ResolveImage};
-pub use service::{create_service, remove_services, rollback_service, scale_services, update_service};
+pub use rollout::{Steer, rollback_service, steer_rollout};
+pub use service::{create_service, remove_services, scale_services, update_service};
 pub use stack::{StackChange, StackVerdict, deploy_stack, remove_stacks};
+
+/// Most characters kept of who asked.
+const BY_MAX: usize = 128;
 
 /// What came of a request.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
@@ -46,6 +54,23 @@ pub struct Admitted {
 }
 
 impl Admitted {
+    /// Writes down who asked for the specs that it brings.
+    #[must_use]
+    pub fn signed(mut self, by: &str, now: Timestamp) -> Self {
+        for action in &mut self.txn.actions {
+            if let Action::Put(Object::Service(service)) = action
+                && service
+                    .made
+                    .as_ref()
+                    .is_some_and(|m| m.at == now && m.by.is_empty())
+                && let Some(made) = &mut Arc::make_mut(service).made
+            {
+                made.by = by.chars().take(BY_MAX).collect();
+            }
+        }
+        self
+    }
+
     fn new(scratch: Scratch, keys: Vec<Key>) -> Self {
         Self {
             txn: scratch.into_txn(),

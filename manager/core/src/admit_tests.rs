@@ -227,7 +227,7 @@ fn a_rollback_takes_its_ports_along_and_is_refused_when_they_are_gone() {
     let made = admit::update_service(&cluster.state, "web", None, web, START);
     cluster.commit(made);
     let mut back = cluster.state.clone();
-    let admitted = admit::rollback_service(&back, "web", None, START).expect("it can go back");
+    let admitted = admit::rollback_service(&back, "web", None, None, START).expect("it can go back");
     let entry = Entry {
         index: back.index() + 1,
         now: START,
@@ -245,7 +245,8 @@ fn a_rollback_takes_its_ports_along_and_is_refused_when_they_are_gone() {
     thief.endpoint.ports = vec![port(80, 8080, PublishMode::Ingress)];
     let made = cluster.create(thief);
     cluster.commit(made);
-    let refused = admit::rollback_service(&cluster.state, "web", None, START).expect_err("8080 is taken");
+    let refused =
+        admit::rollback_service(&cluster.state, "web", None, None, START).expect_err("8080 is taken");
     assert!(refused.to_string().contains("thief"), "{refused}");
 }
 

@@ -395,8 +395,10 @@ pub fn nodes_affected(state: &State, changes: &Changes) -> BTreeSet<NodeId> {
 #[cfg(test)]
 mod tests {
     use model::TaskId;
-    use model::object::{Endpoint, Meta, SlotKey, TaskStatus};
+    use model::object::{Meta, SlotKey, TaskStatus};
     use model::task_state::DesiredState;
+
+    use model::spec::ServiceSpec;
 
     use super::*;
     use crate::txn::{Action, Entry, Txn};
@@ -496,15 +498,7 @@ mod tests {
 
     #[test]
     fn a_view_of_a_service_is_shared_until_it_changes_and_has_an_age() {
-        let plain = Service {
-            id: ServiceId(1),
-            meta: Meta::default(),
-            spec: Arc::default(),
-            spec_version: 1,
-            previous_spec: None,
-            update: None,
-            endpoint: Endpoint::default(),
-        };
+        let plain = Service::new(ServiceId(1), Meta::default(), ServiceSpec::default());
         let task = a_task();
         let mut state = State::default();
         let add = |state: &mut State, object: Object| {

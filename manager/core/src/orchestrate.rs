@@ -2,6 +2,7 @@
 
 mod node;
 mod restart;
+pub(crate) mod revision;
 mod slots;
 mod update;
 
@@ -16,7 +17,7 @@ use model::{ServiceId, TaskId, Timestamp};
 
 pub(crate) use node::enforce_node;
 pub use restart::{Restart, restart_after};
-pub(crate) use update::roll_back;
+pub(crate) use update::drop_prepared;
 
 use crate::reap;
 use crate::state::Scratch;
@@ -38,7 +39,7 @@ pub(crate) fn reconcile(
     let wanted = wanted_slots(scratch, &service);
     let mut wake = Wake::default();
     close_slots(scratch, &service, &wanted);
-    update::drive(scratch, id, now, ids, &mut wake);
+    update::drive(scratch, id, &wanted, now, ids, &mut wake);
     // The rollout may have gone back to the spec before.
     let service = scratch.service(id).cloned().unwrap_or(service);
     let mut slots = by_slot(scratch, id);

@@ -13,7 +13,7 @@ use model::spec::{
     STACK_LABEL, ServiceMode, ServiceSpec, StackSpec, UpdateOrder,
 };
 use model::task_state::{DesiredState, TaskState};
-use model::{Bytes, NanoCpus, NodeId, ServiceId, Timestamp};
+use model::{Bytes, Level, NanoCpus, NodeId, ServiceId, Timestamp};
 
 use crate::admit::{self, Admitted, ClusterRequest, Refusal, StackVerdict};
 use crate::node_health::Unheard;
@@ -83,6 +83,10 @@ impl Sim {
         };
         let request = ClusterRequest {
             availability: Availability::Drain,
+            description: NodeDescription {
+                level: Level::OURS,
+                ..NodeDescription::default()
+            },
             ..ClusterRequest::default()
         };
         let first = admit::init_cluster(&sim.state, &request, NodeId(99), sim.now, &mut sim.ids);
@@ -95,6 +99,16 @@ impl Sim {
             });
         }
         sim
+    }
+
+    /// The cluster writes as if every build but this one were older.
+    pub(crate) fn write_at(&mut self, level: Level) {
+        let mut cluster = (**self.state.cluster().expect("there")).clone();
+        cluster.level = level;
+        self.commit(Txn {
+            expect: Vec::new(),
+            actions: vec![Action::Put(Object::Cluster(cluster.into()))],
+        });
     }
 
     pub(crate) fn commit(&mut self, txn: Txn) {
@@ -519,7 +533,7 @@ fn a_rollback_keeps_the_replicas() {
     assert_eq!(sim.rollout(), Some(UpdateState::Completed));
     sim.scale(4);
     sim.run(10);
-    let back = admit::rollback_service(&sim.state, "web", None, sim.now);
+    let back = admit::rollback_service(&sim.state, "web", None, None, sim.now);
     sim.admit(back);
     sim.run(60);
     assert_eq!(sim.images(), ["a"; 4]);
@@ -820,6 +834,7 @@ fn a_node_that_others_do_not_reach_comes_last() {
 #[test]
 fn an_encrypted_network_needs_a_cluster_and_nodes_that_know_of_it() {
     let mut sim = Sim::new(2);
+    sim.write_at(Level::FIRST);
     let asking = |sim: &mut Sim, value: &str| {
         let spec = NetworkSpec {
             name: "dark".into(),
@@ -837,13 +852,11 @@ fn an_encrypted_network_needs_a_cluster_and_nodes_that_know_of_it() {
         .expect_err("level 1");
     assert!(refused.contains("swarm update --level newest"), "{refused}");
     assert!(asking(&mut sim, "false").is_ok());
-    let mut cluster = (**sim.state.cluster().unwrap()).clone();
-    cluster.level = model::Level::ENCRYPTED;
+    sim.write_at(Level::ENCRYPTED);
     let put = |object| Txn {
         expect: Vec::new(),
         actions: vec![Action::Put(object)],
     };
-    sim.commit(put(Object::Cluster(cluster.into())));
     let made = asking(&mut sim, "");
     sim.admit(made);
     let mut spec = spec("a", 2);
@@ -1339,3 +1352,6 @@ fn starting_first_needs_room_beside_the_old_task() {
         assert_eq!(sim.images(), [want], "{name}");
     }
 }
+
+#[path = "rollout_tests.rs"]
+mod rollouts;

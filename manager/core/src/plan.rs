@@ -171,6 +171,8 @@ mod tests {
     use model::NetworkId;
     use model::object::{Endpoint, Meta, Service};
 
+    use model::spec::ServiceSpec;
+
     use super::*;
     use crate::txn::Change;
 
@@ -179,16 +181,11 @@ mod tests {
         let service = |addresses: &[&str]| {
             let vip = |a: &&str| (NetworkId(1), a.parse().expect("an address"));
             Object::Service(Arc::new(Service {
-                id: ServiceId(1),
-                meta: Meta::default(),
-                spec: Arc::default(),
-                spec_version: 1,
-                previous_spec: None,
-                update: None,
                 endpoint: Endpoint {
                     ports: Vec::new(),
                     vips: addresses.iter().map(vip).collect(),
                 },
+                ..Service::new(ServiceId(1), Meta::default(), ServiceSpec::default())
             }))
         };
         let one = || Some(service(&["10.0.0.2"]));

@@ -12,7 +12,7 @@ use manager_core::admit::{self, StackVerdict};
 use manager_core::schedule::explain;
 use manager_core::{Admitted, FindError, Kind, Refusal, RefusalKind, RequestId, State};
 use model::Timestamp;
-use model::object::{Key, Object};
+use model::object::{Key, Object, Revision, Service};
 use proto::control as wire;
 use proto::control::control_server::Control;
 use proto::convert::WireError;
@@ -21,7 +21,7 @@ use proto::types;
 use tonic::{Request, Response, Status, Streaming};
 
 use crate::dispatcher::Streamed;
-use crate::front::REQUEST;
+use crate::front::{OPERATOR, REQUEST};
 use crate::join::JoinError;
 use crate::raft::ProposeError;
 use crate::server::{
@@ -58,13 +58,16 @@ impl Api {
 
     async fn write(
         &self,
-        request: Option<RequestId>,
-        decide: impl FnMut(&State, Timestamp, &mut RandomIds) -> Result<Admitted, Refusal> + Send + 'static,
+        asked: Asked,
+        mut decide: impl FnMut(&State, Timestamp, &mut RandomIds) -> Result<Admitted, Refusal> + Send + 'static,
     ) -> Result<(Admitted, u64), Status> {
         let cluster = self.cluster()?;
+        let by = asked.by;
         cluster
             .writer
-            .write_once(request, decide)
+            .write_once(asked.id, move |state, now, ids| {
+                decide(state, now, ids).map(|admitted| admitted.signed(&by, now))
+            })
             .await
             .map_err(|e| match e {
                 WriteError::Log(ProposeError::NotLeader { .. }) => {
@@ -149,6 +152,22 @@ fn changing(error: ClusterError) -> Status {
     }
 }
 
+/// Which request it is, and whose.
+pub(crate) struct Asked {
+    id: Option<RequestId>,
+    by: String,
+}
+
+impl Asked {
+    fn of<T>(request: &Request<T>) -> Self {
+        let by = request.metadata().get(OPERATOR).and_then(|by| by.to_str().ok());
+        Self {
+            id: request_id(request),
+            by: by.unwrap_or_default().to_owned(),
+        }
+    }
+}
+
 /// What identifies a request over all tries, if it came with it.
 fn request_id<T>(request: &Request<T>) -> Option<RequestId> {
     let text = request.metadata().get(REQUEST)?.to_str().ok()?;
@@ -186,6 +205,9 @@ pub(crate) fn shown(object: &Object) -> types::Object {
     {
         spec.data.clear();
     }
+    if let Some(types::object::Object::Service(service)) = &mut wire.object {
+        service.history.clear();
+    }
     cluster::hide_keys(&mut wire);
     wire
 }
@@ -201,6 +223,15 @@ fn count_tasks(state: &State, object: &mut types::Object) {
             desired: desired as u64,
         });
     }
+}
+
+fn service_named<'a>(state: &'a State, reference: &str) -> Result<&'a Arc<Service>, Status> {
+    let key = (state.find(Kind::Service, reference)).map_err(|e| finding(&e))?;
+    let service = match key {
+        Key::Service(id) => state.service(id),
+        _ => None,
+    };
+    service.ok_or_else(|| Status::not_found(format!("service {reference} not found")))
 }
 
 fn id_text(key: Key) -> String {
@@ -386,7 +417,7 @@ impl Control for Api {
     }
 
     async fn create(&self, request: Request<wire::CreateRequest>) -> Reply<wire::CreateReply> {
-        let id = request_id(&request);
+        let id = Asked::of(&request);
         let request = request.into_inner();
         let spec = spec_of(request.spec)?;
         if matches!(spec, Spec::Node(_)) {
@@ -412,7 +443,7 @@ impl Control for Api {
     }
 
     async fn update(&self, request: Request<wire::UpdateRequest>) -> Reply<wire::UpdateReply> {
-        let id = request_id(&request);
+        let id = Asked::of(&request);
         let request = request.into_inner();
         let spec = spec_of(request.spec)?;
         let reached = match &spec {
@@ -439,7 +470,7 @@ impl Control for Api {
     }
 
     async fn remove(&self, request: Request<wire::RemoveRequest>) -> Reply<wire::RemoveReply> {
-        let id = request_id(&request);
+        let id = Asked::of(&request);
         let request = request.into_inner();
         let kind = match named(kind_of(request.kind)?) {
             Some(Kind::Task) | None => {
@@ -466,7 +497,7 @@ impl Control for Api {
     }
 
     async fn scale_services(&self, request: Request<wire::ScaleServicesRequest>) -> Reply<wire::UpdateReply> {
-        let id = request_id(&request);
+        let id = Asked::of(&request);
         let scales: Vec<(String, u32)> = request
             .into_inner()
             .scales
@@ -483,22 +514,57 @@ impl Control for Api {
         &self,
         request: Request<wire::RollbackServiceRequest>,
     ) -> Reply<wire::UpdateReply> {
-        let id = request_id(&request);
+        let id = Asked::of(&request);
         let request = request.into_inner();
         let version = expected(request.version);
         let written = self
             .write(id, move |state, now, _| {
-                admit::rollback_service(state, &request.reference, version, now)
+                let to = Some(request.revision).filter(|number| *number != 0);
+                admit::rollback_service(state, &request.reference, version, to, now)
             })
             .await?;
         Ok(updated(written))
+    }
+
+    async fn steer_rollout(&self, request: Request<wire::SteerRolloutRequest>) -> Reply<wire::UpdateReply> {
+        let id = Asked::of(&request);
+        let request = request.into_inner();
+        let version = expected(request.version);
+        let steer = match request.steer() {
+            wire::Steer::Pause => admit::Steer::Pause,
+            wire::Steer::Resume => admit::Steer::Resume,
+            wire::Steer::Promote => admit::Steer::Promote,
+            wire::Steer::Abort => admit::Steer::Abort,
+        };
+        let written = self
+            .write(id, move |state, now, _| {
+                admit::steer_rollout(state, &request.reference, version, steer, now)
+            })
+            .await?;
+        Ok(updated(written))
+    }
+
+    async fn service_history(&self, request: Request<wire::GetRequest>) -> Reply<wire::ServiceHistoryReply> {
+        let state = self.read().await?;
+        let service = service_named(&state, &request.get_ref().reference)?;
+        let present = Revision {
+            number: service.spec_version,
+            spec: service.spec.clone(),
+            made: service.made.clone().unwrap_or_default(),
+        };
+        let kept = service.history.iter().map(|r| types::Revision::from(&**r));
+        let previous = service.previous_spec.as_ref().map(|_| service.previous_number());
+        Ok(Response::new(wire::ServiceHistoryReply {
+            revisions: kept.chain([(&present).into()]).collect(),
+            previous: previous.unwrap_or(0),
+        }))
     }
 
     async fn deploy_stack(
         &self,
         request: Request<wire::DeployStackRequest>,
     ) -> Reply<wire::DeployStackReply> {
-        let id = request_id(&request);
+        let id = Asked::of(&request);
         let request = request.into_inner();
         let when = request.resolve_image();
         let stack: model::spec::StackSpec = request
@@ -523,7 +589,7 @@ impl Control for Api {
         &self,
         request: Request<wire::RemoveStacksRequest>,
     ) -> Reply<wire::DeployStackReply> {
-        let id = request_id(&request);
+        let id = Asked::of(&request);
         let namespaces = request.into_inner().namespaces;
         Ok(deployed(
             self.write(id, move |state, _, _| admit::remove_stacks(state, &namespaces))
@@ -554,12 +620,7 @@ impl Control for Api {
 
     async fn service_why(&self, request: Request<wire::GetRequest>) -> Reply<wire::ServiceWhyReply> {
         let state = self.read().await?;
-        let key = state
-            .find(Kind::Service, &request.get_ref().reference)
-            .map_err(|e| finding(&e))?;
-        let Key::Service(id) = key else {
-            return Err(Status::not_found("no such service"));
-        };
+        let id = service_named(&state, &request.get_ref().reference)?.id;
         let node = |n: explain::NodeReason| wire::NodeWhy {
             node: n.node.to_string(),
             hostname: n.hostname,

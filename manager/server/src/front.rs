@@ -14,6 +14,7 @@ use proto::authz::{self, Caller, Standing};
 use proto::listener::Remote;
 use proto::status::RETRY;
 use tonic::body::Body;
+use tonic::transport::server::UdsConnectInfo;
 use tonic::{Code, Status};
 use tower::{Layer, Service};
 
@@ -25,6 +26,8 @@ const ANSWER_MAX: usize = 256 << 20;
 const WRITE_LIMIT: Duration = Duration::from_secs(15);
 /// Names the node whose host is meant, on calls of the Host service.
 pub const NODE: &str = "rswarm-node";
+/// Says who asks: a user of the host whose socket the call came by. The gate writes it, and believes it of managers alone.
+pub(crate) const OPERATOR: &str = "rswarm-operator";
 /// Identifies a request over all tries.
 pub const REQUEST: &str = "rswarm-request";
 
@@ -153,6 +156,7 @@ impl Gate {
             return Err(refusal(&path, standing));
         }
         request.extensions_mut().insert(caller);
+        self.sign(&mut request, standing);
         if self.side == Side::Socket {
             if let Some(node) = named(&request)?.filter(|node| *node != self.manager.node_id()) {
                 return self.pass_to_host(request, node).await;
@@ -163,6 +167,28 @@ impl Gate {
         }
         let Ok(response) = inner.call(request).await;
         Ok(response)
+    }
+
+    /// Writes down who asks, for the history of what changed.
+    fn sign(&self, request: &mut Request, standing: Standing) {
+        if self.side == Side::Port && standing == Standing::Manager {
+            return;
+        }
+        request.headers_mut().remove(OPERATOR);
+        let peer = request
+            .extensions()
+            .get::<UdsConnectInfo>()
+            .and_then(|i| i.peer_cred);
+        if let Some(peer) = peer.filter(|_| self.side == Side::Socket) {
+            let by = format!(
+                "{}@{}",
+                user_name(peer.uid()),
+                self.manager.shared.config.hostname
+            );
+            if let Ok(by) = http::HeaderValue::from_str(&by) {
+                request.headers_mut().insert(OPERATOR, by);
+            }
+        }
     }
 
     /// Carries a call out at another host. What is said in both directions passes through as it comes.
@@ -261,7 +287,7 @@ const CONNECT_LIMIT: Duration = Duration::from_secs(6);
 
 /// Whether a call is carried out by the leader. Reads are not: any manager can answer them.
 fn led(path: &str) -> bool {
-    const HERE: [&str; 11] = [
+    const HERE: [&str; 12] = [
         "GetInfo",
         "InitCluster",
         "JoinCluster",
@@ -272,10 +298,22 @@ fn led(path: &str) -> bool {
         "Get",
         "Watch",
         "ServiceWhy",
+        "ServiceHistory",
         "Backup",
     ];
     path.strip_prefix("/rswarm.control.Control/")
         .is_some_and(|method| !HERE.contains(&method))
+}
+
+/// Name of a user of this host (passwd(5)), or its number.
+fn user_name(uid: u32) -> String {
+    let users = std::fs::read_to_string("/etc/passwd").unwrap_or_default();
+    let named = users.lines().find_map(|line| {
+        let mut fields = line.split(':');
+        let name = fields.next()?;
+        (fields.nth(1)?.parse() == Ok(uid)).then(|| name.to_owned())
+    });
+    named.unwrap_or_else(|| uid.to_string())
 }
 
 /// The node a call names.

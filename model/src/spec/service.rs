@@ -24,6 +24,28 @@ pub struct ServiceSpec {
     pub endpoint: EndpointSpec,
 }
 
+impl ServiceSpec {
+    /// Bytes it takes, roughly: of what has no small bound.
+    pub fn weight(&self) -> usize {
+        let c = &self.task.container;
+        let words = [
+            &c.command,
+            &c.args,
+            &c.env,
+            &c.groups,
+            &c.cap_add,
+            &c.cap_drop,
+            &self.task.placement.constraints,
+        ];
+        let words = words.into_iter().flatten().map(String::len);
+        let pairs = (self.labels.iter().chain(&c.labels).chain(&c.sysctls)).map(|(k, v)| k.len() + v.len());
+        let entries = c.mounts.len() + c.secrets.len() + c.configs.len() + c.hosts.len() + c.ulimits.len();
+        let entries = entries + self.endpoint.ports.len() + self.task.networks.len();
+        // Small fields, and the average mount or port.
+        512 + words.sum::<usize>() + pairs.sum::<usize>() + 100 * entries
+    }
+}
+
 /// How many tasks a service has.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum ServiceMode {

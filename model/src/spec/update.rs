@@ -17,7 +17,14 @@ pub struct UpdateConfig {
     pub max_failure_ratio: f64,
     /// Whether the old task stops before the new one starts.
     pub order: UpdateOrder,
+    /// Slots that are changed first, and alone until an operator promotes the rest; 0: none.
+    pub canary: u32,
+    /// A slot whose new task does not run so long after its slot was begun counts as failed; zero: it is waited for without bound.
+    pub progress_deadline: Duration,
 }
+
+/// As Kubernetes has it; Docker waits for ever.
+pub const PROGRESS_DEADLINE: Duration = Duration::from_secs(600);
 
 // `max_failure_ratio` is checked to be a number when it is admitted, so equality is total.
 impl Eq for UpdateConfig {}
@@ -31,6 +38,8 @@ impl Default for UpdateConfig {
             failure_action: FailureAction::Pause,
             max_failure_ratio: 0.0,
             order: UpdateOrder::StopFirst,
+            canary: 0,
+            progress_deadline: PROGRESS_DEADLINE,
         }
     }
 }

@@ -339,7 +339,51 @@ impl From<&m::Service> for w::Service {
             ports: wire(&s.endpoint.ports),
             vips: wire_addresses(&s.endpoint.vips),
             status: None,
+            previous_version: s.previous_version,
+            made: s.made.as_ref().map(Into::into),
+            history: s.history.iter().map(|r| (&**r).into()).collect(),
         }
+    }
+}
+
+impl From<&m::Made> for w::Made {
+    fn from(made: &m::Made) -> Self {
+        Self {
+            at_ms: made.at.0,
+            by: made.by.clone(),
+            cause: made.cause.clone(),
+        }
+    }
+}
+
+impl From<w::Made> for m::Made {
+    fn from(made: w::Made) -> Self {
+        Self {
+            at: Timestamp(made.at_ms),
+            by: made.by,
+            cause: made.cause,
+        }
+    }
+}
+
+impl From<&m::Revision> for w::Revision {
+    fn from(r: &m::Revision) -> Self {
+        Self {
+            number: r.number,
+            spec: Some((&*r.spec).into()),
+            made: Some((&r.made).into()),
+        }
+    }
+}
+
+impl TryFrom<w::Revision> for m::Revision {
+    type Error = WireError;
+    fn try_from(r: w::Revision) -> Result<Self, WireError> {
+        Ok(Self {
+            number: r.number,
+            spec: Arc::new(need(r.spec, "revision.spec")?.try_into()?),
+            made: need(r.made, "revision.made")?.into(),
+        })
     }
 }
 
@@ -352,6 +396,11 @@ impl TryFrom<w::Service> for m::Service {
             spec: Arc::new(need(s.spec, "spec")?.try_into()?),
             spec_version: s.spec_version,
             previous_spec: s.previous_spec.map(|p| p.try_into().map(Arc::new)).transpose()?,
+            previous_version: s.previous_version,
+            made: s.made.map(Into::into),
+            history: (s.history.into_iter())
+                .map(|r| r.try_into().map(Arc::new))
+                .collect::<Result<_, _>>()?,
             update: s.update.map(TryInto::try_into).transpose()?,
             endpoint: m::Endpoint {
                 ports: all(s.ports)?,
@@ -370,6 +419,7 @@ impl From<&m::UpdateStatus> for w::UpdateStatus {
             m::UpdateState::RollbackStarted => w::UpdateState::RollbackStarted,
             m::UpdateState::RollbackPaused => w::UpdateState::RollbackPaused,
             m::UpdateState::RollbackCompleted => w::UpdateState::RollbackCompleted,
+            m::UpdateState::Canary => w::UpdateState::UpdateCanary,
         };
         Self {
             state: state.into(),
@@ -379,6 +429,8 @@ impl From<&m::UpdateStatus> for w::UpdateStatus {
             failed_slots: wire(u.failed_slots.iter().copied()),
             total_slots: u.total_slots,
             last_slot_at_ms: u.last_slot_at.map(|t| t.0),
+            promoted: u.promoted,
+            timed_out: u.timed_out,
         }
     }
 }
@@ -393,6 +445,7 @@ impl TryFrom<w::UpdateStatus> for m::UpdateStatus {
             w::UpdateState::RollbackStarted => m::UpdateState::RollbackStarted,
             w::UpdateState::RollbackPaused => m::UpdateState::RollbackPaused,
             w::UpdateState::RollbackCompleted => m::UpdateState::RollbackCompleted,
+            w::UpdateState::UpdateCanary => m::UpdateState::Canary,
         };
         Ok(Self {
             state,
@@ -402,6 +455,8 @@ impl TryFrom<w::UpdateStatus> for m::UpdateStatus {
             failed_slots: all(u.failed_slots)?,
             total_slots: u.total_slots,
             last_slot_at: u.last_slot_at_ms.map(Timestamp),
+            promoted: u.promoted,
+            timed_out: u.timed_out,
         })
     }
 }

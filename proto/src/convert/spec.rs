@@ -381,6 +381,8 @@ impl From<&m::UpdateConfig> for w::UpdateConfig {
                 m::UpdateOrder::StartFirst => w::UpdateOrder::StartFirst,
             }
             .into(),
+            canary: u.canary,
+            progress_deadline_ns: Some(nanos(u.progress_deadline)),
         }
     }
 }
@@ -408,6 +410,8 @@ impl TryFrom<w::UpdateConfig> for m::UpdateConfig {
                 w::UpdateOrder::StopFirst => m::UpdateOrder::StopFirst,
                 w::UpdateOrder::StartFirst => m::UpdateOrder::StartFirst,
             },
+            canary: u.canary,
+            progress_deadline: (u.progress_deadline_ns).map_or(m::PROGRESS_DEADLINE, Duration::from_nanos),
         })
     }
 }

@@ -88,7 +88,7 @@ impl Pinning {
 mod tests {
     use std::sync::Arc;
 
-    use model::object::{Endpoint, Meta, Object, Service};
+    use model::object::{Meta, Object, Service};
     use model::{ServiceId, Timestamp};
 
     use super::*;
@@ -106,15 +106,7 @@ mod tests {
     fn state(image: Option<&str>) -> State {
         let mut state = State::new();
         let Some(image) = image else { return state };
-        let service = Service {
-            id: ServiceId(1),
-            meta: Meta::default(),
-            spec: Arc::new(spec(image)),
-            spec_version: 1,
-            previous_spec: None,
-            update: None,
-            endpoint: Endpoint::default(),
-        };
+        let service = Service::new(ServiceId(1), Meta::default(), spec(image));
         let entry = Entry {
             index: 1,
             now: Timestamp(1),

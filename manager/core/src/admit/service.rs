@@ -4,15 +4,18 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use model::ids::IdSource;
-use model::object::{Endpoint, Key, Meta, Object, Service, UpdateState, UpdateStatus};
-use model::spec::{OnDisconnect, PortSpec, PublishMode, REPLICAS_MAX, ServiceMode, ServiceSpec, UpdateOrder};
+use model::object::{Endpoint, Key, Meta, Object, Service};
+use model::spec::{
+    OnDisconnect, PROGRESS_DEADLINE, PortSpec, PublishMode, REPLICAS_MAX, ServiceMode, ServiceSpec,
+    UpdateConfig, UpdateOrder,
+};
 use model::units::format_duration;
 use model::{ConfigId, Level, NetworkId, SecretId, ServiceId, Timestamp};
 
 use super::{Admitted, Refusal, RefusalKind, check_version, level, validate};
 use crate::allocate;
 use crate::node_health::heartbeat_for;
-use crate::orchestrate::roll_back;
+use crate::orchestrate::revision;
 use crate::state::{Kind, Scratch, State};
 
 /// Makes a service.
@@ -50,29 +53,36 @@ pub(super) fn add(
     let id = ServiceId::new(ids);
     let endpoint = allocate::endpoint(scratch, &spec, id, &Endpoint::default())?;
     warn(scratch, &spec, warnings);
+    let meta = Meta {
+        version: 0,
+        created_at: now,
+        updated_at: now,
+    };
     scratch.put(Object::Service(Arc::new(Service {
-        id,
-        meta: Meta {
-            version: 0,
-            created_at: now,
-            updated_at: now,
-        },
-        spec: Arc::new(spec),
-        spec_version: 1,
-        previous_spec: None,
-        update: None,
+        made: revision::first(scratch, now),
         endpoint,
+        ..Service::new(id, meta, spec)
     })));
     Ok(id)
 }
 
 /// Refuses what hosts of an older build would get wrong.
 fn known_by_hosts(state: &State, spec: &ServiceSpec) -> Result<(), Refusal> {
-    let Some(port) = spec.endpoint.ports.iter().find(|p| p.proxy) else {
-        return Ok(());
-    };
-    let what = format!("service {}: proxy_protocol of port {}", spec.name, port.target);
-    level::needs(state, Level::PROXY, &what, "not say who the client is")
+    if let Some(port) = spec.endpoint.ports.iter().find(|p| p.proxy) {
+        let what = format!("service {}: proxy_protocol of port {}", spec.name, port.target);
+        level::needs(state, Level::PROXY, &what, "not say who the client is")?;
+    }
+    let late = |u: &UpdateConfig| u.progress_deadline != PROGRESS_DEADLINE;
+    if spec.update.canary > 0 || late(&spec.update) || late(&spec.rollback) {
+        let what = format!("service {}: canaries and progress deadlines", spec.name);
+        level::needs(
+            state,
+            Level::ROLLOUTS,
+            &what,
+            "update the rest as well, and wait for ever",
+        )?;
+    }
+    Ok(())
 }
 
 /// Heartbeats within which agents find the next leader, with room: two until they notice, the election, and their pause.
@@ -123,22 +133,32 @@ pub fn update_service(
     spec: ServiceSpec,
     now: Timestamp,
 ) -> Result<Admitted, Refusal> {
-    let key = state.find(Kind::Service, reference)?;
-    let Key::Service(id) = key else {
-        return Err(missing(reference));
-    };
-    let service = state.service(id).ok_or_else(|| missing(reference))?;
-    check_version(Kind::Service, &service.spec.name, expected, service.meta.version)?;
+    let service = named(state, reference, expected)?;
+    let id = service.id;
     let mut scratch = Scratch::new(state);
     let mut warnings = Vec::new();
     change(&mut scratch, id, spec, now, &mut warnings)?;
     Ok(Admitted {
         warnings,
-        ..Admitted::new(scratch, vec![key])
+        ..Admitted::new(scratch, vec![Key::Service(id)])
     })
 }
 
-fn missing(reference: &str) -> Refusal {
+/// The service that is meant, if it did not change meanwhile.
+pub(super) fn named<'a>(
+    state: &'a State,
+    reference: &str,
+    expected: Option<u64>,
+) -> Result<&'a Arc<Service>, Refusal> {
+    let Key::Service(id) = state.find(Kind::Service, reference)? else {
+        return Err(missing(reference));
+    };
+    let service = state.service(id).ok_or_else(|| missing(reference))?;
+    check_version(Kind::Service, &service.spec.name, expected, service.meta.version)?;
+    Ok(service)
+}
+
+pub(super) fn missing(reference: &str) -> Refusal {
     Refusal::new(RefusalKind::NotFound, format!("service {reference} not found"))
 }
 
@@ -176,23 +196,12 @@ pub(super) fn change(
     let endpoint = allocate::endpoint(scratch, &spec, id, &service.endpoint)?;
     warn(scratch, &spec, warnings);
     let rollout = spec.task != old.task || host_ports(&endpoint) != host_ports(&service.endpoint);
-    scratch.edit_service(id, |s| {
-        s.endpoint = endpoint;
-        if rollout {
-            s.previous_spec = Some(s.spec.clone());
-            s.spec_version += 1;
-            s.update = Some(UpdateStatus {
-                state: UpdateState::Updating,
-                started_at: now,
-                completed_at: None,
-                message: "update in progress".into(),
-                failed_slots: Vec::new(),
-                total_slots: 0,
-                last_slot_at: None,
-            });
-        }
-        s.spec = Arc::new(spec);
-    });
+    scratch.edit_service(id, |s| s.endpoint = endpoint);
+    if rollout {
+        revision::begin(scratch, id, spec, now);
+    } else {
+        scratch.edit_service(id, |s| s.spec = Arc::new(spec));
+    }
     Ok(())
 }
 
@@ -240,38 +249,6 @@ pub fn scale_services(state: &State, scales: &[(String, u32)]) -> Result<Admitte
     Ok(Admitted::new(scratch, keys))
 }
 
-/// Goes back to the spec before the last change of what tasks run.
-///
-/// # Errors
-/// [`Refusal`] when it is missing, changed meanwhile, or has no spec to go back to.
-pub fn rollback_service(
-    state: &State,
-    reference: &str,
-    expected: Option<u64>,
-    now: Timestamp,
-) -> Result<Admitted, Refusal> {
-    let key = state.find(Kind::Service, reference)?;
-    let Key::Service(id) = key else {
-        return Err(missing(reference));
-    };
-    let service = state.service(id).ok_or_else(|| missing(reference))?;
-    check_version(Kind::Service, &service.spec.name, expected, service.meta.version)?;
-    if service.previous_spec.is_none() {
-        return Err(Refusal::invalid(format!(
-            "service {} has no earlier spec to go back to: it was never updated",
-            service.spec.name
-        )));
-    }
-    let mut scratch = Scratch::new(state);
-    if let Some(previous) = &service.previous_spec {
-        // What it names may be gone, and its ports may be somebody else's, by now.
-        resolve(&scratch, &mut (**previous).clone())?;
-        allocate::endpoint(&scratch, previous, id, &service.endpoint)?;
-    }
-    roll_back(&mut scratch, id, now, "manually requested rollback");
-    Ok(Admitted::new(scratch, vec![key]))
-}
-
 /// Removes services, all or none.
 ///
 /// # Errors
@@ -288,7 +265,7 @@ pub fn remove_services(state: &State, references: &[String]) -> Result<Admitted,
 }
 
 /// Fills in the ids of what the spec names, and the names of what it has ids of.
-fn resolve(state: &State, spec: &mut ServiceSpec) -> Result<(), Refusal> {
+pub(super) fn resolve(state: &State, spec: &mut ServiceSpec) -> Result<(), Refusal> {
     for attachment in &mut spec.task.networks {
         let reference = reference(
             attachment.network == NetworkId::NIL,

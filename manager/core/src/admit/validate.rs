@@ -1,5 +1,7 @@
 //! Whether a spec can be carried out at all.
 
+use std::time::Duration;
+
 use model::object::Cluster;
 use model::spec::{
     CPU_MIN, ContainerSpec, IMAGE_MAX, ImageRef, Labels, MEMORY_MIN, Mount, MountKind, OnDisconnect,
@@ -315,6 +317,17 @@ fn resources(spec: &ServiceSpec) -> Result<(), String> {
 fn update(what: &str, config: &UpdateConfig) -> Result<(), String> {
     duration(&format!("{what} delay"), config.delay)?;
     duration(&format!("{what} monitor"), config.monitor)?;
+    duration(&format!("{what} progress deadline"), config.progress_deadline)?;
+    let deadline = config.progress_deadline;
+    if !deadline.is_zero() && deadline < Duration::from_secs(1) {
+        return Err(format!(
+            "the {what} progress deadline {} is shorter than a second: give more, or 0 for none",
+            format_duration(deadline)
+        ));
+    }
+    if config.canary > 0 && what == "rollback" {
+        return Err("a rollback has no canaries: give them for the update".into());
+    }
     if !(0.0..=1.0).contains(&config.max_failure_ratio) {
         return Err(format!(
             "the {what} failure ratio {} is not between 0 and 1",

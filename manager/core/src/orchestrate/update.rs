@@ -2,18 +2,19 @@
 //!
 //! All of it is read from the tasks and the service, so a new leader goes on where the old one was.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
 use model::ids::IdSource;
 use model::object::{Key, Service, SlotKey, Task, UpdateState, UpdateStatus};
 use model::spec::{FailureAction, PublishMode, TaskSpec, UpdateConfig, UpdateOrder};
 use model::task_state::{DesiredState, TaskState};
+use model::units::format_duration;
 use model::{ServiceId, Timestamp};
 
 use super::restart::ended_by_itself;
+use super::revision::roll_back;
 use super::{SlotTasks, Wake, by_slot, is_live, make_task};
-use crate::allocate;
 use crate::state::Scratch;
 
 /// How far one slot is.
@@ -29,12 +30,17 @@ enum Progress {
     Done(Timestamp),
     /// Has no live task of either spec.
     Empty,
+    /// Has none either, and is about to get one of the old spec again: the manager itself stopped the last.
+    Vacant,
+    /// Has no new task that runs, and has had its time: it holds up nothing any more.
+    GivenUp,
 }
 
 /// Drives a rollout one step: counts failures, acts on too many, changes the next slots, notices the end.
 pub(super) fn drive(
     scratch: &mut Scratch,
     id: ServiceId,
+    wanted: &[SlotKey],
     now: Timestamp,
     ids: &mut dyn IdSource,
     wake: &mut Wake,
@@ -42,12 +48,13 @@ pub(super) fn drive(
     let Some(service) = scratch.service(id).cloned() else {
         return;
     };
-    let Some(status) = service.update.clone().filter(|u| u.state.is_active()) else {
+    let watches = |u: &UpdateStatus| u.state.is_active() || u.state == UpdateState::Canary;
+    let Some(status) = service.update.clone().filter(watches) else {
         return;
     };
     let config = config_of(&service, &status);
-    let mut slots = by_slot(scratch, id);
-    let status = count(&service, status, &config, &slots);
+    let mut slots = slots_of(scratch, id, wanted);
+    let status = count(&service, status, &config, &slots, now);
     if service.update.as_ref() != Some(&status) {
         scratch.edit_service(id, |s| s.update = Some(status.clone()));
     }
@@ -55,49 +62,113 @@ pub(super) fn drive(
         // A rollback begins with the next look at the service, which its own change brings about.
         return;
     }
+    if status.state == UpdateState::Canary {
+        return;
+    }
     if retire_superseded(scratch, &service, &slots) {
-        slots = by_slot(scratch, id);
+        slots = slots_of(scratch, id, wanted);
     }
     let progress: BTreeMap<SlotKey, Progress> = slots
         .iter()
-        .map(|(slot, tasks)| (*slot, progress_of(&service, tasks, &config, now)))
+        .map(|(slot, tasks)| {
+            if is_given_up(&service, &status, &config, *slot, tasks, now) {
+                return (*slot, Progress::GivenUp);
+            }
+            (*slot, progress_of(&service, tasks, &config, now))
+        })
         .collect();
     swap(scratch, &service, &slots, &config);
-    begin(scratch, &service, &slots, &progress, &config, now, ids, wake);
-    for p in progress.values() {
-        if let Progress::Watched(until) = p {
-            wake.at(*until);
+    let begun = begun(&service, &status, &slots);
+    if canaries_stand(&status, &config, begun, &progress) {
+        wait_for_promotion(scratch, id, &status, &config);
+        return;
+    }
+    begin(
+        scratch,
+        &service,
+        &slots,
+        (&progress, begun),
+        &config,
+        now,
+        ids,
+        wake,
+    );
+    for (slot, p) in &progress {
+        match p {
+            Progress::Watched(until) => wake.at(*until),
+            Progress::Changing => {
+                let deadline = deadline_of(&service, &status, &config, &slots[slot]);
+                if let Some(at) = deadline.filter(|at| *at > now) {
+                    wake.at(at);
+                }
+            }
+            Progress::Old | Progress::Done(_) | Progress::Empty | Progress::Vacant | Progress::GivenUp => {}
         }
     }
-    let over = progress
-        .values()
-        .all(|p| matches!(p, Progress::Done(_) | Progress::Empty));
+    let over =
+        (progress.values()).all(|p| matches!(p, Progress::Done(_) | Progress::Empty | Progress::GivenUp));
     if over {
-        complete(scratch, id, &status, now);
+        complete(scratch, &service, &status, now);
     }
+}
+
+/// The slots a rollout is about: those that are wanted, and those that still have a task, as on nodes not heard of.
+fn slots_of(scratch: &Scratch, id: ServiceId, wanted: &[SlotKey]) -> BTreeMap<SlotKey, SlotTasks> {
+    let wanted: BTreeSet<SlotKey> = wanted.iter().copied().collect();
+    let mut slots = by_slot(scratch, id);
+    slots.retain(|slot, tasks| wanted.contains(slot) || tasks.iter().any(|t| is_live(t)));
+    slots
+}
+
+/// How many slots may be changed before an operator has seen them; absent: all.
+fn canaries(status: &UpdateStatus, config: &UpdateConfig) -> Option<usize> {
+    let forward = matches!(status.state, UpdateState::Updating | UpdateState::Canary);
+    let asks = forward && config.canary > 0 && !status.promoted;
+    asks.then_some(config.canary as usize)
+}
+
+/// Slots that were begun or changed.
+fn begun(service: &Service, status: &UpdateStatus, slots: &BTreeMap<SlotKey, SlotTasks>) -> usize {
+    let has_new = |tasks: &&SlotTasks| tasks.iter().any(|t| of_rollout(service, status, t));
+    slots.values().filter(has_new).count()
+}
+
+/// Whether the canaries run, and there is something left for an operator to decide about.
+fn canaries_stand(
+    status: &UpdateStatus,
+    config: &UpdateConfig,
+    begun: usize,
+    progress: &BTreeMap<SlotKey, Progress>,
+) -> bool {
+    let all = || progress.values();
+    let settled = |p: &Progress| !matches!(p, Progress::Changing | Progress::Watched(_));
+    canaries(status, config).is_some_and(|most| begun >= most)
+        && all().all(settled)
+        && all().any(|p| matches!(p, Progress::Old | Progress::Vacant))
+}
+
+fn wait_for_promotion(scratch: &mut Scratch, id: ServiceId, status: &UpdateStatus, config: &UpdateConfig) {
+    let message = format!(
+        "{} of {} slots have the new spec as canaries: promote or abort the rest",
+        config.canary, status.total_slots
+    );
+    scratch.edit_service(id, |s| {
+        if let Some(u) = &mut s.update {
+            u.state = UpdateState::Canary;
+            u.message = message;
+        }
+    });
 }
 
 /// The spec a new task of a slot is made from: while a rollout is under way or paused, a slot keeps what its last
 /// task had, and a new slot gets the spec before, so that scaling spreads no bad spec (trap D4).
 pub(super) fn spec_for_slot(service: &Service, last: Option<&Task>) -> (Arc<TaskSpec>, u64) {
-    let unfinished = service.update.as_ref().is_some_and(|u| {
-        matches!(
-            u.state,
-            UpdateState::Updating
-                | UpdateState::Paused
-                | UpdateState::RollbackStarted
-                | UpdateState::RollbackPaused
-        )
-    });
-    if unfinished {
+    if service.is_between_specs() {
         if let Some(task) = last {
             return (task.spec.clone(), task.spec_version);
         }
         if let Some(previous) = &service.previous_spec {
-            return (
-                Arc::new(previous.task.clone()),
-                service.spec_version.saturating_sub(1),
-            );
+            return (Arc::new(previous.task.clone()), service.previous_number());
         }
     }
     (Arc::new(service.spec.task.clone()), service.spec_version)
@@ -108,7 +179,9 @@ fn config_of(service: &Service, status: &UpdateStatus) -> UpdateConfig {
         UpdateState::RollbackStarted | UpdateState::RollbackPaused | UpdateState::RollbackCompleted => {
             service.spec.rollback.clone()
         }
-        UpdateState::Updating | UpdateState::Paused | UpdateState::Completed => service.spec.update.clone(),
+        UpdateState::Updating | UpdateState::Paused | UpdateState::Completed | UpdateState::Canary => {
+            service.spec.update.clone()
+        }
     };
     if service.endpoint.ports.iter().any(|p| p.mode == PublishMode::Host) {
         // The old task holds the port until it ends: a new one beside it would wait for ever.
@@ -123,11 +196,11 @@ fn count(
     mut status: UpdateStatus,
     config: &UpdateConfig,
     slots: &BTreeMap<SlotKey, SlotTasks>,
+    now: Timestamp,
 ) -> UpdateStatus {
     for (slot, tasks) in slots {
-        let failed = tasks
-            .iter()
-            .any(|t| failed_in_rollout(service, &status, config, t));
+        let failed = (tasks.iter()).any(|t| failed_in_rollout(service, &status, config, t))
+            || is_overdue(service, &status, config, tasks, now);
         if failed && !status.failed_slots.contains(slot) {
             status.failed_slots.push(*slot);
         }
@@ -138,14 +211,63 @@ fn count(
     status
 }
 
-/// Whether a task of the new spec ended before it ran, or within `monitor` of running.
+fn of_rollout(service: &Service, status: &UpdateStatus, task: &Task) -> bool {
+    task.spec_version == service.spec_version && task.meta.created_at >= status.started_at
+}
+
+/// Whether a task of the new spec ended before it ran, or within `monitor` of running; a canary at any time, until it is promoted.
 fn failed_in_rollout(service: &Service, status: &UpdateStatus, config: &UpdateConfig, task: &Task) -> bool {
-    let of_rollout = task.spec_version == service.spec_version && task.meta.created_at >= status.started_at;
-    of_rollout
-        && ended_by_itself(task)
-        && task
-            .running_at
-            .is_none_or(|ran| task.over_at().since(ran) <= config.monitor)
+    let watched = |ran| task.over_at().since(ran) <= config.monitor || canaries(status, config).is_some();
+    of_rollout(service, status, task) && ended_by_itself(task) && task.running_at.is_none_or(watched)
+}
+
+/// When a slot has had its time, if it was begun and there is a bound.
+fn deadline_of(
+    service: &Service,
+    status: &UpdateStatus,
+    config: &UpdateConfig,
+    tasks: &SlotTasks,
+) -> Option<Timestamp> {
+    let mut new = tasks.iter().filter(|t| of_rollout(service, status, t));
+    let first = new.next().filter(|_| !config.progress_deadline.is_zero())?;
+    Some(first.meta.created_at + config.progress_deadline)
+}
+
+/// Whether a slot has had its time.
+fn is_late(
+    service: &Service,
+    status: &UpdateStatus,
+    config: &UpdateConfig,
+    tasks: &SlotTasks,
+    now: Timestamp,
+) -> bool {
+    let stands = |t: &Arc<Task>| matches!(t.status.state, TaskState::Ready | TaskState::Running);
+    let waits = (tasks.iter()).any(|t| is_live(t) && service.is_current(t) && stands(t));
+    !waits && deadline_of(service, status, config, tasks).is_some_and(|at| at <= now)
+}
+
+/// Whether a slot has had its time and no new task ever ran, nor is ready and waits for the old one to stop (trap D3).
+fn is_overdue(
+    service: &Service,
+    status: &UpdateStatus,
+    config: &UpdateConfig,
+    tasks: &SlotTasks,
+    now: Timestamp,
+) -> bool {
+    let ran = || (tasks.iter()).any(|t| of_rollout(service, status, t) && t.running_at.is_some());
+    is_late(service, status, config, tasks, now) && !ran()
+}
+
+/// Whether a slot that failed is tried no more: it has had its time.
+fn is_given_up(
+    service: &Service,
+    status: &UpdateStatus,
+    config: &UpdateConfig,
+    slot: SlotKey,
+    tasks: &SlotTasks,
+    now: Timestamp,
+) -> bool {
+    status.failed_slots.contains(&slot) && is_late(service, status, config, tasks, now)
 }
 
 fn too_many_failed(status: &UpdateStatus, config: &UpdateConfig) -> bool {
@@ -167,16 +289,19 @@ fn act_on_failure(
     now: Timestamp,
 ) -> bool {
     let back = status.state == UpdateState::RollbackStarted;
-    let why = last_error(scratch, service);
+    let late = late(scratch, service, status, config, now);
+    let why = match &late {
+        Some(late) => late.clone(),
+        None => format!(
+            "due to failure or early termination of a task{}",
+            last_error(scratch, service)
+        ),
+    };
     match config.failure_action {
         FailureAction::Continue => false,
         FailureAction::Rollback if !back && service.previous_spec.is_some() => {
-            roll_back(
-                scratch,
-                service.id,
-                now,
-                &format!("update rolled back due to failure or early termination of a task{why}"),
-            );
+            let message = format!("update rolled back {why}");
+            roll_back(scratch, service.id, None, now, &message, "automatic rollback");
             true
         }
         FailureAction::Pause | FailureAction::Rollback => {
@@ -188,13 +313,36 @@ fn act_on_failure(
             scratch.edit_service(service.id, |s| {
                 if let Some(u) = &mut s.update {
                     u.state = state;
-                    u.message = format!("{what} paused due to failure or early termination of a task{why}");
+                    u.message = format!("{what} paused {why}");
+                    u.timed_out = late.is_some();
                 }
             });
             drop_prepared(scratch, service);
             true
         }
     }
+}
+
+/// What did not run in time, where that is what went wrong.
+fn late(
+    scratch: &Scratch,
+    service: &Service,
+    status: &UpdateStatus,
+    config: &UpdateConfig,
+    now: Timestamp,
+) -> Option<String> {
+    let slots = by_slot(scratch, service.id);
+    let tasks = (slots.values()).find(|tasks| is_overdue(service, status, config, tasks, now))?;
+    let task = (tasks.iter().rev()).find(|t| of_rollout(service, status, t))?;
+    let why = match task.status.error.as_str() {
+        "" => task.status.state.as_str(),
+        error => error,
+    };
+    let within = format_duration(config.progress_deadline);
+    Some(format!(
+        "because {} did not run within {within}: {why}",
+        task.name()
+    ))
 }
 
 fn last_error(scratch: &Scratch, service: &Service) -> String {
@@ -210,7 +358,7 @@ fn last_error(scratch: &Scratch, service: &Service) -> String {
 }
 
 /// Ends new tasks that were only being prepared: the old ones go on.
-fn drop_prepared(scratch: &mut Scratch, service: &Service) {
+pub(crate) fn drop_prepared(scratch: &mut Scratch, service: &Service) {
     for tasks in by_slot(scratch, service.id).into_values() {
         let old_lives = tasks.iter().any(|t| is_live(t) && !service.is_current(t));
         // One that ends meanwhile goes on no more: then this is decided anew.
@@ -223,37 +371,6 @@ fn drop_prepared(scratch: &mut Scratch, service: &Service) {
         {
             scratch.edit_task(task.id, |t| t.desired = DesiredState::Shutdown);
         }
-    }
-}
-
-/// Makes the spec before the last change the spec again; the number of replicas stays (trap D5).
-pub(crate) fn roll_back(scratch: &mut Scratch, id: ServiceId, now: Timestamp, message: &str) {
-    scratch.edit_service(id, |s| {
-        let Some(previous) = s.previous_spec.take() else {
-            return;
-        };
-        let mut spec = (*previous).clone();
-        spec.mode = s.spec.mode.clone();
-        spec.name.clone_from(&s.spec.name);
-        s.previous_spec = Some(s.spec.clone());
-        s.spec = Arc::new(spec);
-        s.spec_version += 1;
-        s.update = Some(UpdateStatus {
-            state: UpdateState::RollbackStarted,
-            started_at: now,
-            completed_at: None,
-            message: message.into(),
-            failed_slots: Vec::new(),
-            total_slots: 0,
-            last_slot_at: None,
-        });
-    });
-    // Ports and virtual addresses follow the spec that is now wanted, unless somebody else took them meanwhile: then
-    // the service stays reachable as it is.
-    if let Some(s) = scratch.service(id).cloned()
-        && let Ok(endpoint) = allocate::endpoint(scratch, &s.spec, id, &s.endpoint)
-    {
-        scratch.edit_service(id, |s| s.endpoint = endpoint);
     }
 }
 
@@ -283,13 +400,12 @@ fn progress_of(service: &Service, tasks: &SlotTasks, config: &UpdateConfig, now:
     let old = live.iter().any(|t| !service.is_current(t));
     let Some(fresh) = live.iter().rev().find(|t| service.is_current(t)) else {
         // A slot whose last task ended under another spec has nothing to keep: it gets the new one like any other.
-        let ended_old = tasks
-            .last()
-            .is_some_and(|t| ended_by_itself(t) && !service.is_current(t));
-        return if old || ended_old {
-            Progress::Old
-        } else {
-            Progress::Empty
+        return match tasks.last() {
+            _ if old => Progress::Old,
+            Some(last) if service.is_current(last) => Progress::Empty,
+            Some(last) if ended_by_itself(last) => Progress::Old,
+            Some(_) => Progress::Vacant,
+            None => Progress::Empty,
         };
     };
     if old || fresh.status.state != TaskState::Running {
@@ -338,7 +454,7 @@ fn begin(
     scratch: &mut Scratch,
     service: &Service,
     slots: &BTreeMap<SlotKey, SlotTasks>,
-    progress: &BTreeMap<SlotKey, Progress>,
+    (progress, begun): (&BTreeMap<SlotKey, Progress>, usize),
     config: &UpdateConfig,
     now: Timestamp,
     ids: &mut dyn IdSource,
@@ -363,9 +479,13 @@ fn begin(
     };
     let last_good = progress.values().filter_map(|p| match p {
         Progress::Done(at) if at.0 > 0 => Some(*at),
-        Progress::Done(_) | Progress::Old | Progress::Changing | Progress::Watched(_) | Progress::Empty => {
-            None
-        }
+        Progress::Done(_)
+        | Progress::Old
+        | Progress::Changing
+        | Progress::Watched(_)
+        | Progress::Empty
+        | Progress::Vacant
+        | Progress::GivenUp => None,
     });
     if let Some(next) = last_good
         .max()
@@ -380,7 +500,9 @@ fn begin(
         .as_ref()
         .map(|u| u.failed_slots.clone())
         .unwrap_or_default();
-    for slot in waiting.into_iter().take(parallel.saturating_sub(busy)) {
+    let canaries = (service.update.as_ref()).and_then(|u| canaries(u, config));
+    let most = canaries.map_or(usize::MAX, |most| most.saturating_sub(begun));
+    for slot in waiting.into_iter().take(parallel.saturating_sub(busy).min(most)) {
         let tasks = &slots[&slot];
         // A slot whose new task failed before is tried again no sooner than the restart policy says.
         let retry_at = if failed.contains(&slot) {
@@ -405,16 +527,22 @@ fn begin(
     }
 }
 
-fn complete(scratch: &mut Scratch, id: ServiceId, status: &UpdateStatus, now: Timestamp) {
-    let (state, message) = if status.state == UpdateState::RollbackStarted {
-        (UpdateState::RollbackCompleted, "rollback completed")
+fn complete(scratch: &mut Scratch, service: &Service, status: &UpdateStatus, now: Timestamp) {
+    let (state, mut message) = if status.state == UpdateState::RollbackStarted {
+        (UpdateState::RollbackCompleted, "rollback completed".to_owned())
     } else {
-        (UpdateState::Completed, "update completed")
+        (UpdateState::Completed, "update completed".to_owned())
     };
-    scratch.edit_service(id, |s| {
+    let failed = status.failed_slots.len();
+    if failed > 0 {
+        message = format!("{message}; {failed} of {} slots failed", status.total_slots);
+    }
+    // Where the new task was given up the old one goes on.
+    drop_prepared(scratch, service);
+    scratch.edit_service(service.id, |s| {
         if let Some(u) = &mut s.update {
             u.state = state;
-            u.message = message.into();
+            u.message = message;
             u.completed_at = Some(now);
         }
     });

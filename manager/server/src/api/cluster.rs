@@ -226,7 +226,7 @@ impl Api {
         &self,
         request: Request<wire::UpdateClusterRequest>,
     ) -> Reply<wire::UpdateClusterReply> {
-        let id = super::request_id(&request);
+        let id = super::Asked::of(&request);
         let request = request.into_inner();
         let locked = self.cluster()?.writer.log.read();
         let locked = locked
@@ -278,7 +278,7 @@ impl Api {
         &self,
         request: Request<wire::JoinTokenRequest>,
     ) -> Reply<wire::JoinTokenReply> {
-        let id = super::request_id(&request);
+        let id = super::Asked::of(&request);
         let request = request.into_inner();
         let role = if request.manager {
             NodeRole::Manager
@@ -345,7 +345,7 @@ impl Api {
         &self,
         request: Request<wire::RotateAuthorityRequest>,
     ) -> Reply<wire::RotateAuthorityReply> {
-        let id = super::request_id(&request);
+        let id = super::Asked::of(&request);
         let request = request.into_inner();
         let next = if request.certificate.is_empty() {
             ca::new_authority(now())?
