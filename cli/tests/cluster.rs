@@ -30,6 +30,8 @@ mod network;
 mod recovery;
 #[path = "cluster/rolling.rs"]
 mod rolling;
+#[path = "cluster/rollouts.rs"]
+mod rollouts;
 #[path = "cluster/strain.rs"]
 mod strain;
 
@@ -217,6 +219,16 @@ const ALL: &[(&str, Start, Scenario)] = &[
         "tasks are told of their clients in the connection",
         Start::Cluster(1, 1),
         network::tasks_are_told_of_their_clients,
+    ),
+    (
+        "specs of a service are kept and gone back to",
+        Start::Cluster(3, 0),
+        rollouts::specs_are_kept,
+    ),
+    (
+        "rollouts are steered",
+        Start::Cluster(1, 1),
+        rollouts::rollouts_are_steered,
     ),
     (
         "nodes are chosen by what they are, and say why not",

@@ -46,7 +46,14 @@ pub(super) fn check(seen: &Seen<'_>) -> Result<(), String> {
             .filter(|t| t.meta.created_at >= update.started_at)
             .map(|t| t.slot)
             .collect();
-        if asks && spreads && after.len() > most && is_same_rollout(seen, service) {
+        // A slot that never had a task is no part of a rollout that is over with this entry.
+        let is_over = (seen.after.service(service.id)).is_some_and(|s| {
+            s.update
+                .as_ref()
+                .is_some_and(|u| u.state == UpdateState::Completed)
+        });
+        let is_new = !(seen.before.tasks_of_service(service.id)).any(|t| t.slot == task.slot);
+        if asks && spreads && after.len() > most && is_same_rollout(seen, service) && !(is_over && is_new) {
             return Err(format!(
                 "{} slots of {} have the new spec, {most} canaries",
                 after.len(),

@@ -358,7 +358,7 @@ mod tests {
                 ports: Vec::new(),
                 vips: addresses(9),
             },
-            ..Service::new(ServiceId(9), Meta::default(), ServiceSpec::default())
+            ..Service::new(ServiceId(9), Meta::default(), Default::default())
         };
         let task = Task {
             id: TaskId(1),

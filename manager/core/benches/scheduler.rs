@@ -15,7 +15,7 @@ use manager_core::node_health::Unheard;
 use manager_core::{Dirty, Entry, State, plan};
 use model::ids::IdSource;
 use model::object::{
-    Endpoint, Meta, Node, NodeDescription, NodeSpec, NodeStatus, Object, Service, SlotKey, Task, TaskStatus,
+    Meta, Node, NodeDescription, NodeSpec, NodeStatus, Object, Service, SlotKey, Task, TaskStatus,
 };
 use model::spec::{Labels, ServiceMode, ServiceSpec};
 use model::task_state::{DesiredState, TaskState};

@@ -153,6 +153,7 @@ fn changing(error: ClusterError) -> Status {
 }
 
 /// Which request it is, and whose.
+#[derive(Clone)]
 pub(crate) struct Asked {
     id: Option<RequestId>,
     by: String,

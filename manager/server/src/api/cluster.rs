@@ -286,7 +286,7 @@ impl Api {
             NodeRole::Worker
         };
         if request.rotate {
-            self.write(id, move |state, _, _| admit::rotate_token(state, role))
+            self.write(id.clone(), move |state, _, _| admit::rotate_token(state, role))
                 .await?;
         }
         let mut serial = None;
