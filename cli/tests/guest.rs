@@ -104,6 +104,7 @@ fn trials(machines: Option<Arc<Machines>>) -> Vec<Trial> {
         ("a guest goes with its test, however that ends", hygiene),
         ("one host keeps the limits of cgroup v2", limits),
         ("one host comes back after a power cut", power_cut),
+        ("a kernel without IPv6, and one without its tables", without_ipv6),
         ("two hosts are a cluster and survive a power cut of one", cluster),
         ("two hosts encrypt, by the kernel and without it", encrypted),
     ];
@@ -246,6 +247,38 @@ fn cpu_share(guest: &mut Guest, group: &str) -> Result<f64, Failed> {
         return Err(format!("not four numbers: {text}").into());
     };
     Ok((after - before) / 1e6 / (ended - began))
+}
+
+/// Both go on with IPv4, and say what is missing.
+fn without_ipv6(machines: &Machines) -> Result<(), Failed> {
+    for (words, said) in [
+        ("ipv6.disable=1", "no IPv6 (it was started with ipv6.disable=1"),
+        (
+            "guest.lacks=nft_fib_ipv6,nft_fib_inet,nft_reject_ipv6",
+            "nft_fib_ipv6 and nft_reject_ipv6",
+        ),
+    ] {
+        let mut guest = machines.guest_with("a", 1, words)?;
+        let outcome = goes_on_with_ipv4(&mut guest, said);
+        told(outcome, &mut [&mut guest])?;
+    }
+    Ok(())
+}
+
+fn goes_on_with_ipv4(guest: &mut Guest, said: &str) -> Result<(), Failed> {
+    guest.until("the daemon answers", PATIENCE, "rswarm info", |_| true)?;
+    guest.ok("rswarm swarm init && rswarm image import /image.tar box:1")?;
+    guest.ok("rswarm network create --ipv6 both")?;
+    guest.ok("rswarm service create --name web --network both --publish 8080:80 --update-monitor 0s --stop-signal KILL box:1 sh -c 'mkdir -p /www; echo here > /www/index.html; exec httpd -f -p 80 -h /www'")?;
+    equal(
+        guest.ok("wget -q -O - http://10.77.0.1:8080/")?.as_str(),
+        "here\n",
+    )?;
+    equal(
+        guest.ok("rswarm exec web.1 wget -q -O - http://web/")?.as_str(),
+        "here\n",
+    )?;
+    contains(&guest.ok("cat /run/daemon.log")?, said)
 }
 
 fn power_cut(machines: &Machines) -> Result<(), Failed> {

@@ -264,7 +264,12 @@ impl Dataplane {
 
     /// Whether this host's kernel has IPv6. Where it has not, addresses of it are left out of everything.
     pub fn has_ipv6() -> bool {
-        uplink::families().contains(&Family::V6)
+        uplink::no_ipv6().is_none()
+    }
+
+    /// Why this host does without IPv6, if it does. Known once its dataplane is open.
+    pub fn no_ipv6() -> Option<String> {
+        uplink::no_ipv6()
     }
 
     /// The public key by which other hosts are to know this one, for encrypted networks.
@@ -345,7 +350,7 @@ impl Worker {
 
     fn open(config: &DataplaneConfig) -> Result<Self, NetError> {
         let transit = Transit::of(&config.name);
-        let families = uplink::families();
+        let mut families = uplink::families();
         let host = File::open("/proc/thread-self/ns/net").map_err(at("open the host's network namespace"))?;
         let path = Self::namespace(config);
         let fresh = !is_namespace(&path);
@@ -380,8 +385,14 @@ impl Worker {
         sys::enter(&inside).map_err(at("enter the dataplane's namespace"))?;
         let mut links = Socket::open(NETLINK_ROUTE).map_err(at("open netlink"))?;
         let mut tables = Socket::open(NETLINK_NETFILTER).map_err(at("open netlink"))?;
+        found::make_inner_tables(&mut tables, &transit, &[Family::V4])?;
+        if families.contains(&Family::V6)
+            && let Err(why) = found::make_inner_tables(&mut tables, &transit, &[Family::V6])
+        {
+            uplink::give_up_ipv6(&why)?;
+            families = uplink::families();
+        }
         uplink::inner_end(&mut links, &transit, families)?;
-        found::make_inner_tables(&mut tables, &transit, families)?;
         let mut wireguard = Wireguard::open(Self::secret(config), &inside, config.encryption);
         let found = found::look(
             &mut links,

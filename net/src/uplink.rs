@@ -3,6 +3,7 @@
 use std::fs;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use std::path::Path;
+use std::sync::OnceLock;
 
 use crate::dataplane::{NetError, at};
 use crate::family::Family;
@@ -26,13 +27,34 @@ pub(crate) const fn gateway(family: Family) -> IpAddr {
     }
 }
 
-/// The families that this kernel knows: one that was started with `ipv6.disable=1` has no IPv6.
+/// Why the kernel has no tables of IPv6, once that was found.
+static NO_TABLES: OnceLock<String> = OnceLock::new();
+
+/// Why this host does without IPv6, if it does: its kernel was started with `ipv6.disable=1`, or lacks parts of it.
+pub(crate) fn no_ipv6() -> Option<String> {
+    if !Path::new("/proc/sys/net/ipv6").exists() {
+        return Some("this host's kernel has no IPv6 (it was started with ipv6.disable=1?)".into());
+    }
+    NO_TABLES.get().cloned()
+}
+
+/// The families that are used.
 pub(crate) fn families() -> &'static [Family] {
-    if Path::new("/proc/sys/net/ipv6").exists() {
+    if no_ipv6().is_none() {
         Family::ALL
     } else {
         &[Family::V4]
     }
+}
+
+/// Does without IPv6 from now on, as its tables cannot be made; the thread is in the dataplane's namespace, through which nothing
+/// of it may pass then.
+pub(crate) fn give_up_ipv6(why: &NetError) -> Result<(), NetError> {
+    setting(Family::V6, "conf/all/disable_ipv6", "1")?;
+    let _ = NO_TABLES.set(format!(
+        "this host's kernel has IPv6, but not what its tables need (modules nft_fib_ipv6 and nft_reject_ipv6?): {why}"
+    ));
+    Ok(())
 }
 
 /// Names and addresses that follow from a dataplane's name.

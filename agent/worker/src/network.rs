@@ -73,11 +73,8 @@ impl Network {
                 None
             }
         };
-        if !Dataplane::has_ipv6() {
-            tracing::warn!(
-                "this host's kernel has no IPv6 (it was started with ipv6.disable=1?): its tasks are reached by their IPv4 \
-                 addresses alone"
-            );
+        if let Some(why) = Dataplane::no_ipv6() {
+            tracing::warn!("{why}: its tasks are reached by their IPv4 addresses alone");
         }
         Self {
             key: watch::Sender::new(key),

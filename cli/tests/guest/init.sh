@@ -19,9 +19,11 @@ for word in $(cat /proc/cmdline); do
     case "$word" in
     guest.name=*) hostname "${word#*=}" ;;
     guest.address=*) address="${word#*=}" ;;
+    guest.lacks=*) lacks=",${word#*=}," ;;
     esac
 done
 while read -r module; do
+    case "$lacks" in *",$module,"*) continue ;; esac
     insmod "/modules/$module.ko" || echo "guest: module $module was not loaded"
 done </modules/order
 ip link set lo up

@@ -61,6 +61,11 @@ impl Machines {
 
     /// A machine with an empty disk, switched on; one of that name is gone. Its address is 10.77.0.`number`.
     pub(crate) fn guest(&self, name: &str, number: u8) -> Result<Guest, Failed> {
+        self.guest_with(name, number, "")
+    }
+
+    /// The same, with more words for its kernel; `guest.lacks=MODULE,…` are not loaded.
+    pub(crate) fn guest_with(&self, name: &str, number: u8, words: &str) -> Result<Guest, Failed> {
         let disk = self.dir.path().join(format!("{name}.disk"));
         fs::File::create(&disk)?.set_len(DISK)?;
         let made = Command::new("mke2fs")
@@ -74,6 +79,7 @@ impl Machines {
         let mut guest = Guest {
             name: name.into(),
             number,
+            words: words.into(),
             dir: self.dir.path().to_owned(),
             kernel: self.kernel.clone(),
             wire: self.wire.clone(),
@@ -89,6 +95,7 @@ impl Machines {
 pub(crate) struct Guest {
     name: String,
     number: u8,
+    words: String,
     dir: PathBuf,
     kernel: PathBuf,
     wire: Wire,
@@ -135,8 +142,8 @@ impl Guest {
             .args(["-initrd", "initramfs"]);
         // Guards against attacks on processors only cost here, and a panic is to end the machine.
         command.arg("-append").arg(format!(
-            "console=ttyS0 loglevel=4 mitigations=off panic=-1 guest.name={} guest.address=10.77.0.{}/24",
-            self.name, self.number
+            "console=ttyS0 loglevel=4 mitigations=off panic=-1 guest.name={} guest.address=10.77.0.{}/24 {}",
+            self.name, self.number, self.words
         ));
         command.arg("-serial").arg(format!("file:{}.console", self.name));
         // Its standard input and output are the other ends of our sockets: no file, no port, and gone with either of us.
