@@ -22,6 +22,7 @@ mod ports_are_unique;
 mod rollback_is_final;
 mod rollout_keeps_serving;
 mod same_state;
+mod scaling_is_no_rollout;
 mod secrets_stay_near;
 mod session_is_current;
 mod slots_match_replicas;
@@ -99,6 +100,7 @@ const ALWAYS: &[Always] = &[
     ("ports_are_unique", "I30", ports_are_unique::check),
     ("rollback_is_final", "I36", rollback_is_final::check),
     ("rollout_keeps_serving", "I34", rollout_keeps_serving::check),
+    ("scaling_is_no_rollout", "D4, D5", scaling_is_no_rollout::check),
     ("secrets_stay_near", "I43", secrets_stay_near::check),
     ("session_is_current", "I39", session_is_current::check),
     ("state_grows", "I12", state_grows::check),

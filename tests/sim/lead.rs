@@ -17,8 +17,10 @@ const FALLS_COUNTING: u64 = 5;
 impl Cluster {
     /// The state a plan is made on: with the planted bug, failures of rollouts are counted in memory alone.
     fn remembered(&self) -> State {
-        if self.plant != Some(Plant::CountersInRam) {
-            return self.state.clone();
+        match self.plant {
+            Some(Plant::CountersInRam) => {}
+            Some(Plant::FreesEarly) => return self.freed_early(),
+            Some(_) | None => return self.state.clone(),
         }
         let forget = |object: Object| match object {
             Object::Service(s) if s.update.is_some() => {
@@ -35,6 +37,33 @@ impl Cluster {
             other => other,
         };
         State::from_objects(self.state.index(), self.state.objects().map(forget))
+    }
+
+    /// With the planted bug, what tasks hold that are told to stop counts as free.
+    fn freed_early(&self) -> State {
+        let free = |object: Object| match object {
+            Object::Task(t) if !t.desired.is_live() => {
+                let mut task = (*t).clone();
+                task.addresses.clear();
+                Object::Task(task.into())
+            }
+            other => other,
+        };
+        State::from_objects(self.state.index(), self.state.objects().map(free))
+    }
+
+    /// With the same bug, they keep it all the same.
+    fn give_back(&self, txn: &mut Txn) {
+        for action in &mut txn.actions {
+            if let Action::Put(Object::Task(task)) = action
+                && let Some(known) = self.state.task(task.id)
+                && task.addresses.is_empty()
+            {
+                let mut whole = (**task).clone();
+                whole.addresses.clone_from(&known.addresses);
+                *task = whole.into();
+            }
+        }
     }
 
     fn keep_counters(&mut self, txn: &Txn) {
@@ -85,7 +114,10 @@ impl Cluster {
             let dirty = self.dirty.take();
             let now = self.managers.log_now(self.now);
             let unheard = self.unheard();
-            let next = plan(&self.remembered(), &dirty, &unheard, now, &mut self.rng);
+            let mut next = plan(&self.remembered(), &dirty, &unheard, now, &mut self.rng);
+            if self.plant == Some(Plant::FreesEarly) {
+                self.give_back(&mut next.txn);
+            }
             self.keep_counters(&next.txn);
             for (id, at) in &next.wake {
                 self.wake

@@ -159,6 +159,9 @@ impl Cluster {
             if self.plant == Some(Plant::KeptSecrets) {
                 diff.remove_secrets.clear();
             }
+            if self.plant == Some(Plant::KeepsForgotten) {
+                diff.remove_tasks.clear();
+            }
             let changed = !diff.is_empty();
             agent::apply(view, diff);
             let (message, free) = self.drains.send(

@@ -279,7 +279,11 @@ impl Cluster {
         }
         let choice = self.rng.below(100);
         if choice < 4 {
-            manager.state = State::from_snapshot(self.state.index(), self.state.time(), self.state.objects());
+            let mut objects: Vec<Object> = self.state.objects().collect();
+            if self.plant == Some(Plant::ShortSnapshot) {
+                objects.pop();
+            }
+            manager.state = State::from_snapshot(self.state.index(), self.state.time(), objects);
             manager.clock.applied(self.state.time(), now);
             manager.applied = end;
             manager.take_snapshot();

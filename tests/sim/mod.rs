@@ -48,11 +48,21 @@ pub enum Plant {
     TrustsUnheard,
     /// A task that is to stop waits for nobody.
     StopsAtOnce,
+    /// The allocator gives an address again as soon as its task is told to stop.
+    FreesEarly,
+    /// Scaling forgets the rollout under way, as in Docker (trap D4).
+    ScaleResumes,
+    /// Scaling takes the place of the spec to go back to, as in Docker (trap D5).
+    ScaleOverwrites,
+    /// The last piece of a snapshot does not reach the manager that is given it.
+    ShortSnapshot,
+    /// A node is not told that a task was forgotten.
+    KeepsForgotten,
 }
 
 impl Plant {
     /// Every one.
-    pub const ALL: [Self; 9] = [
+    pub const ALL: [Self; 14] = [
         Self::NoSessionCheck,
         Self::CountersInRam,
         Self::KillsOnStart,
@@ -62,6 +72,11 @@ impl Plant {
         Self::EarlyReplacement,
         Self::TrustsUnheard,
         Self::StopsAtOnce,
+        Self::FreesEarly,
+        Self::ScaleResumes,
+        Self::ScaleOverwrites,
+        Self::ShortSnapshot,
+        Self::KeepsForgotten,
     ];
 
     /// The properties that are about it.
@@ -76,6 +91,11 @@ impl Plant {
             Self::EarlyReplacement => &["I21b"],
             Self::TrustsUnheard => &["I26"],
             Self::StopsAtOnce => &["I33"],
+            Self::FreesEarly => &["I28"],
+            Self::ScaleResumes => &["D4"],
+            Self::ScaleOverwrites => &["D5"],
+            Self::ShortSnapshot => &["applied the same log to another state", "is lost"],
+            Self::KeepsForgotten => &["I10", "I40"],
         }
     }
 }

@@ -1,12 +1,13 @@
 //! What users do: services made, changed, scaled, rolled back and removed, nodes drained, stacks deployed.
 
 use std::net::Ipv6Addr;
+use std::sync::Arc;
 use std::time::Duration;
 
 use manager_core::admit::Steer;
-use manager_core::{Admitted, Refusal, RefusalKind, admit};
+use manager_core::{Action, Admitted, Refusal, RefusalKind, admit};
 use model::NanoCpus;
-use model::object::{Availability, Service, UpdateState};
+use model::object::{Availability, Object, Service, UpdateState};
 use model::spec::{
     FailureAction, FileTarget, NetworkAttachment, NetworkSpec, OnDisconnect, Placement, PortSpec,
     PublishMode, RestartCondition, STACK_LABEL, SecretRef, SecretSpec, ServiceMode, ServiceSpec, StackSpec,
@@ -15,6 +16,7 @@ use model::spec::{
 use model::task_state::{DesiredState, TaskState};
 use model::{NetworkId, SecretId};
 
+use super::Plant;
 use super::cluster::Cluster;
 use super::log::Source;
 
@@ -50,6 +52,7 @@ impl Cluster {
                 let replicas = u32::try_from(self.rng.below(REPLICAS_MAX + 1)).unwrap_or(1);
                 self.healthy_updates.remove(&s.id);
                 let scaled = admit::scale_services(&self.state, &[(s.spec.name.clone(), replicas)]);
+                let scaled = scaled.map(|admitted| self.as_docker_scales(admitted, &s));
                 self.ask("scales", scaled)
             }
             (12, Some(s)) => {
@@ -84,6 +87,21 @@ impl Cluster {
             (20..=23, Some(s)) if s.is_between_specs() => self.steer(&s),
             _ => Ok(()),
         }
+    }
+
+    /// What Docker's Swarm writes as well when a service is scaled, where that bug is planted.
+    fn as_docker_scales(&self, mut admitted: Admitted, before: &Service) -> Admitted {
+        for action in &mut admitted.txn.actions {
+            if let Action::Put(Object::Service(service)) = action {
+                let service = Arc::make_mut(service);
+                match self.plant {
+                    Some(Plant::ScaleResumes) => service.update = None,
+                    Some(Plant::ScaleOverwrites) => service.previous_spec = Some(before.spec.clone()),
+                    Some(_) | None => {}
+                }
+            }
+        }
+        admitted
     }
 
     fn steer(&mut self, service: &Service) -> Result<(), String> {
