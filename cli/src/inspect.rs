@@ -150,6 +150,9 @@ pub(crate) fn spec(s: &ServiceSpec) -> Value {
             ServiceMode::Replicated { replicas } => json!({"Replicated": {"Replicas": replicas}}),
             ServiceMode::Global => json!({"Global": {}}),
         },
+        "Autoscale": s.autoscale.as_ref().map(|a| json!({
+            "Min": a.min, "Max": a.max, "CPU": a.cpu, "Memory": a.memory, "ScaleDownAfter": ns(a.scale_down_after),
+        })),
         "UpdateConfig": update(&s.update),
         "RollbackConfig": update(&s.rollback),
         "EndpointSpec": {
@@ -177,6 +180,9 @@ pub(crate) fn service(s: &Service, for_people: bool) -> Value {
         "UpdateStatus": s.update.as_ref().map(|u| json!({
             "State": u.state.as_str(), "StartedAt": u.started_at.rfc3339(),
             "CompletedAt": u.completed_at.map(model::Timestamp::rfc3339), "Message": u.message,
+        })),
+        "Scaled": s.scaled.as_ref().map(|s| json!({
+            "At": s.at.rfc3339(), "From": s.from, "To": s.to, "Why": s.why,
         })),
         "Endpoint": {
             "Ports": s.endpoint.ports.iter().map(port).collect::<Vec<_>>(),

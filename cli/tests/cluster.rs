@@ -2,6 +2,8 @@
 //!
 //! Needs root and busybox. Every scenario has hosts of its own, reads like an operator's report, and leaves nothing.
 
+#[path = "cluster/autoscale.rs"]
+mod autoscale;
 #[path = "cluster/bed.rs"]
 mod bed;
 #[path = "cluster/crashes.rs"]
@@ -229,6 +231,11 @@ const ALL: &[(&str, Start, Scenario)] = &[
         "rollouts are steered",
         Start::Cluster(1, 1),
         rollouts::rollouts_are_steered,
+    ),
+    (
+        "load chooses the replicas",
+        Start::Cluster(3, 0),
+        autoscale::load_chooses_the_replicas,
     ),
     (
         "nodes are chosen by what they are, and say why not",

@@ -5,11 +5,11 @@ use std::str::FromStr;
 use std::time::Duration;
 
 use model::spec::{
-    ConfigRef, ConfigSpec, ContainerSpec, DnsConfig, EndpointMode, EndpointSpec, FailureAction, FileTarget,
-    Healthcheck, Labels, Limits, LogDriver, Mount, MountKind, NetworkAttachment, NetworkSpec, OnDisconnect,
-    Placement, PortSpec, Protocol, PublishMode, Reservations, Resources, RestartCondition, RestartPolicy,
-    STACK_LABEL, SecretRef, SecretSpec, ServiceMode, ServiceSpec, StackSpec, TaskSpec, Ulimit, UpdateConfig,
-    UpdateOrder, check_name,
+    Autoscale, ConfigRef, ConfigSpec, ContainerSpec, DnsConfig, EndpointMode, EndpointSpec, FailureAction,
+    FileTarget, Healthcheck, Labels, Limits, LogDriver, Mount, MountKind, NetworkAttachment, NetworkSpec,
+    OnDisconnect, Placement, PortSpec, Protocol, PublishMode, Reservations, Resources, RestartCondition,
+    RestartPolicy, SCALE_DOWN_AFTER, STACK_LABEL, SecretRef, SecretSpec, ServiceMode, ServiceSpec, StackSpec,
+    TaskSpec, Ulimit, UpdateConfig, UpdateOrder, check_name,
 };
 use model::units::parse_duration;
 use model::{Bytes, ConfigId, NanoCpus, NetworkId, SecretId};
@@ -348,7 +348,29 @@ impl Converter<'_> {
             update: update(node, "update_config"),
             rollback: update(node, "rollback_config"),
             endpoint: Self::endpoint(node),
+            autoscale: self.autoscale(&path, node),
         }
+    }
+
+    fn autoscale(&mut self, path: &str, node: &Node) -> Option<Autoscale> {
+        let rule = at(node, &["deploy", "autoscale"])?;
+        let bound = |key: &str| parsed::<u32>(rule, &[key]);
+        let (Some(min), Some(max)) = (bound("min"), bound("max")) else {
+            let path = format!("{path}.deploy.autoscale");
+            self.report.problem(
+                rule.at,
+                &path,
+                "min and max are needed: between them the cluster chooses",
+            );
+            return None;
+        };
+        Some(Autoscale {
+            min,
+            max,
+            cpu: bound("cpu"),
+            memory: bound("memory"),
+            scale_down_after: duration(rule, &["scale_down_after"]).unwrap_or(SCALE_DOWN_AFTER),
+        })
     }
 
     fn mode(&mut self, path: &str, node: &Node) -> ServiceMode {

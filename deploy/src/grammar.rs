@@ -3,8 +3,8 @@
 use std::collections::BTreeMap;
 
 use model::spec::{
-    ConfigRef, FileTarget, Mount, MountKind, NetworkAttachment, OnDisconnect, PortSpec, Protocol,
-    PublishMode, SecretRef, Ulimit,
+    Autoscale, ConfigRef, FileTarget, Mount, MountKind, NetworkAttachment, OnDisconnect, PortSpec, Protocol,
+    PublishMode, SCALE_DOWN_AFTER, SecretRef, Ulimit,
 };
 use model::units::parse_duration;
 use model::{Bytes, ConfigId, NetworkId, SecretId};
@@ -265,6 +265,43 @@ pub fn parse_secret(text: &str) -> Result<SecretRef, String> {
         name,
         target,
     })
+}
+
+/// `min=2,max=8,cpu=60,memory=80,scale_down_after=5m`, or `none`.
+///
+/// # Errors
+/// What is wrong with it.
+pub fn parse_autoscale(text: &str) -> Result<Option<Autoscale>, String> {
+    if text == "none" {
+        return Ok(None);
+    }
+    let (mut min, mut max) = (None, None);
+    let mut rule = Autoscale {
+        min: 0,
+        max: 0,
+        cpu: None,
+        memory: None,
+        scale_down_after: SCALE_DOWN_AFTER,
+    };
+    for field in text.split(',') {
+        let wrong = || format!("autoscale: {field}: write min=2,max=8,cpu=60,memory=80,scale_down_after=5m");
+        let (key, value) = field.split_once('=').ok_or_else(wrong)?;
+        let number = || value.trim_end_matches('%').parse::<u32>().map_err(|_| wrong());
+        match key {
+            "min" => min = Some(number()?),
+            "max" => max = Some(number()?),
+            "cpu" => rule.cpu = Some(number()?),
+            "memory" => rule.memory = Some(number()?),
+            "scale_down_after" => {
+                rule.scale_down_after = parse_duration(value).map_err(|e| format!("autoscale: {e}"))?;
+            }
+            _ => return Err(wrong()),
+        }
+    }
+    let (Some(min), Some(max)) = (min, max) else {
+        return Err("autoscale: min and max are needed: between them the cluster chooses".into());
+    };
+    Ok(Some(Autoscale { min, max, ..rule }))
 }
 
 /// `keep`, or `stop-after=TIME`.

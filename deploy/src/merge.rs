@@ -41,6 +41,7 @@ pub(crate) fn merge(base: Node, over: Node, shape: &Shape) -> Node {
         | Shape::Duration
         | Shape::Size
         | Shape::Cpus
+        | Shape::Percent
         | Shape::Mode
         | Shape::Restart
         | Shape::Command

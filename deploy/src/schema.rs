@@ -28,6 +28,8 @@ pub(crate) enum Shape {
     Size,
     /// A number of CPUs.
     Cpus,
+    /// Per cent, such as `60` or `60%`.
+    Percent,
     /// Permission bits, octal.
     Mode,
     /// `no`, `always`, `unless-stopped`, `on-failure[:n]`.
@@ -291,6 +293,16 @@ const DEPLOY: Shape = Shape::Object(&[
         ]),
     ),
     used("on_disconnect", Shape::OnDisconnect),
+    used(
+        "autoscale",
+        Shape::Object(&[
+            used("min", Shape::Int(1, model::spec::REPLICAS_MAX as i64)),
+            used("max", Shape::Int(1, model::spec::REPLICAS_MAX as i64)),
+            used("cpu", Shape::Percent),
+            used("memory", Shape::Percent),
+            used("scale_down_after", Shape::Duration),
+        ]),
+    ),
 ]);
 
 const UPDATE: Shape = Shape::Object(&[
@@ -498,6 +510,13 @@ pub(crate) fn normalise(node: &Node, shape: &Shape, path: &str, report: &mut Rep
                 Err(e) => refuse(e.to_string()),
             },
             None => refuse(must("a number of CPUs such as 0.5")),
+        },
+        Shape::Percent => match node.scalar() {
+            Some(t) => match t.trim_end_matches('%').trim_end().parse::<u32>() {
+                Ok(n @ 1..=1000) => Some(Node::text(at, n.to_string())),
+                Ok(_) | Err(_) => refuse(format!("\"{t}\" is no number of per cent from 1 to 1000")),
+            },
+            None => refuse(must("a number of per cent such as 60%")),
         },
         Shape::Mode => mode(node, path, report),
         Shape::Restart => match node.scalar() {

@@ -287,6 +287,8 @@ pub struct Service {
     pub history: Vec<Arc<Revision>>,
     /// The rollout of the last change, if there was one.
     pub update: Option<UpdateStatus>,
+    /// What the cluster itself scaled last.
+    pub scaled: Option<Scaled>,
     /// Published ports, with the chosen numbers, and virtual addresses.
     pub endpoint: Endpoint,
 }
@@ -313,6 +315,19 @@ pub struct Made {
     pub cause: String,
 }
 
+/// A change of the replicas by the cluster itself.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Scaled {
+    /// When, by the clock of the log.
+    pub at: Timestamp,
+    /// Replicas before.
+    pub from: u32,
+    /// Replicas since.
+    pub to: u32,
+    /// What was seen.
+    pub why: String,
+}
+
 /// Most specs kept beside the present one.
 pub const REVISIONS_MAX: usize = 20;
 /// Most bytes of them all, roughly: they are written with each change of the service.
@@ -331,6 +346,7 @@ impl Service {
             made: None,
             history: Vec::new(),
             update: None,
+            scaled: None,
             endpoint: Endpoint::default(),
         }
     }

@@ -1,5 +1,6 @@
 //! What the user asked for; never edited by us.
 
+mod autoscale;
 mod container;
 mod disconnect;
 mod image;
@@ -10,6 +11,7 @@ mod service;
 mod stack;
 mod update;
 
+pub use autoscale::*;
 pub use container::*;
 pub use disconnect::*;
 pub use image::*;

@@ -92,8 +92,8 @@ impl Plant {
             Self::TrustsUnheard => &["I26"],
             Self::StopsAtOnce => &["I33"],
             Self::FreesEarly => &["I28"],
-            Self::ScaleResumes => &["D4"],
-            Self::ScaleOverwrites => &["D5"],
+            Self::ScaleResumes => &["(D4): "],
+            Self::ScaleOverwrites => &["(D5): "],
             Self::ShortSnapshot => &["applied the same log to another state", "is lost"],
             Self::KeepsForgotten => &["I10", "I40"],
         }

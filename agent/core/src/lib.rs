@@ -18,5 +18,6 @@ pub mod step;
 pub mod net;
 pub mod outbox;
 pub mod pulse;
+pub mod usage;
 
 pub use step::{LocalTask, Seen, Step, keeps_files, next_step, state_of};

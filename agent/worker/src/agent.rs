@@ -96,6 +96,8 @@ pub(crate) struct Shared {
     pub(crate) fetcher: Arc<Fetcher>,
     pub(crate) contact: Contact,
     pub(crate) kept: Kept,
+    /// The managers ask what tasks use.
+    pub(crate) measures: watch::Sender<bool>,
 }
 
 impl Agent {
@@ -134,6 +136,7 @@ impl Agent {
             role: watch::Sender::new(None),
             contact: Contact::open(config.data_dir.join("contact")),
             kept: Kept::new(config.data_dir.join("assigned")),
+            measures: watch::Sender::new(false),
             config,
         };
         Ok(Self {

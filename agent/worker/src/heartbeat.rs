@@ -73,6 +73,7 @@ pub(crate) async fn run(
                     Ok(reply) => {
                         beats.answered(sent, period(reply.heartbeat_ns));
                         shared.contact.heard(sent);
+                        shared.measures.send_if_modified(|asked| std::mem::replace(asked, reply.measure) != reply.measure);
                         refused = false;
                     }
                     // The connection broke; the first is also that of everything else.

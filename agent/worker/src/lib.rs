@@ -13,6 +13,7 @@ mod kept;
 mod link;
 mod report;
 mod session;
+mod usage;
 
 // Images from and for other nodes.
 mod fetch;

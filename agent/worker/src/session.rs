@@ -23,6 +23,7 @@ use crate::identity::{self, Told};
 use crate::link::Link;
 use crate::report;
 use crate::tasks::Tasks;
+use crate::usage;
 
 /// Largest frame a manager sends.
 const FRAME_MAX: usize = 8 << 20;
@@ -223,12 +224,14 @@ async fn serve(shared: &Arc<Shared>, tasks: &mut Tasks, search: &mut Search, tar
     let reports = report::run(shared.clone(), client.clone(), session.clone());
     let done = watch::Sender::new(0);
     let acknowledgements = acknowledge(client.clone(), session.clone(), done.subscribe());
+    let usage = usage::run(shared, client.clone(), session.clone());
     let assignments = assignments(client, session, tasks, &done);
     let renewals = identity::renew(shared, channel, told.subscribe());
     tokio::select! {
         status = heartbeat => status.into(),
         status = reports => status.into(),
         ended = assignments => ended,
+        () = usage => String::from("what tasks use is not measured any more").into(),
         () = acknowledgements => String::from("nothing is acknowledged any more").into(),
         () = renewals => String::from("this node has no identity any more").into(),
         _ = raft_id.changed() => Ended {

@@ -103,6 +103,10 @@ pub(crate) struct SpecArgs {
     rollback_max_failure_ratio: Option<f64>,
     #[arg(long)]
     rollback_order: Option<String>,
+    /// Let the cluster choose the replicas: min=2,max=8,cpu=60,memory=80,scale_down_after=5m, where cpu and memory are per cent of
+    /// what a task reserves (else of its limit, else of one CPU); `none` ends that.
+    #[arg(long, value_name = "RULE")]
+    autoscale: Option<String>,
     /// As --update-deadline.
     #[arg(long)]
     rollback_deadline: Option<String>,
@@ -363,6 +367,9 @@ impl SpecArgs {
             s.task.on_disconnect = grammar::parse_on_disconnect(text)?;
         }
         self.rollout(s)?;
+        if let Some(text) = &self.autoscale {
+            s.autoscale = grammar::parse_autoscale(text)?;
+        }
         if let Some(mode) = &self.endpoint_mode {
             s.endpoint.mode = match mode.as_str() {
                 "vip" => EndpointMode::Vip,

@@ -13,6 +13,8 @@ use crate::state::State;
 
 /// Time between two looks: what many say within it is one entry.
 pub const LOOK_EVERY: Duration = Duration::from_secs(2);
+/// A node is blamed no sooner than at this look since it is heard of: what was said of one that was cut off, or had no power, is old.
+const STEADY: u32 = 4;
 /// Most nodes that one node may say it does not reach; of more it says the first.
 pub const SAID_MAX: usize = 256;
 
@@ -20,6 +22,8 @@ pub const SAID_MAX: usize = 256;
 #[derive(Debug, Default)]
 pub struct Watch {
     said: BTreeMap<NodeId, BTreeSet<NodeId>>,
+    /// At how many looks in a row a node was heard of.
+    heard: BTreeMap<NodeId, u32>,
 }
 
 impl Watch {
@@ -35,9 +39,15 @@ impl Watch {
         let is_ready = |n: &Node| n.status.state == NodeState::Ready;
         let ready = |id: &NodeId| state.node(*id).is_some_and(|n| is_ready(n));
         self.said.retain(|id, _| ready(id));
+        self.heard.retain(|id, _| ready(id));
+        for node in state.nodes().filter(|n| is_ready(n)) {
+            let looks = self.heard.entry(node.id).or_default();
+            *looks = looks.saturating_add(1);
+        }
+        let steady = |id: &NodeId| self.heard.get(id).is_some_and(|looks| *looks >= STEADY);
         let mut pairs = BTreeSet::new();
-        for (node, others) in &self.said {
-            let others = others.iter().filter(|other| *other != node && ready(other));
+        for (node, others) in self.said.iter().filter(|(node, _)| steady(node)) {
+            let others = others.iter().filter(|other| *other != node && steady(other));
             pairs.extend(others.map(|other| (*node.min(other), *node.max(other))));
         }
         let blamed = blame(pairs);
@@ -142,9 +152,11 @@ mod tests {
         let written = |changes: Vec<(NodeId, NodeStatus)>| -> Vec<(u128, Vec<NodeId>)> {
             changes.into_iter().map(|(id, s)| (id.0, s.unreached)).collect()
         };
-        assert_eq!(watch.review(&well), []);
         watch.say(NodeId(1), ids(&[3, 3, 1, 77]));
         watch.say(NodeId(2), ids(&[3]));
+        for _ in 1..STEADY {
+            assert_eq!(watch.review(&well), [], "it may have been heard of for a moment");
+        }
         assert_eq!(
             written(watch.review(&well)),
             [(3, ids(&[1, 2]))],
@@ -161,6 +173,11 @@ mod tests {
         assert_eq!(written(next.review(&marked)), [(3, vec![])]);
         // A host that is down is reached by nobody, and that is no news.
         assert_eq!(watch.review(&with(&[&[], &[], &[]], 3)), []);
+        // Nor is what is still said of it when it is back.
+        for _ in 1..STEADY {
+            assert_eq!(watch.review(&well), []);
+        }
+        assert_eq!(written(watch.review(&well)), [(3, ids(&[1, 2]))]);
         let many: Vec<NodeId> = (0..1_000).map(NodeId).collect();
         watch.say(NodeId(1), many);
         assert_eq!(watch.said[&NodeId(1)].len(), SAID_MAX);

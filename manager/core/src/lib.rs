@@ -20,6 +20,7 @@ pub mod schedule;
 
 // What nodes are told, and what is heard of them.
 pub mod assignments;
+pub mod autoscale;
 pub mod data_plane;
 pub mod drains;
 pub mod images;

@@ -5,8 +5,10 @@ mod frames;
 mod health;
 mod images;
 mod reports;
+mod usage;
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::sync::atomic::AtomicBool;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
@@ -73,6 +75,9 @@ pub(crate) struct Dispatcher {
     drains: Mutex<Drains>,
     /// Who does not reach whom.
     unreached: Mutex<manager_core::data_plane::Watch>,
+    scaler: Mutex<manager_core::autoscale::Scaler>,
+    /// Nodes are to say what their tasks use.
+    measures: AtomicBool,
     news: Mutex<Arc<News>>,
     /// The term this dispatcher is ready to lead in: what an earlier leadership knew is forgotten.
     ready: watch::Sender<u64>,
@@ -142,12 +147,15 @@ impl Dispatcher {
             views: Mutex::default(),
             drains: Mutex::default(),
             unreached: Mutex::default(),
+            scaler: Mutex::default(),
+            measures: AtomicBool::new(false),
             news: Mutex::default(),
             ready: watch::Sender::new(0),
         });
         tasks.spawn(route(dispatcher.clone(), dispatcher.log.subscribe()));
         tasks.spawn(health::watch(dispatcher.clone()));
         tasks.spawn(data_plane::watch(dispatcher.clone()));
+        tasks.spawn(usage::watch(dispatcher.clone()));
         dispatcher
     }
 
@@ -398,7 +406,7 @@ impl Dispatcher {
         known.then_some(heartbeat).ok_or_else(no_session)
     }
 
-    fn check(&self, node: NodeId, session: &str) -> Result<Arc<Notify>, Status> {
+    pub(crate) fn check(&self, node: NodeId, session: &str) -> Result<Arc<Notify>, Status> {
         self.leads()?;
         let nodes = self.nodes();
         let current = nodes.watch.is_current(node, session);

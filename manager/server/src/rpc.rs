@@ -7,8 +7,9 @@ use tonic::{Request, Response, Status};
 
 use std::sync::Arc;
 
+use manager_core::autoscale::Usage;
 use manager_core::{State, admit};
-use model::NodeId;
+use model::{Bytes, NanoCpus, NodeId};
 use proto::authz::Caller;
 use proto::status;
 
@@ -77,7 +78,30 @@ impl Dispatcher for DispatcherRpc {
             dispatcher.unreached(node, &unreached.nodes);
         }
         let heartbeat_ns = u64::try_from(period.as_nanos()).unwrap_or(u64::MAX);
-        Ok(Response::new(wire::HeartbeatReply { heartbeat_ns }))
+        let measure = dispatcher.measures();
+        Ok(Response::new(wire::HeartbeatReply {
+            heartbeat_ns,
+            measure,
+        }))
+    }
+
+    async fn report_usage(
+        &self,
+        request: Request<wire::ReportUsageRequest>,
+    ) -> Result<Response<wire::ReportUsageReply>, Status> {
+        let node = node(&request)?;
+        let request = request.into_inner();
+        let dispatcher = &self.cluster()?.dispatcher;
+        dispatcher.check(node, &request.session)?;
+        let usage = request.usage.into_iter().filter_map(|used| {
+            let usage = Usage {
+                cpu: NanoCpus(used.nano_cpus),
+                memory: Bytes(used.memory_bytes),
+            };
+            Some((used.task.parse().ok()?, usage))
+        });
+        dispatcher.used(node, usage);
+        Ok(Response::new(wire::ReportUsageReply {}))
     }
 
     async fn assignments(

@@ -1,8 +1,8 @@
 //! A service: how many tasks of which shape, and how they change.
 
 use super::{
-    ContainerSpec, EndpointSpec, Labels, LogDriver, NetworkAttachment, OnDisconnect, Placement, Resources,
-    RestartPolicy, UpdateConfig,
+    Autoscale, ContainerSpec, EndpointSpec, Labels, LogDriver, NetworkAttachment, OnDisconnect, Placement,
+    Resources, RestartPolicy, UpdateConfig,
 };
 
 /// A service as the user wants it.
@@ -22,6 +22,8 @@ pub struct ServiceSpec {
     pub rollback: UpdateConfig,
     /// Names and ports under which the service is reached.
     pub endpoint: EndpointSpec,
+    /// By what the cluster chooses the replicas; absent: they are as many as were asked for.
+    pub autoscale: Option<Autoscale>,
 }
 
 impl ServiceSpec {

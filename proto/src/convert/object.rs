@@ -342,6 +342,12 @@ impl From<&m::Service> for w::Service {
             previous_version: s.previous_version,
             made: s.made.as_ref().map(Into::into),
             history: s.history.iter().map(|r| (&**r).into()).collect(),
+            scaled: s.scaled.as_ref().map(|s| w::Scaled {
+                at_ms: s.at.0,
+                from: s.from,
+                to: s.to,
+                why: s.why.clone(),
+            }),
         }
     }
 }
@@ -402,6 +408,12 @@ impl TryFrom<w::Service> for m::Service {
                 .map(|r| r.try_into().map(Arc::new))
                 .collect::<Result<_, _>>()?,
             update: s.update.map(TryInto::try_into).transpose()?,
+            scaled: s.scaled.map(|s| m::Scaled {
+                at: Timestamp(s.at_ms),
+                from: s.from,
+                to: s.to,
+                why: s.why,
+            }),
             endpoint: m::Endpoint {
                 ports: all(s.ports)?,
                 vips: addresses(s.vips)?,

@@ -23,6 +23,13 @@ impl From<&m::ServiceSpec> for w::ServiceSpec {
             update: Some((&s.update).into()),
             rollback: Some((&s.rollback).into()),
             endpoint: Some((&s.endpoint).into()),
+            autoscale: s.autoscale.as_ref().map(|a| w::Autoscale {
+                min: a.min,
+                max: a.max,
+                cpu_percent: a.cpu,
+                memory_percent: a.memory,
+                scale_down_after_ns: nanos(a.scale_down_after),
+            }),
         }
     }
 }
@@ -41,6 +48,13 @@ impl TryFrom<w::ServiceSpec> for m::ServiceSpec {
             update: need(s.update, "update")?.try_into()?,
             rollback: need(s.rollback, "rollback")?.try_into()?,
             endpoint: need(s.endpoint, "endpoint")?.try_into()?,
+            autoscale: s.autoscale.map(|a| m::Autoscale {
+                min: a.min,
+                max: a.max,
+                cpu: a.cpu_percent,
+                memory: a.memory_percent,
+                scale_down_after: Duration::from_nanos(a.scale_down_after_ns),
+            }),
         })
     }
 }

@@ -47,6 +47,9 @@ pub(super) fn add(
     validate::service(&spec)?;
     known_by_hosts(scratch, &spec)?;
     resolve(scratch, &mut spec)?;
+    if let (Some(rule), ServiceMode::Replicated { replicas }) = (&spec.autoscale, &mut spec.mode) {
+        *replicas = (*replicas).clamp(rule.min, rule.max);
+    }
     if scratch.named(Kind::Service, &spec.name).is_some() {
         return Err(Refusal::taken(Kind::Service, &spec.name));
     }
@@ -71,6 +74,10 @@ fn known_by_hosts(state: &State, spec: &ServiceSpec) -> Result<(), Refusal> {
     if let Some(port) = spec.endpoint.ports.iter().find(|p| p.proxy) {
         let what = format!("service {}: proxy_protocol of port {}", spec.name, port.target);
         level::needs(state, Level::PROXY, &what, "not say who the client is")?;
+    }
+    if spec.autoscale.is_some() {
+        let what = format!("service {}: autoscale", spec.name);
+        level::needs(state, Level::AUTOSCALE, &what, "forget the rule")?;
     }
     let late = |u: &UpdateConfig| u.progress_deadline != PROGRESS_DEADLINE;
     if spec.update.canary > 0 || late(&spec.update) || late(&spec.rollback) {
@@ -178,6 +185,7 @@ pub(super) fn change(
     known_by_hosts(scratch, &spec)?;
     resolve(scratch, &mut spec)?;
     let old = &service.spec;
+    keep_scaled(&mut spec, old);
     if spec.name != old.name {
         return Err(Refusal::invalid(format!(
             "service {} cannot be renamed: create {} and remove the old one",
@@ -203,6 +211,21 @@ pub(super) fn change(
         scratch.edit_service(id, |s| s.spec = Arc::new(spec));
     }
     Ok(())
+}
+
+/// The cluster's own choice stands while it has one: who deploys a file again does not know it.
+fn keep_scaled(spec: &mut ServiceSpec, old: &ServiceSpec) {
+    if let (Some(rule), Some(_)) = (&spec.autoscale, &old.autoscale)
+        && let (ServiceMode::Replicated { replicas: new }, ServiceMode::Replicated { replicas }) =
+            (&mut spec.mode, &old.mode)
+    {
+        *new = match (*new, *replicas) {
+            (0, _) => 0,
+            // Somebody had stopped it.
+            (asked, 0) => asked.clamp(rule.min, rule.max),
+            (_, scaled) => scaled.clamp(rule.min, rule.max),
+        };
+    }
 }
 
 /// The ports that belong to tasks: they change with a task, unlike those of the cluster.
@@ -235,6 +258,15 @@ pub fn scale_services(state: &State, scales: &[(String, u32)]) -> Result<Admitte
             return Err(Refusal::invalid(format!(
                 "service {}: {replicas} replicas are more than the {REPLICAS_MAX} one service may have",
                 service.spec.name
+            )));
+        }
+        if let Some(rule) = &service.spec.autoscale
+            && *replicas != 0
+            && !(rule.min..=rule.max).contains(replicas)
+        {
+            return Err(Refusal::invalid(format!(
+                "service {} is scaled by the cluster between {} and {}, or stopped with 0: change its autoscale rule first",
+                service.spec.name, rule.min, rule.max
             )));
         }
         let replicas = *replicas;

@@ -4,9 +4,9 @@ use std::time::Duration;
 
 use model::object::Cluster;
 use model::spec::{
-    CPU_MIN, ContainerSpec, IMAGE_MAX, ImageRef, Labels, MEMORY_MIN, Mount, MountKind, OnDisconnect,
-    Protocol, PublishMode, REPLICAS_MAX, STOP_AFTER_MAX, STOP_AFTER_MIN, ServiceMode, ServiceSpec,
-    UpdateConfig, check_name,
+    Autoscale, CPU_MIN, ContainerSpec, IMAGE_MAX, ImageRef, Labels, MEMORY_MIN, Mount, MountKind,
+    OnDisconnect, Protocol, PublishMode, REPLICAS_MAX, STOP_AFTER_MAX, STOP_AFTER_MIN, ServiceMode,
+    ServiceSpec, UpdateConfig, check_name,
 };
 use model::units::format_duration;
 use model::{Bytes, NanoCpus};
@@ -56,6 +56,9 @@ pub(super) fn service(spec: &ServiceSpec) -> Result<(), Refusal> {
         return Err(at(format!(
             "{replicas} replicas are more than the {REPLICAS_MAX} one service may have"
         )));
+    }
+    if let Some(rule) = &spec.autoscale {
+        autoscale(spec, rule).map_err(at)?;
     }
     container(&spec.task.container).map_err(at)?;
     resources(spec).map_err(at)?;
@@ -312,6 +315,33 @@ fn resources(spec: &ServiceSpec) -> Result<(), String> {
         ));
     }
     Ok(())
+}
+
+fn autoscale(spec: &ServiceSpec, rule: &Autoscale) -> Result<(), String> {
+    if !matches!(spec.mode, ServiceMode::Replicated { .. }) {
+        return Err("autoscale needs mode replicated: others have no number of replicas to choose".into());
+    }
+    if rule.min == 0 || rule.min > rule.max || rule.max > REPLICAS_MAX {
+        return Err(format!(
+            "autoscale from {} to {}: give a min of at least 1 and a max from there to {REPLICAS_MAX}",
+            rule.min, rule.max
+        ));
+    }
+    if rule.cpu.is_none() && rule.memory.is_none() {
+        return Err("autoscale needs a target: cpu, memory or both, in per cent of what a task has".into());
+    }
+    for (name, target) in [("cpu", rule.cpu), ("memory", rule.memory)] {
+        if target.is_some_and(|t| !(1..=1000).contains(&t)) {
+            return Err(format!(
+                "the autoscale target of {name} is not between 1 and 1000 per cent"
+            ));
+        }
+    }
+    let resources = &spec.task.resources;
+    if rule.memory.is_some() && resources.reservations.memory.0 == 0 && resources.limits.memory.0 == 0 {
+        return Err("autoscale by memory needs a reservation or a limit of memory: of what else should it be per cent?".into());
+    }
+    duration("autoscale scale_down_after", rule.scale_down_after)
 }
 
 fn update(what: &str, config: &UpdateConfig) -> Result<(), String> {
