@@ -12,6 +12,8 @@ pub mod contact;
 pub mod drain;
 pub mod fetch;
 pub mod health;
+pub mod probe;
+pub mod readiness;
 pub mod step;
 
 // All of them together.
@@ -19,4 +21,4 @@ pub mod net;
 pub mod outbox;
 pub mod pulse;
 
-pub use step::{LocalTask, Seen, Step, keeps_files, next_step, state_of};
+pub use step::{LocalTask, Seen, Step, is_unready, keeps_files, next_step, state_of};

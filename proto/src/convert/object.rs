@@ -498,6 +498,7 @@ impl From<&m::TaskStatus> for w::TaskStatus {
                 exit_code: c.exit_code,
                 oom_killed: c.oom_killed,
             }),
+            unready: s.unready,
         }
     }
 }
@@ -520,6 +521,7 @@ impl TryFrom<w::TaskStatus> for m::TaskStatus {
                 exit_code: c.exit_code,
                 oom_killed: c.oom_killed,
             }),
+            unready: s.unready,
         })
     }
 }
