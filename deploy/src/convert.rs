@@ -95,7 +95,7 @@ fn at<'a>(node: &'a Node, path: &[&str]) -> Option<&'a Node> {
 }
 
 // The schema has read every scalar once, so that what cannot be read here is absent.
-fn parsed<T: std::str::FromStr>(node: &Node, path: &[&str]) -> Option<T> {
+pub(crate) fn parsed<T: std::str::FromStr>(node: &Node, path: &[&str]) -> Option<T> {
     at(node, path)?.scalar()?.parse().ok()
 }
 
@@ -106,11 +106,11 @@ fn text(node: &Node, path: &[&str]) -> String {
         .to_owned()
 }
 
-fn flag(node: &Node, path: &[&str]) -> bool {
+pub(crate) fn flag(node: &Node, path: &[&str]) -> bool {
     parsed(node, path).unwrap_or(false)
 }
 
-fn duration(node: &Node, path: &[&str]) -> Option<Duration> {
+pub(crate) fn duration(node: &Node, path: &[&str]) -> Option<Duration> {
     parse_duration(at(node, path)?.scalar()?).ok()
 }
 
@@ -118,7 +118,7 @@ fn octal(node: &Node, path: &[&str]) -> Option<u32> {
     u32::from_str_radix(at(node, path)?.scalar()?, 8).ok()
 }
 
-fn texts(node: &Node, path: &[&str]) -> Vec<String> {
+pub(crate) fn texts(node: &Node, path: &[&str]) -> Vec<String> {
     let items = at(node, path).map_or(&[][..], Node::items);
     items.iter().filter_map(Node::scalar).map(str::to_owned).collect()
 }
@@ -474,7 +474,8 @@ impl Converter<'_> {
             mounts: self.mounts(key, node),
             secrets: self.secret_refs(key, node),
             configs: self.config_refs(key, node),
-            healthcheck: healthcheck(node),
+            healthcheck: self.check(key, node, "healthcheck"),
+            readiness: self.check(key, node, "readiness"),
             hosts: texts(node, &["extra_hosts"])
                 .iter()
                 .filter_map(|h| h.split_once(':'))
@@ -501,6 +502,15 @@ impl Converter<'_> {
             sysctls: pairs(node, &["sysctls"]),
             oom_score_adj: parsed(node, &["oom_score_adj"]).unwrap_or(0),
         }
+    }
+
+    fn check(&mut self, key: &str, node: &Node, kind: &str) -> Option<Healthcheck> {
+        let (check, second) = crate::check::read(node.get(kind)?);
+        if let Some(at) = second {
+            let path = format!("services.{key}.{kind}");
+            self.report.problem(at, &path, "asks in several ways: it is one of test, http and tcp");
+        }
+        Some(check)
     }
 
     /// Files first, then `environment`; sorted by name, so that order alone changes nothing.
@@ -709,25 +719,6 @@ fn short_tmpfs(text: &str) -> Result<Mount, String> {
         kind: MountKind::Tmpfs { size, mode },
         target: target.to_owned(),
         read_only,
-    })
-}
-
-fn healthcheck(node: &Node) -> Option<Healthcheck> {
-    let check = node.get("healthcheck")?;
-    if flag(check, &["disable"]) {
-        return Some(Healthcheck {
-            test: vec!["NONE".to_owned()],
-            ..Healthcheck::default()
-        });
-    }
-    let time = |key| duration(check, &[key]).unwrap_or_default();
-    Some(Healthcheck {
-        test: texts(check, &["test"]),
-        interval: time("interval"),
-        timeout: time("timeout"),
-        retries: parsed(check, &["retries"]).unwrap_or(0),
-        start_period: time("start_period"),
-        start_interval: time("start_interval"),
     })
 }
 

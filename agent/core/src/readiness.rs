@@ -8,7 +8,7 @@ use std::time::Duration;
 use model::Timestamp;
 
 /// How long a loss is remembered.
-const WINDOW: Duration = Duration::from_secs(600);
+pub const WINDOW: Duration = Duration::from_secs(600);
 /// Losses within that time after which it still comes back at once.
 const FREE: usize = 5;
 /// How long it stays out after one more; twice as long after each that follows.
@@ -49,6 +49,13 @@ impl Readiness {
         (!self.fails).then_some(self.back_at)
     }
 
+    /// How often it was lost within [`WINDOW`], and how long it stays out for that after the last time; none where it may
+    /// come back at once.
+    pub fn held(&self) -> Option<(usize, Duration)> {
+        let held = hold(self.losses.len());
+        (!held.is_zero()).then_some((self.losses.len(), held))
+    }
+
     /// Whether it is ready.
     pub fn is_ready(&self, now: Timestamp) -> bool {
         self.ready_at().is_some_and(|at| at <= now)
@@ -82,6 +89,7 @@ mod tests {
             now += 1;
             r.observe(false, Timestamp(now));
             assert!(!r.is_ready(Timestamp(now)), "at once");
+            assert_eq!(r.held().map(|(n, _)| n), (r.losses.len() > FREE).then_some(r.losses.len()));
             assert_eq!(r.ready_at(), None);
             r.observe(true, Timestamp(now));
             out.push(r.ready_at().expect("it passes").since(Timestamp(now)).as_secs());

@@ -1,6 +1,7 @@
 //! One worker a task: look, ask for the next step, do it, report.
 
 mod bring;
+mod checks;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
@@ -10,8 +11,9 @@ use agent_core::alone::{Alone, restart_at};
 use agent_core::drain::{self, Drain};
 use agent_core::health::Health;
 use agent_core::outbox::status_time;
+use agent_core::readiness::Readiness;
 use agent_core::step::RETRY;
-use agent_core::{LocalTask, Seen, Step, keeps_files, next_step, state_of};
+use agent_core::{LocalTask, Seen, Step, is_unready, keeps_files, next_step, state_of};
 use model::assignment::AssignmentSet;
 use model::object::{ContainerStatus, Task, TaskStatus};
 use model::spec::{RestartPolicy, SecretRef};
@@ -23,8 +25,9 @@ use tokio::sync::{mpsc, watch};
 use crate::agent::{Shared, now};
 use crate::contact::{self, Away, boottime};
 use crate::translate::{self, Place};
-use crate::{probe, report};
+use crate::report;
 use bring::Brought;
+use checks::Checks;
 
 /// Every task of this node, each with its worker.
 pub(crate) struct Tasks {
@@ -159,7 +162,7 @@ impl Tasks {
                     // One that is watched over already serves as its worker says.
                     if runs
                         && !self.has_worker(task.id)
-                        && task.status.state == TaskState::Running
+                        && task.is_ready()
                         && task.desired == DesiredState::Running
                     {
                         serving.push(task.id);
@@ -189,8 +192,9 @@ struct Worker {
     task: Arc<Task>,
     local: LocalTask,
     container: Option<ContainerStatus>,
-    verdict: Option<watch::Receiver<(Health, String)>>,
-    probe: Option<tokio::task::AbortHandle>,
+    checks: Checks,
+    /// Why it was not ready when it was last lost, or at first.
+    not_ready: Option<String>,
     news: (mpsc::Sender<News>, mpsc::Receiver<News>),
     message: String,
     unhealthy: Option<String>,
@@ -211,6 +215,8 @@ impl Worker {
             desired: Some(task.desired),
             seen: Seen::Nothing,
             in_net: serving,
+            served: serving || task.status.state == TaskState::Running,
+            readiness: readiness_of(&task, serving),
             released: false,
             stopped_by_us: false,
             on_disconnect: task.spec.on_disconnect,
@@ -233,8 +239,8 @@ impl Worker {
             task,
             local,
             container: None,
-            verdict: None,
-            probe: None,
+            checks: Checks::default(),
+            not_ready: None,
             // A container ends once; the stop that waited for it tells the same.
             news: mpsc::channel(4),
             message: "accepted".into(),
@@ -324,8 +330,9 @@ impl Worker {
                     Health::Starting
                 });
                 self.watch_end();
-                self.begin_probes(healthy);
+                self.begin_checks(healthy);
                 self.message = "started".into();
+                self.not_ready = self.told_not_ready();
             }
             ContainerState::Exited(exit) => {
                 self.ended(Some(exit));
@@ -348,12 +355,6 @@ impl Worker {
     /// Waits for anything new; answers whether to go on.
     async fn wait(&mut self, until: Option<model::Timestamp>) -> bool {
         let pause = until.map(|t| t.since(boottime()));
-        let verdict = async {
-            match &mut self.verdict {
-                Some(v) => v.changed().await.is_ok(),
-                None => std::future::pending().await,
-            }
-        };
         let sleep = async {
             match pause {
                 Some(pause) => tokio::time::sleep(pause).await,
@@ -372,33 +373,12 @@ impl Worker {
                 Some(News::Ended(exit)) => self.ended(exit),
                 None => return false,
             },
-            alive = verdict => {
-                if alive {
-                    self.judge();
-                } else {
-                    self.verdict = None;
-                }
-            }
+            verdict = self.checks.next() => self.judge(verdict),
             // It ends with the agent.
             changed = self.away.changed() => return changed.is_ok(),
             () = sleep => {}
         }
         true
-    }
-
-    fn judge(&mut self) {
-        let Some(verdict) = &mut self.verdict else { return };
-        let (health, output) = verdict.borrow_and_update().clone();
-        if let Seen::Running(seen) = &mut self.local.seen {
-            *seen = health;
-            if health == Health::Unhealthy {
-                self.unhealthy = Some(if output.is_empty() {
-                    "unhealthy container".into()
-                } else {
-                    format!("unhealthy container: {output}")
-                });
-            }
-        }
     }
 
     /// Answers whether to go on.
@@ -470,8 +450,11 @@ impl Worker {
                 });
                 self.local.seen = Seen::Running(Health::Starting);
                 self.message = self.restarts.clone().unwrap_or_else(|| "started".into());
+                self.local.served = false;
+                self.local.readiness = readiness_of(&self.task, false);
+                self.not_ready = None;
                 self.watch_end();
-                self.begin_probes(false);
+                self.begin_checks(false);
             }
             Err(error) => {
                 self.local.seen = Seen::Failed {
@@ -491,36 +474,12 @@ impl Worker {
         });
     }
 
-    fn begin_probes(&mut self, healthy: bool) {
-        let image = self.shared.images.resolve(&self.task.spec.container.image).ok();
-        let check = image
-            .as_ref()
-            .and_then(|i| translate::healthcheck(&self.task.spec.container, i));
-        let Some(check) = check else {
-            self.local.seen = Seen::Running(Health::Healthy);
-            return;
-        };
-        let first = if healthy {
-            Health::Healthy
-        } else {
-            Health::Starting
-        };
-        let (sender, receiver) = watch::channel((first, String::new()));
-        self.verdict = Some(receiver);
-        let task = tokio::spawn(probe::run(
-            self.shared.clone(),
-            self.id.to_string(),
-            check,
-            sender,
-        ));
-        self.probe = Some(task.abort_handle());
-    }
-
     async fn serve(&mut self, serves: bool) {
         match self.shared.network.serve(self.id, serves).await {
             Ok(()) => {
                 crash::point("agent.after_serve");
                 self.local.in_net = serves;
+                self.local.served |= serves;
                 self.local.drain.since = (!serves).then(boottime);
                 self.local.drain.looked = None;
                 self.local.retry_at = None;
@@ -549,7 +508,7 @@ impl Worker {
         if self.local.cut_off(now) {
             self.unhealthy = Some("stopped: its node reached no manager (on-disconnect)".into());
         }
-        self.end_probes();
+        self.checks = Checks::default();
         let image = self.shared.images.resolve(&self.task.spec.container.image).ok();
         let signal = translate::stop_signal(&self.task.spec.container, image.as_ref());
         let grace = (self.local).stop_grace(self.task.spec.container.stop_grace_or_default(), now);
@@ -564,16 +523,9 @@ impl Worker {
         });
     }
 
-    fn end_probes(&mut self) {
-        if let Some(probe) = self.probe.take() {
-            probe.abort();
-        }
-        self.verdict = None;
-    }
-
     fn ended(&mut self, exit: Option<ExitStatus>) {
         crash::point("agent.after_end");
-        self.end_probes();
+        self.checks = Checks::default();
         let code = exit.and_then(|e| e.code);
         let oom = exit.is_some_and(|e| e.oom_killed);
         let reason = self.unhealthy.take().or_else(|| {
@@ -663,10 +615,12 @@ impl Worker {
                 String::new()
             }
         };
+        let unready = is_unready(&self.local, boottime());
         let status = TaskStatus {
             state,
+            unready,
             at: status_time(now(), self.told.as_ref().unwrap_or(&self.task.status)),
-            message: self.message.clone(),
+            message: self.not_ready_yet().unwrap_or_else(|| self.message.clone()),
             error,
             container: self.container.clone(),
         };
@@ -675,6 +629,15 @@ impl Worker {
             self.told = Some(status.clone());
             report::put(&self.shared, self.id, status);
         }
+    }
+}
+
+/// What is known of the readiness of a task before it is asked: one that serves goes on.
+fn readiness_of(task: &Task, serves: bool) -> Readiness {
+    if serves || task.spec.container.readiness.is_none() {
+        Readiness::default()
+    } else {
+        Readiness::unproven()
     }
 }
 

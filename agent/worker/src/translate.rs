@@ -83,11 +83,13 @@ fn env(spec: &[String], image: &Image) -> Vec<String> {
     all
 }
 
-/// The health check of a task: its own, or the image's; absent when there is nothing to check.
+/// The health check of a task: its own, or the image's; absent when there is nothing to check. An image has no probe over
+/// the network.
 pub(crate) fn healthcheck(spec: &ContainerSpec, image: &Image) -> Option<Healthcheck> {
     let own = spec.healthcheck.clone();
     let from_image = image.config.healthcheck.as_ref().map(|h| Healthcheck {
         test: h.test.clone(),
+        net: None,
         interval: std::time::Duration::from_nanos(h.interval),
         timeout: std::time::Duration::from_nanos(h.timeout),
         retries: h.retries,
@@ -96,14 +98,14 @@ pub(crate) fn healthcheck(spec: &ContainerSpec, image: &Image) -> Option<Healthc
     });
     let merged = match (own, from_image) {
         // Without a test of its own, the spec's times go with the image's test.
-        (Some(mut own), Some(image)) if own.test.is_empty() => {
+        (Some(mut own), Some(image)) if own.test.is_empty() && own.net.is_none() => {
             own.test = image.test;
             Some(own)
         }
         (Some(own), _) => Some(own),
         (None, image) => image,
     };
-    merged.filter(|h| !h.is_none() && h.test.len() > 1)
+    merged.filter(Healthcheck::asks)
 }
 
 /// The signal that asks a task to stop.
