@@ -508,7 +508,8 @@ impl Converter<'_> {
         let (check, second) = crate::check::read(node.get(kind)?);
         if let Some(at) = second {
             let path = format!("services.{key}.{kind}");
-            self.report.problem(at, &path, "asks in several ways: it is one of test, http and tcp");
+            self.report
+                .problem(at, &path, "asks in several ways: it is one of test, http and tcp");
         }
         Some(check)
     }

@@ -7,11 +7,11 @@ use manager_core::{Admitted, Refusal, RefusalKind, admit};
 use model::NanoCpus;
 use model::object::{Availability, Service};
 use model::spec::{
-    FailureAction, FileTarget, NetworkAttachment, NetworkSpec, OnDisconnect, Placement, PortSpec,
-    PublishMode, RestartCondition, STACK_LABEL, SecretRef, SecretSpec, ServiceMode, ServiceSpec, StackSpec,
-    UpdateOrder,
+    FailureAction, FileTarget, Healthcheck, NetProbe, NetworkAttachment, NetworkSpec, OnDisconnect,
+    Placement, PortSpec, PublishMode, RestartCondition, STACK_LABEL, SecretRef, SecretSpec, ServiceMode,
+    ServiceSpec, StackSpec, UpdateOrder,
 };
-use model::task_state::{DesiredState, TaskState};
+use model::task_state::DesiredState;
 use model::{NetworkId, SecretId};
 
 use super::cluster::Cluster;
@@ -100,7 +100,7 @@ impl Cluster {
     }
 
     fn image(&mut self) -> String {
-        let kinds = ["a", "b", "c", "d", "missing", "crash", "exit"];
+        let kinds = ["a", "b", "c", "d", "missing", "crash", "exit", "unready"];
         self.rng.pick(&kinds).unwrap_or("a").to_owned()
     }
 
@@ -151,6 +151,12 @@ impl Cluster {
         ];
         restart.condition = self.rng.pick(&conditions).unwrap_or_default();
         spec.task.on_disconnect = self.on_disconnect();
+        if self.rng.percent(40) {
+            spec.task.container.readiness = Some(Healthcheck {
+                net: Some(NetProbe::Tcp { port: 80 }),
+                ..Healthcheck::default()
+            });
+        }
         if self.rng.percent(15) {
             spec.task.placement.max_replicas_per_node = u32::try_from(1 + self.rng.below(2)).unwrap_or(1);
         }
@@ -259,7 +265,7 @@ impl Cluster {
         let running = self
             .state
             .tasks_of_service(service.id)
-            .filter(|t| t.status.state == TaskState::Running && t.desired == DesiredState::Running)
+            .filter(|t| t.is_ready() && t.desired == DesiredState::Running)
             .count();
         idle && running == replicas as usize && self.dirty.is_empty()
     }

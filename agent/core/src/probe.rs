@@ -59,7 +59,9 @@ fn no_http(line: &[u8]) -> Answer {
 fn status(line: &[u8]) -> Option<u16> {
     let line = std::str::from_utf8(line.get(..12)?).ok()?;
     let code = line.strip_prefix("HTTP/1.")?.get(1..)?.strip_prefix(' ')?;
-    code.bytes().all(|b| b.is_ascii_digit()).then(|| code.parse().ok())?
+    code.bytes()
+        .all(|b| b.is_ascii_digit())
+        .then(|| code.parse().ok())?
 }
 
 #[cfg(test)]
@@ -83,10 +85,7 @@ mod tests {
             ("HTTP/1.1 200 OK\r\n", Answer::Well),
             ("HTTP/1.0 399\n", Answer::Well),
             ("HTTP/1.1 301 Moved\r\nLocation: /x\r\n\r\n", Answer::Well),
-            (
-                "HTTP/1.1 400 Bad Request\r\n",
-                bad("HTTP/1.1 400 Bad Request"),
-            ),
+            ("HTTP/1.1 400 Bad Request\r\n", bad("HTTP/1.1 400 Bad Request")),
             (
                 "HTTP/1.1 503 Busy\r\nA: b\r\n\r\nthe database is away\n",
                 bad("HTTP/1.1 503 Busy: the database is away"),
@@ -97,7 +96,10 @@ mod tests {
                 bad("the answer is not HTTP: SSH-2.0-OpenSSH_9.2"),
             ),
             ("HTTP/2 200 x\r\n", bad("the answer is not HTTP: HTTP/2 200 x")),
-            ("HTTP/1.1 2x0 OK\r\n", bad("the answer is not HTTP: HTTP/1.1 2x0 OK")),
+            (
+                "HTTP/1.1 2x0 OK\r\n",
+                bad("the answer is not HTTP: HTTP/1.1 2x0 OK"),
+            ),
             ("\n", bad("the answer is not HTTP: ")),
         ] {
             assert_eq!(answer(text.as_bytes(), &(200..=399)), want, "{text:?}");

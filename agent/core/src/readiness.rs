@@ -89,7 +89,10 @@ mod tests {
             now += 1;
             r.observe(false, Timestamp(now));
             assert!(!r.is_ready(Timestamp(now)), "at once");
-            assert_eq!(r.held().map(|(n, _)| n), (r.losses.len() > FREE).then_some(r.losses.len()));
+            assert_eq!(
+                r.held().map(|(n, _)| n),
+                (r.losses.len() > FREE).then_some(r.losses.len())
+            );
             assert_eq!(r.ready_at(), None);
             r.observe(true, Timestamp(now));
             out.push(r.ready_at().expect("it passes").since(Timestamp(now)).as_secs());

@@ -690,9 +690,30 @@ mod tests {
         let flapped = [&flapped[..], &[true]].concat();
         let healthy = Seen::Running(Health::Healthy);
         let rows = [
-            ("not yet", &[][..], healthy.clone(), (false, false), Step::Wait(None), false),
-            ("asked in vain", &[false], healthy.clone(), (false, false), Step::Wait(None), false),
-            ("for the first time", &[true], healthy.clone(), (false, false), Step::AddEndpoint, false),
+            (
+                "not yet",
+                &[][..],
+                healthy.clone(),
+                (false, false),
+                Step::Wait(None),
+                false,
+            ),
+            (
+                "asked in vain",
+                &[false],
+                healthy.clone(),
+                (false, false),
+                Step::Wait(None),
+                false,
+            ),
+            (
+                "for the first time",
+                &[true],
+                healthy.clone(),
+                (false, false),
+                Step::AddEndpoint,
+                false,
+            ),
             (
                 "not before it is healthy",
                 &[true],
@@ -701,10 +722,38 @@ mod tests {
                 Step::Wait(None),
                 false,
             ),
-            ("it serves", &[true], healthy.clone(), (true, true), Step::Wait(None), false),
-            ("no longer", &[true, false], healthy.clone(), (true, true), Step::DropEndpoint, true),
-            ("it is left alone", &[true, false], healthy.clone(), (false, true), Step::Wait(None), true),
-            ("it is back", &[true, false, true], healthy.clone(), (false, true), Step::AddEndpoint, false),
+            (
+                "it serves",
+                &[true],
+                healthy.clone(),
+                (true, true),
+                Step::Wait(None),
+                false,
+            ),
+            (
+                "no longer",
+                &[true, false],
+                healthy.clone(),
+                (true, true),
+                Step::DropEndpoint,
+                true,
+            ),
+            (
+                "it is left alone",
+                &[true, false],
+                healthy.clone(),
+                (false, true),
+                Step::Wait(None),
+                true,
+            ),
+            (
+                "it is back",
+                &[true, false, true],
+                healthy.clone(),
+                (false, true),
+                Step::AddEndpoint,
+                false,
+            ),
             (
                 "too often",
                 &flapped,
@@ -721,7 +770,14 @@ mod tests {
                 Step::Stop,
                 true,
             ),
-            ("it is stopped as it is", &[true, false], Seen::Stopping, (false, true), Step::Wait(None), true),
+            (
+                "it is stopped as it is",
+                &[true, false],
+                Seen::Stopping,
+                (false, true),
+                Step::Wait(None),
+                true,
+            ),
         ];
         for (name, verdicts, seen, (in_net, served), want, unready) in rows {
             let mut t = task(Some(Running), seen, in_net, false);
@@ -729,7 +785,11 @@ mod tests {
             t.readiness = ready(verdicts);
             assert_eq!(next_step(&t, NOW), want, "{name}");
             assert_eq!(is_unready(&t, NOW), unready, "{name}");
-            let runs = if served { TaskState::Running } else { TaskState::Starting };
+            let runs = if served {
+                TaskState::Running
+            } else {
+                TaskState::Starting
+            };
             assert_eq!(state_of(&t), runs, "{name}");
             assert_eq!(t.away_since, None, "nothing of it needs a manager");
         }

@@ -47,7 +47,10 @@ pub(crate) async fn run(
             Ok(Err(problem)) => (false, problem),
             Err(_) => (
                 false,
-                format!("the probe took longer than {}", model::units::format_duration(limit)),
+                format!(
+                    "the probe took longer than {}",
+                    model::units::format_duration(limit)
+                ),
             ),
         };
         counter.observe(success, boottime());

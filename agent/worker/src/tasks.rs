@@ -24,8 +24,8 @@ use tokio::sync::{mpsc, watch};
 
 use crate::agent::{Shared, now};
 use crate::contact::{self, Away, boottime};
-use crate::translate::{self, Place};
 use crate::report;
+use crate::translate::{self, Place};
 use bring::Brought;
 use checks::Checks;
 

@@ -448,7 +448,12 @@ mod tests {
         for (name, before, after, everyone) in [
             ("lost", placed(false, "started"), placed(true, "not ready"), true),
             ("back", placed(true, "not ready"), placed(false, "started"), true),
-            ("words", placed(true, "not ready"), placed(true, "not ready: x"), false),
+            (
+                "words",
+                placed(true, "not ready"),
+                placed(true, "not ready: x"),
+                false,
+            ),
         ] {
             let affected = affected(&changes(before, after));
             assert_eq!(affected.everyone, everyone, "{name}");

@@ -28,7 +28,9 @@ pub(super) fn check(c: &ContainerSpec) -> Result<(), String> {
         );
     }
     if !r.start_period.is_zero() {
-        return Err("the readiness check has a start period: a task that was not ready yet has none to lose".into());
+        return Err(
+            "the readiness check has a start period: a task that was not ready yet has none to lose".into(),
+        );
     }
     Ok(())
 }
@@ -75,7 +77,9 @@ fn probe(kind: &str, net: &NetProbe) -> Result<(), String> {
         return Ok(());
     };
     if !path.starts_with('/') {
-        return Err(format!("the path \"{path}\" of the {kind} check must begin with /"));
+        return Err(format!(
+            "the path \"{path}\" of the {kind} check must begin with /"
+        ));
     }
     if path.len() > PROBE_PATH_MAX {
         return Err(format!(
@@ -150,12 +154,19 @@ mod tests {
                 with(|h| h.test = vec!["CMD".into(), "x".into()]),
                 Some("one of test, http and tcp"),
             ),
-            (with(|h| h.timeout = Duration::from_micros(999)), Some("too short")),
+            (
+                with(|h| h.timeout = Duration::from_micros(999)),
+                Some("too short"),
+            ),
             (with(|h| h.start_interval = TIME_MIN), None),
         ] {
             for readiness in [false, true] {
                 let mut c = ContainerSpec::default();
-                let place = if readiness { &mut c.readiness } else { &mut c.healthcheck };
+                let place = if readiness {
+                    &mut c.readiness
+                } else {
+                    &mut c.healthcheck
+                };
                 *place = Some(check.clone());
                 match (super::check(&c), wrong) {
                     (Ok(()), None) => {}
