@@ -100,7 +100,10 @@ impl Cluster {
     }
 
     fn image(&mut self) -> String {
-        let kinds = ["a", "b", "c", "d", "missing", "crash", "exit", "unready"];
+        let kinds = ["a", "b", "c", "d", "missing", "crash", "exit"];
+        if self.rng.percent(4) {
+            return "unready".into();
+        }
         self.rng.pick(&kinds).unwrap_or("a").to_owned()
     }
 
@@ -151,7 +154,7 @@ impl Cluster {
         ];
         restart.condition = self.rng.pick(&conditions).unwrap_or_default();
         spec.task.on_disconnect = self.on_disconnect();
-        if self.rng.percent(40) {
+        if self.rng.percent(25) {
             spec.task.container.readiness = Some(Healthcheck {
                 net: Some(NetProbe::Tcp { port: 80 }),
                 ..Healthcheck::default()

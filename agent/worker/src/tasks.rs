@@ -195,6 +195,8 @@ struct Worker {
     checks: Checks,
     /// Why it was not ready when it was last lost, or at first.
     not_ready: Option<String>,
+    /// Its readiness check has said something to this agent.
+    asked: bool,
     news: (mpsc::Sender<News>, mpsc::Receiver<News>),
     message: String,
     unhealthy: Option<String>,
@@ -241,6 +243,7 @@ impl Worker {
             container: None,
             checks: Checks::default(),
             not_ready: None,
+            asked: false,
             // A container ends once; the stop that waited for it tells the same.
             news: mpsc::channel(4),
             message: "accepted".into(),
@@ -348,6 +351,11 @@ impl Worker {
         self.local.drain.grace = (order.task.as_deref()).map_or(Duration::ZERO, drain::grace);
         if let Some(task) = order.task {
             self.local.alone.policy = restarts_alone(&task, &order.set);
+            // The agent before this one has told it, and had no time to write it down.
+            if task.status.unready && !self.asked {
+                self.local.readiness = Readiness::unproven();
+                self.not_ready = Some(task.status.message.clone());
+            }
             self.task = task;
         }
     }

@@ -109,6 +109,7 @@ impl Worker {
     }
 
     fn judge_readiness(&mut self, passes: bool, output: String) {
+        self.asked = true;
         let (now, readiness) = (boottime(), &mut self.local.readiness);
         let was = readiness.is_ready(now);
         readiness.observe(passes, now);
