@@ -9,8 +9,8 @@ use model::object::{
     Availability, Config, Network, Node, NodeRole, NodeState, Secret, Service, SlotKey, Task,
 };
 use model::spec::{
-    FailureAction, Healthcheck, ImageRef, NetProbe, OnDisconnect, PortSpec, PublishMode, RestartCondition,
-    ServiceMode, ServiceSpec, TaskSpec, UpdateConfig, UpdateOrder,
+    FailureAction, Healthcheck, Hook, ImageRef, NetProbe, OnDisconnect, PortSpec, PublishMode,
+    RestartCondition, ServiceMode, ServiceSpec, TaskSpec, UpdateConfig, UpdateOrder,
 };
 use serde_json::{Value, json};
 
@@ -65,6 +65,10 @@ fn check(h: &Healthcheck) -> Value {
     })
 }
 
+fn hook(h: &Hook) -> Value {
+    json!({"Command": h.command, "User": h.user, "Dir": h.dir, "Env": h.env})
+}
+
 fn task_spec(t: &TaskSpec) -> Value {
     let c = &t.container;
     json!({
@@ -86,6 +90,9 @@ fn task_spec(t: &TaskSpec) -> Value {
             "Configs": c.configs.iter().map(|s| json!({"ConfigID": s.id.to_string(), "ConfigName": s.name, "File": {"Name": s.target.name, "Mode": s.target.mode}})).collect::<Vec<_>>(),
             "Healthcheck": c.healthcheck.as_ref().map(check),
             "Readiness": c.readiness.as_ref().map(check),
+            "PreStart": c.pre_start.iter().map(hook).collect::<Vec<_>>(),
+            "PostStart": c.post_start.iter().map(hook).collect::<Vec<_>>(),
+            "PreStop": c.pre_stop.iter().map(hook).collect::<Vec<_>>(),
         },
         "Resources": {
             "Limits": {"NanoCPUs": t.resources.limits.cpu.0, "MemoryBytes": t.resources.limits.memory.0, "Pids": t.resources.limits.pids},

@@ -14,6 +14,8 @@ mod encrypted;
 mod failover;
 #[path = "cluster/health.rs"]
 mod health;
+#[path = "cluster/hooks.rs"]
+mod hooks;
 #[path = "cluster/joining.rs"]
 mod joining;
 #[path = "cluster/keys.rs"]
@@ -254,6 +256,11 @@ const ALL: &[(&str, Start, Scenario)] = &[
         "what is never ready stops nothing",
         Start::Cluster(1, 2),
         health::never_ready_stops_nothing,
+    ),
+    (
+        "hooks run around a task",
+        Start::Cluster(1, 1),
+        hooks::hooks_run_around_a_task,
     ),
     (
         "the machine is busy",

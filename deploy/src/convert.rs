@@ -6,10 +6,10 @@ use std::time::Duration;
 
 use model::spec::{
     ConfigRef, ConfigSpec, ContainerSpec, DnsConfig, EndpointMode, EndpointSpec, FailureAction, FileTarget,
-    Healthcheck, Labels, Limits, LogDriver, Mount, MountKind, NetworkAttachment, NetworkSpec, OnDisconnect,
-    Placement, PortSpec, Protocol, PublishMode, Reservations, Resources, RestartCondition, RestartPolicy,
-    STACK_LABEL, SecretRef, SecretSpec, ServiceMode, ServiceSpec, StackSpec, TaskSpec, Ulimit, UpdateConfig,
-    UpdateOrder, check_name,
+    Healthcheck, Hook, Labels, Limits, LogDriver, Mount, MountKind, NetworkAttachment, NetworkSpec,
+    OnDisconnect, Placement, PortSpec, Protocol, PublishMode, Reservations, Resources, RestartCondition,
+    RestartPolicy, STACK_LABEL, SecretRef, SecretSpec, ServiceMode, ServiceSpec, StackSpec, TaskSpec, Ulimit,
+    UpdateConfig, UpdateOrder, check_name,
 };
 use model::units::parse_duration;
 use model::{Bytes, ConfigId, NanoCpus, NetworkId, SecretId};
@@ -476,6 +476,9 @@ impl Converter<'_> {
             configs: self.config_refs(key, node),
             healthcheck: self.check(key, node, "healthcheck"),
             readiness: self.check(key, node, "readiness"),
+            pre_start: self.hooks(key, node, "pre_start"),
+            post_start: self.hooks(key, node, "post_start"),
+            pre_stop: self.hooks(key, node, "pre_stop"),
             hosts: texts(node, &["extra_hosts"])
                 .iter()
                 .filter_map(|h| h.split_once(':'))
@@ -535,6 +538,12 @@ impl Converter<'_> {
                 }
             }
         }
+        self.values(&format!("services.{key}"), node, &mut all);
+        all.into_iter().map(|(k, v)| format!("{k}={v}")).collect()
+    }
+
+    /// What `environment` sets.
+    fn values(&mut self, path: &str, node: &Node, all: &mut BTreeMap<String, String>) {
         for entry in at(node, &["environment"]).map_or(&[][..], Node::entries) {
             match entry.node.scalar() {
                 Some(value) => {
@@ -546,14 +555,33 @@ impl Converter<'_> {
                     }
                     None => {
                         all.remove(&entry.key);
-                        let path = format!("services.{key}.environment.{}", entry.key);
+                        let path = format!("{path}.environment.{}", entry.key);
                         let message = "has no value here and none in your environment: left out";
                         self.report.warn(entry.at, &path, message);
                     }
                 },
             }
         }
-        all.into_iter().map(|(k, v)| format!("{k}={v}")).collect()
+    }
+
+    fn hooks(&mut self, key: &str, node: &Node, kind: &str) -> Vec<Hook> {
+        let items = at(node, &[kind]).map_or(&[][..], Node::items);
+        let hook = |(i, item): (usize, &Node)| {
+            let path = format!("services.{key}.{kind}[{i}]");
+            let command = texts(item, &["command"]);
+            if command.is_empty() {
+                self.report.problem(item.at, &path, "needs a command");
+            }
+            let mut env = BTreeMap::new();
+            self.values(&path, item, &mut env);
+            Hook {
+                command,
+                user: text(item, &["user"]),
+                dir: text(item, &["working_dir"]),
+                env: env.into_iter().map(|(k, v)| format!("{k}={v}")).collect(),
+            }
+        };
+        items.iter().enumerate().map(hook).collect()
     }
 
     fn mounts(&mut self, key: &str, node: &Node) -> Vec<Mount> {

@@ -226,9 +226,9 @@ const SERVICE: Shape = Shape::Object(&[
     refused("label_file", LATER),
     refused("annotations", LATER),
     refused("attach", LATER),
-    refused("post_start", LATER),
-    refused("pre_start", LATER),
-    refused("pre_stop", LATER),
+    used("pre_start", Shape::List(&PRE_START)),
+    used("post_start", Shape::List(&HOOK)),
+    used("pre_stop", Shape::List(&HOOK)),
 ]);
 
 const HEALTHCHECK: Shape = Shape::Object(&[
@@ -241,6 +241,33 @@ const HEALTHCHECK: Shape = Shape::Object(&[
     used("disable", Shape::Bool),
     used("http", Shape::Http),
     used("tcp", Shape::Int(1, 65_535)),
+]);
+
+const HOOK: Shape = Shape::Object(&[
+    used("command", Shape::Command),
+    used("user", Shape::Text),
+    used("working_dir", Shape::Text),
+    used("environment", Shape::Pairs(true)),
+    refused(
+        "privileged",
+        "is not supported: a hook may do what its container may",
+    ),
+]);
+
+const PRE_START: Shape = Shape::Object(&[
+    used("command", Shape::Command),
+    used("user", Shape::Text),
+    used("working_dir", Shape::Text),
+    used("environment", Shape::Pairs(true)),
+    refused(
+        "image",
+        "is not supported yet: it runs in the image of the service",
+    ),
+    refused("per_replica", "is not needed: it runs before each task"),
+    refused(
+        "privileged",
+        "is not supported: a hook may do what its container may",
+    ),
 ]);
 
 const READINESS: Shape = Shape::Object(&[

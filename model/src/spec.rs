@@ -3,6 +3,7 @@
 mod container;
 mod disconnect;
 mod health;
+mod hook;
 mod image;
 mod network;
 mod placement;
@@ -14,6 +15,7 @@ mod update;
 pub use container::*;
 pub use disconnect::*;
 pub use health::*;
+pub use hook::*;
 pub use image::*;
 pub use network::*;
 pub use placement::*;

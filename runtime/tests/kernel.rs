@@ -424,6 +424,15 @@ fn exec(host: Host) -> Result<(), Failed> {
         let (code, text) = run(&["mount", "-t", "tmpfs", "x", "/tmp"], None).await?;
         equal(code != 0, true)?;
         contains(&text, "permission denied")?;
+        let mut session = host.runtime.exec(
+            "a",
+            &ExecConfig {
+                argv: ["sh", "-c", "test $GREETING = bye"].map(str::to_owned).into(),
+                env: vec!["GREETING=bye".into()],
+                ..ExecConfig::default()
+            },
+        )?;
+        equal(session.wait().await?, 0)?;
         // What nobody waits for ends, whoever it runs as.
         for user in ["", "1000"] {
             let session = host.runtime.exec(

@@ -12,6 +12,7 @@ pub mod contact;
 pub mod drain;
 pub mod fetch;
 pub mod health;
+pub mod hooks;
 pub mod probe;
 pub mod readiness;
 pub mod step;

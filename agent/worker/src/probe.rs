@@ -128,7 +128,7 @@ async fn execute(shared: &Shared, task: TaskId, test: &[String]) -> Result<Strin
 
 /// The exit code of a process, and the beginning of what it printed; the rest is read and let go, so that it does not wait
 /// for a reader.
-async fn outcome(mut session: ExecSession) -> (i32, String) {
+pub(crate) async fn outcome(mut session: ExecSession) -> (i32, String) {
     let (mut out, mut err) = (Vec::new(), Vec::new());
     let (stdout, stderr) = (session.stdout.take(), session.stderr.take());
     let code = {

@@ -2,14 +2,17 @@
 
 mod bring;
 mod checks;
+mod hooks;
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
 use agent_core::alone::{Alone, restart_at};
 use agent_core::drain::{self, Drain};
 use agent_core::health::Health;
+use agent_core::hooks::post_start_is_open;
 use agent_core::outbox::status_time;
 use agent_core::readiness::Readiness;
 use agent_core::step::RETRY;
@@ -183,6 +186,10 @@ impl Tasks {
 
 enum News {
     Ended(Option<ExitStatus>),
+    /// The hooks after its start are done, or one failed.
+    PostStart(Result<(), String>),
+    /// A hook before its stop failed.
+    PreStop(String),
 }
 
 struct Worker {
@@ -193,6 +200,9 @@ struct Worker {
     local: LocalTask,
     container: Option<ContainerStatus>,
     checks: Checks,
+    post_start: Option<tokio::task::AbortHandle>,
+    /// What a hook before its stop said that failed.
+    pre_stop: Option<String>,
     /// Why it was not ready when it was last lost, or at first.
     not_ready: Option<String>,
     /// Its readiness check has said something to this agent.
@@ -242,9 +252,11 @@ impl Worker {
             local,
             container: None,
             checks: Checks::default(),
+            post_start: None,
+            pre_stop: None,
             not_ready: None,
             asked: false,
-            // A container ends once; the stop that waited for it tells the same.
+            // A container ends once, and its hooks of each kind do.
             news: mpsc::channel(4),
             message: "accepted".into(),
             unhealthy: None,
@@ -333,9 +345,13 @@ impl Worker {
                     Health::Starting
                 });
                 self.watch_end();
-                self.begin_checks(healthy);
                 self.message = "started".into();
                 self.not_ready = self.told_not_ready();
+                if !healthy && post_start_is_open(self.task.status.state) {
+                    self.begin_post_start();
+                } else {
+                    self.begin_checks(healthy);
+                }
             }
             ContainerState::Exited(exit) => {
                 self.ended(Some(exit));
@@ -379,6 +395,8 @@ impl Worker {
             }
             news = self.news.1.recv() => match news {
                 Some(News::Ended(exit)) => self.ended(exit),
+                Some(News::PostStart(result)) => self.post_started(result),
+                Some(News::PreStop(problem)) => self.pre_stop = Some(problem),
                 None => return false,
             },
             verdict = self.checks.next() => self.judge(verdict),
@@ -393,12 +411,12 @@ impl Worker {
     async fn prepare(&mut self) -> bool {
         self.message = "preparing".into();
         self.tell();
-        let result = match self.bring_image().await {
-            Brought::Here => {
-                let shared = self.shared.clone();
-                let _permit = shared.starts.acquire().await;
-                self.make().await
-            }
+        let mut brought = self.bring_image().await;
+        if let Brought::Here = brought {
+            brought = self.make().await;
+        }
+        let result = match brought {
+            Brought::Here => Ok(()),
             Brought::Failed(error) => Err(error),
             Brought::NotWanted => return true,
             Brought::Stopped => return false,
@@ -420,7 +438,24 @@ impl Worker {
         true
     }
 
-    async fn make(&mut self) -> Result<(), String> {
+    async fn make(&mut self) -> Brought {
+        let (image, namespace) = match self.join().await {
+            Ok(both) => both,
+            Err(error) => return Brought::Failed(error),
+        };
+        match self.pre_start(&image, &namespace).await {
+            Brought::Here => {}
+            other => return other,
+        }
+        match self.create(image, namespace).await {
+            Ok(()) => Brought::Here,
+            Err(error) => Brought::Failed(error),
+        }
+    }
+
+    /// Its image, and its network namespace.
+    async fn join(&self) -> Result<(Arc<image::Image>, PathBuf), String> {
+        let _permit = self.shared.starts.acquire().await;
         let reference = self.task.spec.container.image.clone();
         let images = self.shared.images.clone();
         let image = blocking(move || images.resolve(&reference))
@@ -428,6 +463,11 @@ impl Worker {
             .map_err(|e| e.to_string())?;
         let namespace = self.shared.network.attach(&self.task).await.map_err(chain)?;
         crash::point("agent.after_attach");
+        Ok((Arc::new(image), namespace))
+    }
+
+    async fn create(&self, image: Arc<image::Image>, namespace: PathBuf) -> Result<(), String> {
+        let _permit = self.shared.starts.acquire().await;
         let (shared, task) = (self.shared.clone(), self.task.clone());
         let set = self.order.borrow().set.clone();
         blocking(move || {
@@ -462,7 +502,7 @@ impl Worker {
                 self.local.readiness = readiness_of(&self.task, false);
                 self.not_ready = None;
                 self.watch_end();
-                self.begin_checks(false);
+                self.begin_post_start();
             }
             Err(error) => {
                 self.local.seen = Seen::Failed {
@@ -510,6 +550,7 @@ impl Worker {
 
     fn stop(&mut self) {
         let now = boottime();
+        let hurried = self.local.seen == Seen::Stopping;
         self.local.stopped_by_us |= !self.local.wanted(now);
         self.local.seen = Seen::Stopping;
         self.message = "stopping".into();
@@ -517,13 +558,19 @@ impl Worker {
             self.unhealthy = Some("stopped: its node reached no manager (on-disconnect)".into());
         }
         self.checks = Checks::default();
+        self.end_post_start();
         let image = self.shared.images.resolve(&self.task.spec.container.image).ok();
         let signal = translate::stop_signal(&self.task.spec.container, image.as_ref());
         let grace = (self.local).stop_grace(self.task.spec.container.stop_grace_or_default(), now);
         self.local.killed_by = Some(now + grace);
         crash::point("agent.before_stop");
         let (shared, name) = (self.shared.clone(), self.id.to_string());
+        let (task, news) = (self.task.clone(), self.news.0.clone());
         tokio::spawn(async move {
+            let grace = match hurried {
+                true => grace,
+                false => hooks::pre_stop(&shared, &task, grace, &news).await,
+            };
             // Its end is seen by the one who waits for it.
             if let Err(error) = shared.runtime.stop(&name, signal, grace).await {
                 tracing::error!(%error, "stop a task");
@@ -534,6 +581,7 @@ impl Worker {
     fn ended(&mut self, exit: Option<ExitStatus>) {
         crash::point("agent.after_end");
         self.checks = Checks::default();
+        self.end_post_start();
         let code = exit.and_then(|e| e.code);
         let oom = exit.is_some_and(|e| e.oom_killed);
         let reason = self.unhealthy.take().or_else(|| {
@@ -551,7 +599,10 @@ impl Worker {
         }
         self.local.seen = Seen::Ended { code, reason };
         self.local.alone.ended_at = Some(boottime());
-        self.message = "finished".into();
+        self.message = match self.pre_stop.take() {
+            Some(problem) => format!("finished; pre_stop: {problem}"),
+            None => "finished".into(),
+        };
     }
 
     async fn release(&mut self) {

@@ -109,8 +109,9 @@ pub(crate) async fn task_rows(client: &Client, args: &ListArgs) -> Result<(), Fa
             ImageRef::shown(image)
         };
         // Long enough to be asked about; everything else before Running is over in no time.
-        let fetching = t.status.state == TaskState::Preparing && t.status.message.starts_with("fetching");
-        let doing = if fetching {
+        let begun = matches!(t.status.state, TaskState::Preparing | TaskState::Starting);
+        let long = ["fetching", "pre_start", "post_start"];
+        let doing = if begun && long.iter().any(|what| t.status.message.starts_with(what)) {
             format!(": {}", t.status.message)
         } else {
             not_ready(t).map_or_else(String::new, |why| format!(" ({why})"))

@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 use std::time::Duration;
 
-use super::{Healthcheck, Labels};
+use super::{Healthcheck, Hook, Labels};
 use crate::{Bytes, ConfigId, NanoCpus, SecretId};
 
 /// Grace between stop signal and kill when none is given.
@@ -52,6 +52,13 @@ pub struct ContainerSpec {
     pub healthcheck: Option<Healthcheck>,
     /// Readiness check: what fails it gets no connections, and goes on running; absent: it is ready while it is healthy.
     pub readiness: Option<Healthcheck>,
+    /// Run one after the other, each in a container like this one (same image, network, mounts, limits), before this one is
+    /// made ready; one that fails has the task rejected.
+    pub pre_start: Vec<Hook>,
+    /// Run in it after it started, before it is checked; one that fails has the task fail.
+    pub post_start: Vec<Hook>,
+    /// Run in it before it is asked to stop, within the grace; that one fails is noted.
+    pub pre_stop: Vec<Hook>,
     /// Lines for `/etc/hosts`: `(name, address)`.
     pub hosts: Vec<(String, String)>,
     /// Resolver settings.

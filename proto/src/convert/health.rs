@@ -1,4 +1,4 @@
-//! Health and readiness checks.
+//! Health and readiness checks, and hooks.
 
 use std::time::Duration;
 
@@ -57,9 +57,51 @@ impl TryFrom<w::Healthcheck> for m::Healthcheck {
     }
 }
 
+impl From<&m::Hook> for w::Hook {
+    fn from(h: &m::Hook) -> Self {
+        Self {
+            command: h.command.clone(),
+            user: h.user.clone(),
+            dir: h.dir.clone(),
+            env: h.env.clone(),
+        }
+    }
+}
+
+impl From<w::Hook> for m::Hook {
+    fn from(h: w::Hook) -> Self {
+        Self {
+            command: h.command,
+            user: h.user,
+            dir: h.dir,
+            env: h.env,
+        }
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn hooks_survive_the_wire() {
+        let hook = |word: &str| m::Hook {
+            command: vec![word.into(), "x".into()],
+            user: "1000".into(),
+            dir: "/w".into(),
+            env: vec!["A=b".into()],
+        };
+        let spec = m::ContainerSpec {
+            pre_start: vec![hook("first"), hook("second")],
+            post_start: vec![hook("after")],
+            pre_stop: vec![hook("before")],
+            ..m::ContainerSpec::default()
+        };
+        assert_eq!(
+            m::ContainerSpec::try_from(w::ContainerSpec::from(&spec)),
+            Ok(spec)
+        );
+    }
 
     #[test]
     fn checks_survive_the_wire() {

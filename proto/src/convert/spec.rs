@@ -143,6 +143,9 @@ impl From<&m::ContainerSpec> for w::ContainerSpec {
                 .collect(),
             healthcheck: c.healthcheck.as_ref().map(Into::into),
             readiness: c.readiness.as_ref().map(Into::into),
+            pre_start: wire(&c.pre_start),
+            post_start: wire(&c.post_start),
+            pre_stop: wire(&c.pre_stop),
             hosts: c
                 .hosts
                 .iter()
@@ -230,6 +233,9 @@ impl TryFrom<w::ContainerSpec> for m::ContainerSpec {
                 .collect::<Result<_, WireError>>()?,
             healthcheck: c.healthcheck.map(TryInto::try_into).transpose()?,
             readiness: c.readiness.map(TryInto::try_into).transpose()?,
+            pre_start: c.pre_start.into_iter().map(Into::into).collect(),
+            post_start: c.post_start.into_iter().map(Into::into).collect(),
+            pre_stop: c.pre_stop.into_iter().map(Into::into).collect(),
             hosts: c.hosts.into_iter().map(|p| (p.name, p.value)).collect(),
             dns: m::DnsConfig {
                 servers: dns.servers,

@@ -1,8 +1,8 @@
-//! Whether the checks of a container can be carried out, and which hosts know of them.
+//! Whether the checks and hooks of a container can be carried out, and which hosts know of them.
 
 use std::time::Duration;
 
-use model::spec::{ContainerSpec, Healthcheck, NetProbe, PROBE_PATH_MAX};
+use model::spec::{ContainerSpec, HOOKS_MAX, Healthcheck, Hook, NetProbe, PROBE_PATH_MAX};
 use model::units::format_duration;
 
 use super::validate::duration;
@@ -10,11 +10,17 @@ use super::validate::duration;
 /// Shortest time of any knob of a check.
 const TIME_MIN: Duration = Duration::from_millis(1);
 
-/// Checks health and readiness.
+/// Checks health, readiness and hooks.
 ///
 /// # Errors
 /// One sentence that says what is wrong.
 pub(super) fn check(c: &ContainerSpec) -> Result<(), String> {
+    for (kind, hooks) in kinds(c) {
+        if hooks.len() > HOOKS_MAX {
+            return Err(format!("more than {HOOKS_MAX} hooks {kind}"));
+        }
+        hooks.iter().try_for_each(|hook| command(kind, hook))?;
+    }
     if let Some(h) = &c.healthcheck {
         one("health", h)?;
     }
@@ -31,6 +37,51 @@ pub(super) fn check(c: &ContainerSpec) -> Result<(), String> {
         return Err(
             "the readiness check has a start period: a task that was not ready yet has none to lose".into(),
         );
+    }
+    Ok(())
+}
+
+fn kinds(c: &ContainerSpec) -> [(&'static str, &[Hook]); 3] {
+    [
+        ("pre_start", &c.pre_start),
+        ("post_start", &c.post_start),
+        ("pre_stop", &c.pre_stop),
+    ]
+}
+
+/// Most bytes of the words of one hook: all of them are in each task's spec.
+const HOOK_WORDS_MAX: usize = 64 << 10;
+
+fn command(kind: &str, hook: &Hook) -> Result<(), String> {
+    if hook.command.first().is_none_or(String::is_empty) {
+        return Err(format!("a hook {kind} has no command"));
+    }
+    let words = || {
+        hook.command
+            .iter()
+            .chain(&hook.env)
+            .chain([&hook.user, &hook.dir])
+    };
+    if words().map(|w| w.len() + 1).sum::<usize>() > HOOK_WORDS_MAX {
+        return Err(format!("a hook {kind} has more than {HOOK_WORDS_MAX} bytes"));
+    }
+    if words().any(|w| w.contains('\0')) {
+        return Err(format!("a hook {kind} must not hold a NUL byte"));
+    }
+    if let Some(nameless) = hook
+        .env
+        .iter()
+        .find(|e| e.split('=').next().is_none_or(str::is_empty))
+    {
+        return Err(format!(
+            "the environment entry \"{nameless}\" of a hook {kind} has no name: write NAME=VALUE"
+        ));
+    }
+    if !hook.dir.is_empty() && !hook.dir.starts_with('/') {
+        return Err(format!(
+            "the working directory {} of a hook {kind} must be an absolute path",
+            hook.dir
+        ));
     }
     Ok(())
 }
@@ -106,6 +157,9 @@ pub(super) fn unknown(c: &ContainerSpec) -> Option<(&'static str, &'static str)>
     if c.readiness.is_some() {
         return Some(("readiness", "send connections to tasks that are not ready"));
     }
+    if kinds(c).iter().any(|(_, hooks)| !hooks.is_empty()) {
+        return Some(("hooks", "not run them"));
+    }
     let net = c.healthcheck.as_ref().is_some_and(|h| h.net.is_some());
     net.then_some(("healthcheck by http or tcp", "check nothing"))
 }
@@ -173,6 +227,45 @@ mod tests {
                     (Err(said), Some(part)) => assert!(said.contains(part), "{said}"),
                     (said, _) => panic!("{check:?}: {said:?}"),
                 }
+            }
+        }
+    }
+
+    #[test]
+    fn hooks_have_a_command_and_bounds() {
+        let hook = |edit: fn(&mut Hook)| {
+            let mut hook = Hook {
+                command: vec!["x".into()],
+                ..Hook::default()
+            };
+            edit(&mut hook);
+            hook
+        };
+        let well = || hook(|_| {});
+        for (hooks, wrong) in [
+            (vec![well(); HOOKS_MAX], None),
+            (vec![well(); HOOKS_MAX + 1], Some("more than 16 hooks")),
+            (vec![hook(|h| h.command.clear())], Some("no command")),
+            (vec![well(), hook(|h| h.command[0].clear())], Some("no command")),
+            (vec![hook(|h| h.dir = "w".into())], Some("absolute path")),
+            (vec![hook(|h| h.env = vec!["=x".into()])], Some("has no name")),
+            (vec![hook(|h| h.user = "a\0".into())], Some("NUL")),
+            (
+                vec![hook(|h| h.command[0] = "x".repeat(HOOK_WORDS_MAX - 3))],
+                None,
+            ),
+            (
+                vec![hook(|h| h.command[0] = "x".repeat(HOOK_WORDS_MAX))],
+                Some("more than 65536 bytes"),
+            ),
+        ] {
+            for kind in 0..3 {
+                let mut c = ContainerSpec::default();
+                *[&mut c.pre_start, &mut c.post_start, &mut c.pre_stop][kind] = hooks.clone();
+                let said = super::check(&c).err().unwrap_or_default();
+                assert_eq!(said.is_empty(), wrong.is_none(), "{said}");
+                assert!(said.contains(wrong.unwrap_or_default()), "{said}");
+                assert!(super::unknown(&c).is_some());
             }
         }
     }
