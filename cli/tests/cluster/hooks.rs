@@ -129,11 +129,21 @@ pub(crate) fn hooks_run_around_a_task(bed: &Bed) -> Outcome {
     )?;
     contains(&shown, "exit code 9: not today")?;
 
-    // A step that hangs is seen, and ends with its service.
+    // A step that hangs is seen; after the agent was killed it runs anew, once; and it ends with its service.
     deploy(bed, "    pre_start: [{command: [sleep, '1000']}]", 6)?;
     until("the step is shown", PATIENCE, || {
         shown = bed.ok(1, "service ps --no-trunc st_app")?;
         Ok(is(shown.contains("pre_start 1 of 1"), true).map_err(|_| shown.clone()))
+    })?;
+    let first = app(bed)?;
+    equal("steps that run", first.len(), 1)?;
+    bed.host(2).kill();
+    bed.host(2).boot()?;
+    bed.settled(1, 1)?;
+    until("the step runs anew", PATIENCE, || {
+        let now = app(bed)?;
+        let anew = now.len() == 1 && now.values().ne(first.values());
+        Ok(is(anew, true).map_err(|_| format!("{now:?}")))
     })?;
     bed.ok(1, "stack rm st")?;
     until("nothing is left", Duration::from_secs(15), || {

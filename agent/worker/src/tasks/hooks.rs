@@ -1,6 +1,6 @@
 //! Commands around the life of a container: before its start, after it, and before its stop.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -28,14 +28,14 @@ const LINES: usize = 10;
 
 impl Worker {
     /// Runs the steps before the start, one after the other, each in a container of its own.
-    pub(super) async fn pre_start(&mut self, image: &Arc<Image>, namespace: &PathBuf) -> Brought {
+    pub(super) async fn pre_start(&mut self, image: &Arc<Image>, namespace: &Path) -> Brought {
         let task = self.task.clone();
         let hooks = &task.spec.container.pre_start;
         for (hook, number) in hooks.iter().zip(1..) {
             self.message = format!("pre_start {number} of {}", hooks.len());
             self.tell();
             let name = format!("{}.pre_start-{number}", self.id);
-            let done = self.step(&name, hook, image.clone(), namespace.clone()).await;
+            let done = self.step(&name, hook, image.clone(), namespace.to_owned()).await;
             if let Err(error) = self.shared.runtime.remove(&name).await {
                 tracing::warn!(%error, "remove the container of a step before a start");
             }
