@@ -406,7 +406,6 @@ fn finish(local: &mut Local, step: &Step, image: &str, now: Timestamp, rng: &mut
         }
         Step::Start => {
             task.seen = Seen::Running(Health::Starting);
-            task.served = false;
             if local.asked {
                 task.readiness = Readiness::unproven();
             }

@@ -49,7 +49,7 @@ pub struct LocalTask {
     pub seen: Seen,
     /// Whether connections are sent to it.
     pub in_net: bool,
-    /// Whether they ever were since it started: it was healthy and ready.
+    /// Whether they ever were, also before it was restarted in place: managers count it as running.
     pub served: bool,
     /// Whether it takes them, as its readiness check says.
     pub readiness: Readiness,

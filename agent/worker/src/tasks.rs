@@ -498,7 +498,6 @@ impl Worker {
                 });
                 self.local.seen = Seen::Running(Health::Starting);
                 self.message = self.restarts.clone().unwrap_or_else(|| "started".into());
-                self.local.served = false;
                 self.local.readiness = readiness_of(&self.task, false);
                 self.not_ready = None;
                 self.watch_end();

@@ -49,7 +49,7 @@ pub(crate) async fn ls(client: &Client, args: &ListArgs) -> Result<(), Fail> {
 const WHY_MAX: usize = 80;
 
 /// Why a task that runs, or is to, gets no connections: the first line of it.
-fn not_ready(t: &Task) -> Option<String> {
+pub(crate) fn not_ready(t: &Task) -> Option<String> {
     let said = t.status.message.starts_with("not ready");
     let now = t.status.unready || (t.status.state == TaskState::Starting && said);
     let line = t.status.message.lines().next().unwrap_or_default();
