@@ -158,3 +158,48 @@ async fn gather(from: Option<impl AsyncRead + Unpin>, into: &mut Vec<u8>) {
         into.extend_from_slice(&piece[..read.min(room)]);
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::time::Instant;
+
+    use tokio::net::TcpListener;
+
+    use super::*;
+
+    /// What comes of a server that sends this, again and again where `endless`, and keeps the connection open or not.
+    async fn said(sends: &str, endless: bool, closes: bool) -> Result<(), String> {
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let address = listener.local_addr().unwrap();
+        let sends = sends.to_owned();
+        let server = tokio::spawn(async move {
+            let (mut stream, _) = listener.accept().await.unwrap();
+            let _ = stream.read(&mut [0; 1024]).await;
+            while stream.write_all(sends.as_bytes()).await.is_ok() && endless {}
+            if !closes {
+                std::future::pending::<()>().await;
+            }
+        });
+        let stream = TcpStream::connect(address).await.unwrap();
+        let said = get(stream, &request(address, "/"), &(200..=399)).await;
+        server.abort();
+        said
+    }
+
+    #[tokio::test]
+    async fn an_answer_is_read_as_far_as_it_is_needed() {
+        let began = Instant::now();
+        assert_eq!(
+            said("HTTP/1.1 200 OK\r\n", false, false).await,
+            Ok(()),
+            "no need for more"
+        );
+        let busy = said("HTTP/1.1 503 Busy\r\n\r\nlater", false, false).await;
+        assert_eq!(busy, Err("HTTP/1.1 503 Busy: later".into()));
+        assert!(began.elapsed() < REST * 5, "{:?}", began.elapsed());
+        let endless = said("HTTP/1.1 500 x\r\n\r\nxxxxxxxxxxxxxxxxxxxx", true, false).await;
+        assert!(endless.is_err_and(|text| text.len() <= OUTPUT_MAX));
+        let closed = said("HTTP/1.1", false, true).await;
+        assert_eq!(closed, Err("the connection was closed without an answer".into()));
+    }
+}
