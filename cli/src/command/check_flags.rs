@@ -1,7 +1,7 @@
-//! Flags of health and readiness checks.
+//! Flags of health and readiness checks, and of hooks.
 
 use deploy::check::{parse_http, parse_port};
-use model::spec::{ContainerSpec, Healthcheck, NetProbe};
+use model::spec::{ContainerSpec, Healthcheck, Hook, NetProbe};
 
 use super::service_flags::{set, time};
 use crate::client::Fail;
@@ -53,6 +53,16 @@ pub(crate) struct CheckArgs {
     /// Take the readiness check away: a task is ready while it is healthy.
     #[arg(long, conflicts_with = "ready-way")]
     no_readiness: bool,
+    /// Command for the shell that runs before each task, in a container like it; several run in order. They take the place of
+    /// those before; an empty text takes them away.
+    #[arg(long)]
+    pre_start_cmd: Vec<String>,
+    /// The same in the task after its start, before it is checked.
+    #[arg(long)]
+    post_start_cmd: Vec<String>,
+    /// The same before it is asked to stop, within its grace.
+    #[arg(long)]
+    pre_stop_cmd: Vec<String>,
 }
 
 /// The flags of one of the two.
@@ -144,8 +154,23 @@ impl CheckArgs {
                 ("start-interval", &self.ready_start_interval),
             ],
         };
-        ready.apply(&mut c.readiness)
+        ready.apply(&mut c.readiness)?;
+        hooks(&self.pre_start_cmd, &mut c.pre_start);
+        hooks(&self.post_start_cmd, &mut c.post_start);
+        hooks(&self.pre_stop_cmd, &mut c.pre_stop);
+        Ok(())
     }
+}
+
+fn hooks(given: &[String], into: &mut Vec<Hook>) {
+    if given.is_empty() {
+        return;
+    }
+    let shell = |text: &String| Hook {
+        command: vec!["/bin/sh".into(), "-c".into(), text.clone()],
+        ..Hook::default()
+    };
+    *into = given.iter().filter(|text| !text.is_empty()).map(shell).collect();
 }
 
 #[cfg(test)]
@@ -187,6 +212,24 @@ mod tests {
         assert_eq!((again.test[1].as_str(), again.net), ("again", None));
         typed("--no-healthcheck --no-readiness", &mut c).unwrap();
         assert!(c.healthcheck.is_some_and(|h| h.is_none()) && c.readiness.is_none());
+    }
+
+    #[test]
+    fn hooks_take_the_place_of_those_before() {
+        let mut c = ContainerSpec::default();
+        let commands = |hooks: &[Hook]| hooks.iter().map(|h| h.command[2].clone()).collect::<Vec<_>>();
+        typed("--pre-start-cmd 'a b' --pre-start-cmd c --pre-stop-cmd d", &mut c).unwrap();
+        typed("--post-start-cmd e --health-tcp 80", &mut c).unwrap();
+        assert_eq!(commands(&c.pre_start), ["a b", "c"]);
+        assert_eq!(
+            (commands(&c.post_start), commands(&c.pre_stop)),
+            (vec!["e".into()], vec!["d".into()])
+        );
+        typed("--pre-start-cmd f --pre-stop-cmd ''", &mut c).unwrap();
+        assert_eq!(
+            (commands(&c.pre_start), c.pre_stop),
+            (vec!["f".into()], Vec::new())
+        );
     }
 
     #[test]
