@@ -9,8 +9,8 @@ use model::object::{
     Availability, Config, Network, Node, NodeRole, NodeState, Secret, Service, SlotKey, Task,
 };
 use model::spec::{
-    FailureAction, ImageRef, Mount, MountKind, OnDisconnect, PortSpec, PublishMode, RestartCondition,
-    ServiceMode, ServiceSpec, TaskSpec, UpdateConfig, UpdateOrder,
+    FailureAction, Healthcheck, Hook, ImageRef, Mount, MountKind, NetProbe, OnDisconnect, PortSpec,
+    PublishMode, RestartCondition, ServiceMode, ServiceSpec, TaskSpec, UpdateConfig, UpdateOrder,
 };
 use serde_json::{Value, json};
 
@@ -83,6 +83,23 @@ fn mount(m: &Mount) -> Value {
     value
 }
 
+fn check(h: &Healthcheck) -> Value {
+    let net = h.net.as_ref().map(|net| match net {
+        NetProbe::Http { port, path, status } => {
+            json!({"HTTP": {"Port": port, "Path": path, "Status": format!("{}-{}", status.start(), status.end())}})
+        }
+        NetProbe::Tcp { port } => json!({"TCP": {"Port": port}}),
+    });
+    json!({
+        "Test": h.test, "Probe": net, "Interval": ns(h.interval), "Timeout": ns(h.timeout), "Retries": h.retries,
+        "StartPeriod": ns(h.start_period), "StartInterval": ns(h.start_interval),
+    })
+}
+
+fn hook(h: &Hook) -> Value {
+    json!({"Command": h.command, "User": h.user, "Dir": h.dir, "Env": h.env})
+}
+
 fn task_spec(t: &TaskSpec) -> Value {
     let c = &t.container;
     json!({
@@ -112,7 +129,11 @@ fn task_spec(t: &TaskSpec) -> Value {
             "OomScoreAdj": c.oom_score_adj,
             "Secrets": c.secrets.iter().map(|s| json!({"SecretID": s.id.to_string(), "SecretName": s.name, "File": {"Name": s.target.name, "Mode": s.target.mode}})).collect::<Vec<_>>(),
             "Configs": c.configs.iter().map(|s| json!({"ConfigID": s.id.to_string(), "ConfigName": s.name, "File": {"Name": s.target.name, "Mode": s.target.mode}})).collect::<Vec<_>>(),
-            "Healthcheck": c.healthcheck.as_ref().map(|h| json!({"Test": h.test, "Interval": ns(h.interval), "Timeout": ns(h.timeout), "Retries": h.retries, "StartPeriod": ns(h.start_period), "StartInterval": ns(h.start_interval)})),
+            "Healthcheck": c.healthcheck.as_ref().map(check),
+            "Readiness": c.readiness.as_ref().map(check),
+            "PreStart": c.pre_start.iter().map(hook).collect::<Vec<_>>(),
+            "PostStart": c.post_start.iter().map(hook).collect::<Vec<_>>(),
+            "PreStop": c.pre_stop.iter().map(hook).collect::<Vec<_>>(),
         },
         "Resources": {
             "Limits": {"NanoCPUs": t.resources.limits.cpu.0, "MemoryBytes": t.resources.limits.memory.0, "Pids": t.resources.limits.pids},
@@ -217,7 +238,7 @@ pub(crate) fn task(t: &Task) -> Value {
         "Spec": task_spec(&t.spec),
         "DesiredState": t.desired.as_str(),
         "Status": {
-            "State": t.status.state.as_str(), "Timestamp": t.status.at.rfc3339(), "Message": t.status.message, "Err": t.status.error,
+            "State": t.status.state.as_str(), "Ready": t.is_ready(), "Timestamp": t.status.at.rfc3339(), "Message": t.status.message, "Err": t.status.error,
             "ContainerStatus": t.status.container.as_ref().map(|c| json!({"ContainerID": c.id, "PID": c.pid, "ExitCode": c.exit_code})),
         },
         "NetworksAttachments": attachments(t),

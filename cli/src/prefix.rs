@@ -135,6 +135,7 @@ mod tests {
                     message: String::new(),
                     error: String::new(),
                     container: None,
+                    unready: false,
                 },
                 running_at: None,
                 ended_at: None,

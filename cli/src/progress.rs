@@ -15,6 +15,7 @@ use proto::control::WatchRequest;
 use proto::types::Kind;
 
 use crate::client::{Client, Fail};
+use crate::command::service_list::not_ready;
 use crate::render;
 
 /// Exit codes of attached commands.
@@ -377,7 +378,7 @@ fn current(service: &Service, tasks: &BTreeMap<TaskId, Task>) -> (usize, usize) 
     (running, wanted)
 }
 
-/// The newest error of a task that is not running, so that nobody has to look for it.
+/// The newest error of a task that is not running, or why one is not ready, so that nobody has to look for it.
 fn reason(service: &Service, tasks: &BTreeMap<TaskId, Task>) -> String {
     let since = service.update.as_ref().map_or(Timestamp(0), |u| u.started_at);
     let failed = tasks
@@ -386,7 +387,14 @@ fn reason(service: &Service, tasks: &BTreeMap<TaskId, Task>) -> String {
             !t.status.error.is_empty() && t.status.state != TaskState::Running && t.status.at >= since
         })
         .max_by_key(|t| t.status.at);
+    let unready = || {
+        tasks
+            .values()
+            .filter(|t| t.desired.is_live())
+            .find_map(|t| Some(format!(" ({}: {})", t.name(), not_ready(t)?)))
+    };
     failed
         .map(|t| format!(" ({}: {})", t.name(), t.status.error))
+        .or_else(unready)
         .unwrap_or_default()
 }

@@ -14,6 +14,10 @@ mod dual;
 mod encrypted;
 #[path = "cluster/failover.rs"]
 mod failover;
+#[path = "cluster/health.rs"]
+mod health;
+#[path = "cluster/hooks.rs"]
+mod hooks;
 #[path = "cluster/joining.rs"]
 mod joining;
 #[path = "cluster/keys.rs"]
@@ -256,6 +260,26 @@ const ALL: &[(&str, Start, Scenario)] = &[
         "no request is lost while tasks come and go",
         Start::Cluster(1, 2),
         rolling::no_request_is_lost,
+    ),
+    (
+        "readiness comes and goes",
+        Start::Cluster(1, 2),
+        health::readiness_comes_and_goes,
+    ),
+    (
+        "health is apart from readiness",
+        Start::Cluster(1, 2),
+        health::health_is_apart,
+    ),
+    (
+        "what is never ready stops nothing",
+        Start::Cluster(1, 2),
+        health::never_ready_stops_nothing,
+    ),
+    (
+        "hooks run around a task",
+        Start::Cluster(1, 1),
+        hooks::hooks_run_around_a_task,
     ),
     (
         "the machine is busy",

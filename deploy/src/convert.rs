@@ -6,10 +6,10 @@ use std::time::Duration;
 
 use model::spec::{
     Autoscale, ConfigRef, ConfigSpec, ContainerSpec, DnsConfig, EndpointMode, EndpointSpec, FailureAction,
-    FileTarget, Healthcheck, Labels, Limits, LogDriver, Mount, MountKind, NetworkAttachment, NetworkSpec,
-    OnDisconnect, Placement, PortSpec, Protocol, PublishMode, Reservations, Resources, RestartCondition,
-    RestartPolicy, SCALE_DOWN_AFTER, STACK_LABEL, SecretRef, SecretSpec, ServiceMode, ServiceSpec, StackSpec,
-    TaskSpec, Ulimit, UpdateConfig, UpdateOrder, check_name,
+    FileTarget, Healthcheck, Hook, Labels, Limits, LogDriver, Mount, MountKind, NetworkAttachment,
+    NetworkSpec, OnDisconnect, Placement, PortSpec, Protocol, PublishMode, Reservations, Resources,
+    RestartCondition, RestartPolicy, SCALE_DOWN_AFTER, STACK_LABEL, SecretRef, SecretSpec, ServiceMode,
+    ServiceSpec, StackSpec, TaskSpec, Ulimit, UpdateConfig, UpdateOrder, check_name,
 };
 use model::units::parse_duration;
 use model::{Bytes, ConfigId, NanoCpus, NetworkId, SecretId};
@@ -95,7 +95,7 @@ fn at<'a>(node: &'a Node, path: &[&str]) -> Option<&'a Node> {
 }
 
 // The schema has read every scalar once, so that what cannot be read here is absent.
-fn parsed<T: std::str::FromStr>(node: &Node, path: &[&str]) -> Option<T> {
+pub(crate) fn parsed<T: std::str::FromStr>(node: &Node, path: &[&str]) -> Option<T> {
     at(node, path)?.scalar()?.parse().ok()
 }
 
@@ -106,11 +106,11 @@ fn text(node: &Node, path: &[&str]) -> String {
         .to_owned()
 }
 
-fn flag(node: &Node, path: &[&str]) -> bool {
+pub(crate) fn flag(node: &Node, path: &[&str]) -> bool {
     parsed(node, path).unwrap_or(false)
 }
 
-fn duration(node: &Node, path: &[&str]) -> Option<Duration> {
+pub(crate) fn duration(node: &Node, path: &[&str]) -> Option<Duration> {
     parse_duration(at(node, path)?.scalar()?).ok()
 }
 
@@ -118,7 +118,7 @@ fn octal(node: &Node, path: &[&str]) -> Option<u32> {
     u32::from_str_radix(at(node, path)?.scalar()?, 8).ok()
 }
 
-fn texts(node: &Node, path: &[&str]) -> Vec<String> {
+pub(crate) fn texts(node: &Node, path: &[&str]) -> Vec<String> {
     let items = at(node, path).map_or(&[][..], Node::items);
     items.iter().filter_map(Node::scalar).map(str::to_owned).collect()
 }
@@ -496,7 +496,11 @@ impl Converter<'_> {
             mounts: self.mounts(key, node),
             secrets: self.secret_refs(key, node),
             configs: self.config_refs(key, node),
-            healthcheck: healthcheck(node),
+            healthcheck: self.check(key, node, "healthcheck"),
+            readiness: self.check(key, node, "readiness"),
+            pre_start: self.hooks(key, node, "pre_start"),
+            post_start: self.hooks(key, node, "post_start"),
+            pre_stop: self.hooks(key, node, "pre_stop"),
             hosts: texts(node, &["extra_hosts"])
                 .iter()
                 .filter_map(|h| h.split_once(':'))
@@ -525,6 +529,16 @@ impl Converter<'_> {
         }
     }
 
+    fn check(&mut self, key: &str, node: &Node, kind: &str) -> Option<Healthcheck> {
+        let (check, second) = crate::check::read(node.get(kind)?);
+        if let Some(at) = second {
+            let path = format!("services.{key}.{kind}");
+            self.report
+                .problem(at, &path, "asks in several ways: it is one of test, http and tcp");
+        }
+        Some(check)
+    }
+
     /// Files first, then `environment`; sorted by name, so that order alone changes nothing.
     fn environment(&mut self, key: &str, node: &Node) -> Vec<String> {
         let mut all = BTreeMap::new();
@@ -546,6 +560,12 @@ impl Converter<'_> {
                 }
             }
         }
+        self.values(&format!("services.{key}"), node, &mut all);
+        all.into_iter().map(|(k, v)| format!("{k}={v}")).collect()
+    }
+
+    /// What `environment` sets.
+    fn values(&mut self, path: &str, node: &Node, all: &mut BTreeMap<String, String>) {
         for entry in at(node, &["environment"]).map_or(&[][..], Node::entries) {
             match entry.node.scalar() {
                 Some(value) => {
@@ -557,14 +577,33 @@ impl Converter<'_> {
                     }
                     None => {
                         all.remove(&entry.key);
-                        let path = format!("services.{key}.environment.{}", entry.key);
+                        let path = format!("{path}.environment.{}", entry.key);
                         let message = "has no value here and none in your environment: left out";
                         self.report.warn(entry.at, &path, message);
                     }
                 },
             }
         }
-        all.into_iter().map(|(k, v)| format!("{k}={v}")).collect()
+    }
+
+    fn hooks(&mut self, key: &str, node: &Node, kind: &str) -> Vec<Hook> {
+        let items = at(node, &[kind]).map_or(&[][..], Node::items);
+        let hook = |(i, item): (usize, &Node)| {
+            let path = format!("services.{key}.{kind}[{i}]");
+            let command = texts(item, &["command"]);
+            if command.is_empty() {
+                self.report.problem(item.at, &path, "needs a command");
+            }
+            let mut env = BTreeMap::new();
+            self.values(&path, item, &mut env);
+            Hook {
+                command,
+                user: text(item, &["user"]),
+                dir: text(item, &["working_dir"]),
+                env: env.into_iter().map(|(k, v)| format!("{k}={v}")).collect(),
+            }
+        };
+        items.iter().enumerate().map(hook).collect()
     }
 
     fn mounts(&mut self, key: &str, node: &Node) -> Vec<Mount> {
@@ -731,25 +770,6 @@ fn short_tmpfs(text: &str) -> Result<Mount, String> {
         kind: MountKind::Tmpfs { size, mode },
         target: target.to_owned(),
         read_only,
-    })
-}
-
-fn healthcheck(node: &Node) -> Option<Healthcheck> {
-    let check = node.get("healthcheck")?;
-    if flag(check, &["disable"]) {
-        return Some(Healthcheck {
-            test: vec!["NONE".to_owned()],
-            ..Healthcheck::default()
-        });
-    }
-    let time = |key| duration(check, &[key]).unwrap_or_default();
-    Some(Healthcheck {
-        test: texts(check, &["test"]),
-        interval: time("interval"),
-        timeout: time("timeout"),
-        retries: parsed(check, &["retries"]).unwrap_or(0),
-        start_period: time("start_period"),
-        start_interval: time("start_interval"),
     })
 }
 

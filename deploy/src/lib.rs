@@ -25,4 +25,5 @@ mod compose;
 pub use compose::{Compose, FILES_MAX, Source, Vars, load};
 
 // Short forms that flags share.
+pub mod check;
 pub mod grammar;

@@ -47,7 +47,9 @@ pub(crate) fn merge(base: Node, over: Node, shape: &Shape) -> Node {
         | Shape::Command
         | Shape::Test
         | Shape::External
-        | Shape::OnDisconnect => over,
+        | Shape::OnDisconnect
+        | Shape::Http
+        | Shape::Statuses => over,
     }
 }
 

@@ -66,6 +66,10 @@ pub(crate) enum Shape {
     External,
     /// `keep`, or a mapping with `stop_after`.
     OnDisconnect,
+    /// `PORT[/PATH]`, or a mapping.
+    Http,
+    /// An HTTP status, or a range of them.
+    Statuses,
 }
 
 /// One key of a mapping.
@@ -133,6 +137,7 @@ const SERVICE: Shape = Shape::Object(&[
     used("dns_search", Shape::TextOrTexts),
     used("dns_opt", Shape::TextOrTexts),
     used("healthcheck", HEALTHCHECK),
+    used("readiness", READINESS),
     used("labels", Shape::Pairs(false)),
     used("logging", LOGGING),
     used("networks", Shape::Networks),
@@ -223,9 +228,9 @@ const SERVICE: Shape = Shape::Object(&[
     refused("label_file", LATER),
     refused("annotations", LATER),
     refused("attach", LATER),
-    refused("post_start", LATER),
-    refused("pre_start", LATER),
-    refused("pre_stop", LATER),
+    used("pre_start", Shape::List(&PRE_START)),
+    used("post_start", Shape::List(&HOOK)),
+    used("pre_stop", Shape::List(&HOOK)),
 ]);
 
 const HEALTHCHECK: Shape = Shape::Object(&[
@@ -236,6 +241,57 @@ const HEALTHCHECK: Shape = Shape::Object(&[
     used("start_period", Shape::Duration),
     used("start_interval", Shape::Duration),
     used("disable", Shape::Bool),
+    used("http", Shape::Http),
+    used("tcp", Shape::Int(1, 65_535)),
+]);
+
+const HOOK: Shape = Shape::Object(&[
+    used("command", Shape::Command),
+    used("user", Shape::Text),
+    used("working_dir", Shape::Text),
+    used("environment", Shape::Pairs(true)),
+    refused(
+        "privileged",
+        "is not supported: a hook may do what its container may",
+    ),
+]);
+
+const PRE_START: Shape = Shape::Object(&[
+    used("command", Shape::Command),
+    used("user", Shape::Text),
+    used("working_dir", Shape::Text),
+    used("environment", Shape::Pairs(true)),
+    refused(
+        "image",
+        "is not supported yet: it runs in the image of the service",
+    ),
+    refused("per_replica", "is not needed: it runs before each task"),
+    refused(
+        "privileged",
+        "is not supported: a hook may do what its container may",
+    ),
+]);
+
+const READINESS: Shape = Shape::Object(&[
+    used("test", Shape::Test),
+    used("http", Shape::Http),
+    used("tcp", Shape::Int(1, 65_535)),
+    used("interval", Shape::Duration),
+    used("timeout", Shape::Duration),
+    used("retries", Shape::Int(0, U32)),
+    used("start_interval", Shape::Duration),
+    refused(
+        "start_period",
+        "is not needed: before it was ready for the first time a task is not ready anyway",
+    ),
+    refused("disable", "is not needed: leave readiness out"),
+]);
+
+const HTTP: Shape = Shape::Object(&[
+    used("port", Shape::Int(1, 65_535)),
+    used("path", Shape::Text),
+    used("status", Shape::Statuses),
+    used("scheme", Shape::Word(&["http"])),
 ]);
 
 const LOGGING: Shape = Shape::Object(&[used("driver", Shape::Text), used("options", Shape::Pairs(false))]);
@@ -588,6 +644,22 @@ pub(crate) fn normalise(node: &Node, shape: &Shape, path: &str, report: &mut Rep
         Shape::OnDisconnect => match &node.value {
             Value::Map(_) => normalise(node, &ON_DISCONNECT, path, report),
             _ => normalise(node, &Shape::Word(&["keep"]), path, report),
+        },
+        Shape::Http => {
+            let long = short(node, |t| {
+                let (port, of_port) = crate::check::split(t);
+                vec![("port", port.to_owned()), ("path", of_port.to_owned())]
+            });
+            let long = normalise(&long, &HTTP, path, report)?;
+            if long.get("port").is_none() {
+                report.problem(at, path, "needs a port");
+            }
+            Some(long)
+        }
+        Shape::Statuses => match node.scalar().map(|t| (t, crate::check::parse_status(t))) {
+            Some((t, Ok(_))) => Some(Node::text(at, t)),
+            Some((_, Err(e))) => refuse(e),
+            None => refuse(must("an HTTP status such as 200, or 200-399")),
         },
     }
 }

@@ -52,7 +52,7 @@ pub struct ServiceEndpoints {
     pub networks: Vec<ServiceNetwork>,
     /// Ports published on every node.
     pub ports: Vec<PortSpec>,
-    /// Tasks that take connections: running, healthy, and wanted to run.
+    /// Tasks that take connections: running, healthy, ready, and wanted to run.
     pub backends: Vec<Backend>,
     /// Its other tasks that have a node and have not ended: they may ask before they are asked.
     pub others: Vec<Backend>,

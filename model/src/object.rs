@@ -402,12 +402,12 @@ impl Service {
 }
 
 impl Service {
-    /// How many of these tasks of it run and are wanted to, and how many there should be: as many as it has replicas, or
-    /// one for each node that has one.
+    /// How many of these tasks of it run, are ready and are wanted to, and how many there should be: as many as it has
+    /// replicas, or one for each node that has one.
     pub fn count<'a>(&self, tasks: impl IntoIterator<Item = &'a Task>) -> (usize, usize) {
         let (mut running, mut slots) = (0, BTreeSet::new());
         for task in tasks {
-            let up = task.desired == DesiredState::Running && task.status.state == TaskState::Running;
+            let up = task.desired == DesiredState::Running && task.is_ready();
             running += usize::from(up);
             if self.spec.mode == ServiceMode::Global && task.desired.is_live() {
                 slots.insert(task.slot);
@@ -561,6 +561,11 @@ impl Task {
         self.ended_at.unwrap_or(self.status.at)
     }
 
+    /// Whether it runs, and its readiness check does not say that it takes no connections.
+    pub fn is_ready(&self) -> bool {
+        self.status.state == TaskState::Running && !self.status.unready
+    }
+
     /// `web.1`, or `web.<node id>` of a global service.
     pub fn name(&self) -> String {
         match self.slot {
@@ -588,6 +593,8 @@ pub struct TaskStatus {
     pub error: String,
     /// Of the container, once there is one.
     pub container: Option<ContainerStatus>,
+    /// It runs, and was ready before, and its readiness check says that it takes no connections for now: `message` says why.
+    pub unready: bool,
 }
 
 impl TaskStatus {
@@ -600,8 +607,10 @@ impl TaskStatus {
             message,
             error,
             container,
+            unready,
         } = self;
-        (state, message, error, container) != (&known.state, &known.message, &known.error, &known.container)
+        let told = (&known.state, &known.message, &known.error, &known.container);
+        (state, message, error, container) != told || *unready != known.unready
     }
 
     /// A task that was just made.
@@ -612,6 +621,7 @@ impl TaskStatus {
             message: "created".into(),
             error: String::new(),
             container: None,
+            unready: false,
         }
     }
 }
@@ -748,8 +758,13 @@ mod tests {
         assert!(further.is_news_to(&known));
         let said = TaskStatus {
             message: "pulling".into(),
-            ..later
+            ..later.clone()
         };
         assert!(said.is_news_to(&known));
+        let unready = TaskStatus {
+            unready: true,
+            ..later
+        };
+        assert!(unready.is_news_to(&known));
     }
 }

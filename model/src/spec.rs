@@ -3,6 +3,8 @@
 mod autoscale;
 mod container;
 mod disconnect;
+mod health;
+mod hook;
 mod image;
 mod network;
 mod placement;
@@ -14,6 +16,8 @@ mod update;
 pub use autoscale::*;
 pub use container::*;
 pub use disconnect::*;
+pub use health::*;
+pub use hook::*;
 pub use image::*;
 pub use network::*;
 pub use placement::*;

@@ -211,6 +211,11 @@ impl Dataplane {
         self.run(move |worker| worker.detach(&id)).await
     }
 
+    /// Where a container's namespace is kept.
+    pub(crate) fn namespace_of(&self, id: &str) -> PathBuf {
+        self.config.state_dir.join("netns").join(id)
+    }
+
     /// Containers that are attached.
     pub fn attached(&self) -> Vec<String> {
         let Ok(entries) = fs::read_dir(self.config.state_dir.join("netns")) else {

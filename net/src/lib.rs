@@ -14,6 +14,7 @@ mod plan;
 // The namespace, its rules, and containers on it.
 mod container;
 mod dataplane;
+mod dial;
 mod flows;
 mod found;
 mod proxy;

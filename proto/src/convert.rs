@@ -4,6 +4,7 @@ use std::str::FromStr;
 use std::time::Duration;
 
 mod assignment;
+mod health;
 mod object;
 mod spec;
 

@@ -122,6 +122,10 @@ pub(crate) fn start(
     };
     let mut process = identity.process.clone();
     process.argv.clone_from(&config.argv);
+    // Of two with one name most programs take the first.
+    let name = |entry: &String| entry.split('=').next().unwrap_or_default().to_owned();
+    let given: Vec<String> = config.env.iter().map(name).collect();
+    process.env.retain(|entry| !given.contains(&name(entry)));
     process.env.extend(config.env.iter().cloned());
     if !config.user.is_empty() {
         process.user.clone_from(&config.user);

@@ -105,6 +105,7 @@ fn take_on(process: &ProcessPlan, filter: &mut [libc::sock_filter]) -> Result<Ne
     }
     rootfs::work_in(&process.cwd)?;
     sys::prctl(libc::PR_SET_NO_NEW_PRIVS, 1).map_err(step("forbid new privileges"))?;
+    let parent_dies = sys::parent_death_signal();
     if ids.uid != 0 {
         // A user other than root starts without capabilities, as with Docker.
         sys::set_ids(ids.uid, ids.gid, &groups).map_err(step("take on the user"))?;
@@ -112,6 +113,10 @@ fn take_on(process: &ProcessPlan, filter: &mut [libc::sock_filter]) -> Result<Ne
     } else {
         sys::set_ids(ids.uid, ids.gid, &groups).map_err(step("take on the user"))?;
         sys::set_capabilities(kept, kept, 0).map_err(step("drop capabilities"))?;
+    }
+    // The kernel forgets it with another user (prctl(2)), and a probe that takes too long would go on for ever.
+    if let Ok(signal @ 1..) = u64::try_from(parent_dies) {
+        sys::prctl(libc::PR_SET_PDEATHSIG, signal).map_err(step("end with the parent"))?;
     }
     sys::close_on_exec_from(3).map_err(step("close descriptors"))?;
     sys::umask(0o022);

@@ -423,7 +423,43 @@ fn exec(host: Host) -> Result<(), Failed> {
         contains(&text, "executable file not found")?;
         let (code, text) = run(&["mount", "-t", "tmpfs", "x", "/tmp"], None).await?;
         equal(code != 0, true)?;
-        contains(&text, "permission denied")
+        contains(&text, "permission denied")?;
+        let mut session = host.runtime.exec(
+            "a",
+            &ExecConfig {
+                argv: ["sh", "-c", "test $GREETING = bye"].map(str::to_owned).into(),
+                env: vec!["GREETING=bye".into()],
+                ..ExecConfig::default()
+            },
+        )?;
+        equal(session.wait().await?, 0)?;
+        // What nobody waits for ends, whoever it runs as.
+        for user in ["", "1000"] {
+            let session = host.runtime.exec(
+                "a",
+                &ExecConfig {
+                    argv: ["sleep", "4321"].map(str::to_owned).into(),
+                    user: user.into(),
+                    ..ExecConfig::default()
+                },
+            )?;
+            let sleeps = async |want: usize| -> Result<(), Failed> {
+                let mut found = 0;
+                for _ in 0..200 {
+                    let (_, list) = run(&["ps", "-o", "args"], None).await?;
+                    found = list.lines().filter(|l| l.trim() == "sleep 4321").count();
+                    if found == want {
+                        return Ok(());
+                    }
+                    tokio::time::sleep(std::time::Duration::from_millis(25)).await;
+                }
+                Err(format!("{found} processes sleep as user \"{user}\", not {want}").into())
+            };
+            sleeps(1).await?;
+            drop(session);
+            sleeps(0).await?;
+        }
+        Ok(())
     })
 }
 

@@ -19,6 +19,7 @@ mod networks_are_apart;
 mod one_task_a_slot;
 mod placement_is_allowed;
 mod ports_are_unique;
+mod readiness_is_told;
 mod rollback_is_final;
 mod rollout_keeps_serving;
 mod same_state;
@@ -127,7 +128,10 @@ const MOMENT: &[Property<Cluster>] = &[
 ];
 
 /// Some time after the last fault.
-const QUIET: &[Property<Cluster>] = &[("containers_are_assigned", "I40", containers_are_assigned::check)];
+const QUIET: &[Property<Cluster>] = &[
+    ("containers_are_assigned", "I40", containers_are_assigned::check),
+    ("readiness_is_told", "I33", readiness_is_told::check),
+];
 
 /// The first property of a table that does not hold.
 fn first<T>(table: &[Property<T>], what: &T) -> Option<String> {

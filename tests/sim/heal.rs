@@ -104,7 +104,7 @@ impl Cluster {
             let running = self
                 .state
                 .tasks_of_service(service.id)
-                .filter(|t| t.status.state == TaskState::Running && t.desired == DesiredState::Running)
+                .filter(|t| t.is_ready() && t.desired == DesiredState::Running)
                 .filter(|t| *t.spec == service.spec.task)
                 .count();
             let update = service.update.as_ref().filter(|u| u.state.is_active());

@@ -6,7 +6,8 @@ use std::time::Duration;
 use agent_core::drain::{self, Drain};
 use agent_core::health::Health;
 use agent_core::outbox::status_time;
-use agent_core::step::{LocalTask, RETRY, Seen, Step, next_step, state_of};
+use agent_core::readiness::Readiness;
+use agent_core::step::{LocalTask, RETRY, Seen, Step, is_unready, next_step, state_of};
 use model::assignment::AssignmentSet;
 use model::object::{SlotKey, Task, TaskStatus};
 use model::spec::OnDisconnect;
@@ -67,6 +68,8 @@ pub struct Local {
     since: Timestamp,
     /// When it was asked to stop as it was not wanted any more.
     stopped: Option<Timestamp>,
+    /// It has a readiness check.
+    asked: bool,
 }
 
 impl Host {
@@ -163,6 +166,8 @@ impl Host {
                     desired: Some(task.desired),
                     seen: Seen::Nothing,
                     in_net: false,
+                    served: false,
+                    readiness: Readiness::default(),
                     // The disk was lost, or the agent never had it: there is nothing to give back.
                     released: task.status.state.is_terminal(),
                     stopped_by_us: false,
@@ -184,6 +189,7 @@ impl Host {
                 busy: None,
                 since: now,
                 stopped: None,
+                asked: task.spec.container.readiness.is_some(),
             });
         }
         let mut forgotten = Vec::new();
@@ -207,7 +213,7 @@ impl Host {
                 continue;
             }
             reports.extend(
-                task.and_then(|t| report(local, t, self.wall))
+                task.and_then(|t| report(local, t, now, self.wall))
                     .map(|status| (*id, status)),
             );
         }
@@ -246,6 +252,12 @@ impl Local {
         matches!(self.task.seen, Seen::Running(_) | Seen::Stopping)
     }
 
+    /// Whether it runs with connections, and whether it should.
+    pub fn serves(&self, now: Timestamp) -> Option<(bool, bool)> {
+        let healthy = self.task.seen == Seen::Running(Health::Healthy);
+        healthy.then(|| (self.task.in_net, self.task.readiness.is_ready(now)))
+    }
+
     /// What becomes of it when its host is cut off.
     pub fn on_disconnect(&self) -> OnDisconnect {
         self.task.on_disconnect
@@ -270,11 +282,14 @@ impl Local {
 }
 
 /// What a manager does not know yet.
-fn report(local: &Local, task: &Task, wall: i64) -> Option<TaskStatus> {
-    let state = state_of(&local.task);
+fn report(local: &Local, task: &Task, now: Timestamp, wall: i64) -> Option<TaskStatus> {
+    let (state, unready) = (state_of(&local.task), is_unready(&local.task, now));
+    let known = &task.status;
+    let news = state > known.state || (state == known.state && unready != known.unready);
     // Whatever was told and lost is told again, as the real outbox does until it is acknowledged.
-    (state > task.status.state && !task.status.state.is_terminal()).then(|| TaskStatus {
+    (news && !known.state.is_terminal()).then(|| TaskStatus {
         state,
+        unready,
         error: match &local.task.seen {
             Seen::Failed { error, .. } => error.clone(),
             _ => String::new(),
@@ -285,6 +300,17 @@ fn report(local: &Local, task: &Task, wall: i64) -> Option<TaskStatus> {
 
 /// What containers do by themselves.
 fn misfortune(local: &mut Local, image: &str, now: Timestamp, rng: &mut Rng, faults: bool) {
+    if local.asked && matches!(local.task.seen, Seen::Running(_)) {
+        let ready = local.task.readiness.ready_at().is_some();
+        let turns = match ready {
+            true => faults && rng.below(1_000) < 10,
+            false => image != "unready" && (!faults || rng.percent(40)),
+        };
+        if turns {
+            local.task.readiness.observe(!ready, now);
+            local.since = now;
+        }
+    }
     let Seen::Running(health) = &mut local.task.seen else {
         return;
     };
@@ -378,11 +404,16 @@ fn finish(local: &mut Local, step: &Step, image: &str, now: Timestamp, rng: &mut
                 rejected: false,
             }
         }
-        Step::Start => task.seen = Seen::Running(Health::Starting),
+        Step::Start => {
+            task.seen = Seen::Running(Health::Starting);
+            if local.asked {
+                task.readiness = Readiness::unproven();
+            }
+        }
         Step::AddEndpoint | Step::DropEndpoint if faults && rng.below(100) < 2 => {
             task.retry_at = Some(now + RETRY);
         }
-        Step::AddEndpoint => task.in_net = true,
+        Step::AddEndpoint => (task.in_net, task.served) = (true, true),
         Step::DropEndpoint => {
             task.in_net = false;
             (task.drain.since, task.drain.looked) = (Some(now), None);

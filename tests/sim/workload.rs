@@ -9,11 +9,11 @@ use manager_core::{Action, Admitted, Refusal, RefusalKind, admit};
 use model::NanoCpus;
 use model::object::{Availability, Object, Service, UpdateState};
 use model::spec::{
-    FailureAction, FileTarget, NetworkAttachment, NetworkSpec, OnDisconnect, Placement, PortSpec,
-    PublishMode, RestartCondition, STACK_LABEL, SecretRef, SecretSpec, ServiceMode, ServiceSpec, StackSpec,
-    UpdateOrder,
+    FailureAction, FileTarget, Healthcheck, NetProbe, NetworkAttachment, NetworkSpec, OnDisconnect,
+    Placement, PortSpec, PublishMode, RestartCondition, STACK_LABEL, SecretRef, SecretSpec, ServiceMode,
+    ServiceSpec, StackSpec, UpdateOrder,
 };
-use model::task_state::{DesiredState, TaskState};
+use model::task_state::DesiredState;
 use model::{NetworkId, SecretId};
 
 use super::Plant;
@@ -138,6 +138,9 @@ impl Cluster {
 
     fn image(&mut self) -> String {
         let kinds = ["a", "b", "c", "d", "missing", "crash", "exit"];
+        if self.rng.percent(4) {
+            return "unready".into();
+        }
         self.rng.pick(&kinds).unwrap_or("a").to_owned()
     }
 
@@ -188,6 +191,12 @@ impl Cluster {
         ];
         restart.condition = self.rng.pick(&conditions).unwrap_or_default();
         spec.task.on_disconnect = self.on_disconnect();
+        if self.rng.percent(25) {
+            spec.task.container.readiness = Some(Healthcheck {
+                net: Some(NetProbe::Tcp { port: 80 }),
+                ..Healthcheck::default()
+            });
+        }
         if self.rng.percent(15) {
             spec.task.placement.max_replicas_per_node = u32::try_from(1 + self.rng.below(2)).unwrap_or(1);
         }
@@ -307,7 +316,7 @@ impl Cluster {
         let running = self
             .state
             .tasks_of_service(service.id)
-            .filter(|t| t.status.state == TaskState::Running && t.desired == DesiredState::Running)
+            .filter(|t| t.is_ready() && t.desired == DesiredState::Running)
             .count();
         idle && running == replicas as usize && self.dirty.is_empty()
     }

@@ -80,6 +80,8 @@ mod tests {
                 reason: None,
             },
             in_net: false,
+            served: false,
+            readiness: crate::readiness::Readiness::default(),
             released: true,
             stopped_by_us: false,
             on_disconnect: OnDisconnect::Keep,

@@ -55,6 +55,7 @@ pub fn served(set: &AssignmentSet, run: &BTreeSet<TaskId>) -> Vec<TaskId> {
         .collect();
     let serves = |task: &&Arc<Task>| {
         task.desired == DesiredState::Running
+            && !task.status.unready
             && (task.status.state == TaskState::Running || behind.contains(&task.id))
     };
     let tasks = run.iter().filter_map(|id| set.tasks.get(id));
@@ -139,6 +140,11 @@ mod tests {
         }
     }
 
+    fn unready(mut task: Task) -> Task {
+        task.status.unready = true;
+        task
+    }
+
     #[test]
     fn what_served_goes_on_serving_and_nothing_else_does() {
         use DesiredState::{Running, Shutdown};
@@ -150,6 +156,7 @@ mod tests {
             task(3, Running, TaskState::Starting),
             task(4, Shutdown, TaskState::Running),
             task(5, Running, TaskState::Running),
+            unready(task(7, Running, TaskState::Running)),
         ] {
             set.tasks.insert(one.id, Arc::new(one));
         }
@@ -165,13 +172,13 @@ mod tests {
             mode: EndpointMode::Vip,
             networks: Vec::new(),
             ports: Vec::new(),
-            backends: vec![backend(2), backend(4), backend(77)],
+            backends: vec![backend(2), backend(4), backend(7), backend(77)],
             others: vec![backend(3)],
             encrypted: Vec::new(),
         };
         set.services.insert(service.id, Arc::new(service));
         // The fifth does not run any more, the sixth was never assigned.
-        let run = [1, 2, 3, 4, 6].map(TaskId).into_iter().collect();
+        let run = [1, 2, 3, 4, 6, 7].map(TaskId).into_iter().collect();
         assert_eq!(served(&set, &run), [1, 2].map(TaskId));
     }
 }

@@ -1,4 +1,4 @@
-//! Health: results of probes into a verdict, as Docker counts.
+//! Health: results of probes into a verdict, as Docker counts. Readiness is counted alike.
 
 use std::time::Duration;
 
@@ -22,6 +22,7 @@ pub const OUTPUT_MAX: usize = 4096;
 /// Counts the probes of one container.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Counter {
+    /// Nothing of it is left to defaults.
     check: Healthcheck,
     started: Timestamp,
     failures: u32,
@@ -34,8 +35,34 @@ fn or(d: Duration, default: Duration) -> Duration {
 }
 
 impl Counter {
-    /// A container that started at `started`.
+    /// The health check of a container that started at `started`.
     pub fn new(check: Healthcheck, started: Timestamp) -> Self {
+        let s = Duration::from_secs;
+        Self::with(check, started, [s(30), s(30), s(5)])
+    }
+
+    /// Its readiness check. What was never ready is not ready, so there no failure counts and it is asked often.
+    pub fn of_readiness(check: Healthcheck, started: Timestamp) -> Self {
+        let s = Duration::from_secs;
+        let mut counter = Self::with(check, started, [s(5), s(5), s(1)]);
+        counter.check.start_period = Duration::MAX;
+        counter
+    }
+
+    /// One that goes on: it was found well before.
+    pub fn well(mut self) -> Self {
+        self.health = Health::Healthy;
+        self
+    }
+
+    fn with(check: Healthcheck, started: Timestamp, [interval, timeout, first]: [Duration; 3]) -> Self {
+        let check = Healthcheck {
+            interval: or(check.interval, interval),
+            timeout: or(check.timeout, timeout),
+            retries: if check.retries == 0 { 3 } else { check.retries },
+            start_interval: or(check.start_interval, first),
+            ..check
+        };
         Self {
             check,
             started,
@@ -44,18 +71,26 @@ impl Counter {
         }
     }
 
+    /// What is checked, and how often.
+    pub fn check(&self) -> &Healthcheck {
+        &self.check
+    }
+
     /// Longest time of one probe.
     pub fn timeout(&self) -> Duration {
-        or(self.check.timeout, Duration::from_secs(30))
+        self.check.timeout
+    }
+
+    fn is_starting(&self, now: Timestamp) -> bool {
+        self.health == Health::Starting && now.since(self.started) < self.check.start_period
     }
 
     /// Time until the next probe: short ones while the container is starting.
     pub fn pause(&self, now: Timestamp) -> Duration {
-        let starting = self.health == Health::Starting && now.since(self.started) < self.check.start_period;
-        if starting {
-            or(self.check.start_interval, Duration::from_secs(5))
+        if self.is_starting(now) {
+            self.check.start_interval
         } else {
-            or(self.check.interval, Duration::from_secs(30))
+            self.check.interval
         }
     }
 
@@ -66,17 +101,11 @@ impl Counter {
             self.health = Health::Healthy;
             return;
         }
-        let starting = self.health == Health::Starting && now.since(self.started) < self.check.start_period;
-        if starting {
+        if self.is_starting(now) {
             return;
         }
         self.failures += 1;
-        let most = if self.check.retries == 0 {
-            3
-        } else {
-            self.check.retries
-        };
-        if self.failures >= most {
+        if self.failures >= self.check.retries {
             self.health = Health::Unhealthy;
         }
     }
@@ -110,5 +139,28 @@ mod tests {
             assert_eq!(c.health, want, "at {at} s");
         }
         assert_eq!(c.pause(Timestamp(9_000)), Duration::from_secs(30));
+    }
+    #[test]
+    fn readiness_is_asked_often_until_it_is_there_and_comes_back() {
+        let check = Healthcheck {
+            test: vec!["CMD".into()],
+            ..Healthcheck::default()
+        };
+        let mut c = Counter::of_readiness(check, Timestamp(0));
+        let s = Duration::from_secs;
+        assert_eq!(c.timeout(), s(5));
+        for (at, success, want, pause) in [
+            (1, false, Health::Starting, s(1)),
+            (10_000, false, Health::Starting, s(1)),
+            (10_001, true, Health::Healthy, s(5)),
+            (10_002, false, Health::Healthy, s(5)),
+            (10_003, false, Health::Healthy, s(5)),
+            (10_004, false, Health::Unhealthy, s(5)),
+            (10_005, true, Health::Healthy, s(5)),
+        ] {
+            let now = Timestamp(at * 1000);
+            c.observe(success, now);
+            assert_eq!((c.health, c.pause(now)), (want, pause), "at {at} s");
+        }
     }
 }

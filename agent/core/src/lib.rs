@@ -12,6 +12,9 @@ pub mod contact;
 pub mod drain;
 pub mod fetch;
 pub mod health;
+pub mod hooks;
+pub mod probe;
+pub mod readiness;
 pub mod step;
 
 // All of them together.
@@ -20,4 +23,4 @@ pub mod outbox;
 pub mod pulse;
 pub mod usage;
 
-pub use step::{LocalTask, Seen, Step, keeps_files, next_step, state_of};
+pub use step::{LocalTask, Seen, Step, is_unready, keeps_files, next_step, state_of};

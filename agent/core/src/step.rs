@@ -11,6 +11,7 @@ use model::task_state::{DesiredState, TaskState};
 use crate::alone::{Alone, restart_at};
 use crate::drain::{self, Drain};
 use crate::health::Health;
+use crate::readiness::Readiness;
 
 /// How the container of a task stands on this host.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -48,6 +49,10 @@ pub struct LocalTask {
     pub seen: Seen,
     /// Whether connections are sent to it.
     pub in_net: bool,
+    /// Whether they ever were, also before it was restarted in place: managers count it as running.
+    pub served: bool,
+    /// Whether it takes them, as its readiness check says.
+    pub readiness: Readiness,
     /// Whether its network and writable files were given back.
     pub released: bool,
     /// It was stopped because it was not wanted any more, or because its host was cut off.
@@ -176,7 +181,12 @@ fn step_now(task: &LocalTask, now: Timestamp) -> Step {
             Some(DesiredState::Shutdown | DesiredState::Remove) | None => finished(task),
         },
         Seen::Running(health) => match (wanted, health, task.in_net) {
-            (true, Health::Healthy, false) => Step::AddEndpoint,
+            // One that is not ready is left alone, without connections.
+            (true, Health::Healthy, true) if !task.readiness.is_ready(now) => Step::DropEndpoint,
+            (true, Health::Healthy, false) => match task.readiness.ready_at() {
+                Some(at) if at <= now => Step::AddEndpoint,
+                later => Step::Wait(later),
+            },
             (true, Health::Healthy, true) | (true, Health::Starting, _) => Step::Wait(None),
             // Out of the balancers first, whatever the reason, so that no connection meets a dying process.
             (true, Health::Unhealthy, true) | (false, _, true) => Step::DropEndpoint,
@@ -222,7 +232,8 @@ pub fn state_of(task: &LocalTask) -> TaskState {
         // What may still hold an address has not ended: addresses are given again once a task is over.
         Seen::Prepared if !wanted && task.released => TaskState::Shutdown,
         Seen::Prepared => TaskState::Ready,
-        Seen::Running(_) | Seen::Stopping if task.in_net => TaskState::Running,
+        // One that ceased to be ready is not less far than it was.
+        Seen::Running(_) | Seen::Stopping if task.in_net || task.served => TaskState::Running,
         Seen::Running(_) | Seen::Stopping => TaskState::Starting,
         // One that could never start must not look ready: its predecessor would be stopped for it (trap D1).
         Seen::Failed { rejected: true, .. } if !task.released => TaskState::Preparing,
@@ -236,6 +247,11 @@ pub fn state_of(task: &LocalTask) -> TaskState {
         Seen::Failed { rejected: true, .. } => TaskState::Rejected,
         Seen::Failed { .. } => TaskState::Failed,
     }
+}
+
+/// Whether a manager is told that a task which runs takes no connections for now.
+pub fn is_unready(task: &LocalTask, now: Timestamp) -> bool {
+    state_of(task) == TaskState::Running && !task.readiness.is_ready(now)
 }
 
 /// Whether what a task wrote is kept until it is forgotten, although it is over: of one that failed, for whoever looks
@@ -262,6 +278,8 @@ mod tests {
             desired,
             seen,
             in_net,
+            served: in_net,
+            readiness: Readiness::default(),
             released,
             stopped_by_us: false,
             on_disconnect: OnDisconnect::Keep,
@@ -653,5 +671,135 @@ mod tests {
             t.stopped_by_us = stopped;
             assert_eq!(state_of(&t), want, "{name}");
         }
+    }
+    #[test]
+    fn a_task_that_is_not_ready_runs_without_connections() {
+        use DesiredState::{Running, Shutdown};
+        let s = |at: u64| Timestamp(at * 1_000);
+        let ready = |verdicts: &[bool]| {
+            let mut readiness = Readiness::unproven();
+            let mut at = 0;
+            for passes in verdicts {
+                at += 1;
+                readiness.observe(*passes, Timestamp(at));
+            }
+            readiness
+        };
+        // Ready six times, and lost each time: it comes back a second after the last.
+        let flapped = [true, false].repeat(6);
+        let flapped = [&flapped[..], &[true]].concat();
+        let healthy = Seen::Running(Health::Healthy);
+        let rows = [
+            (
+                "not yet",
+                &[][..],
+                healthy.clone(),
+                (false, false),
+                Step::Wait(None),
+                false,
+            ),
+            (
+                "asked in vain",
+                &[false],
+                healthy.clone(),
+                (false, false),
+                Step::Wait(None),
+                false,
+            ),
+            (
+                "for the first time",
+                &[true],
+                healthy.clone(),
+                (false, false),
+                Step::AddEndpoint,
+                false,
+            ),
+            (
+                "not before it is healthy",
+                &[true],
+                Seen::Running(Health::Starting),
+                (false, false),
+                Step::Wait(None),
+                false,
+            ),
+            (
+                "it serves",
+                &[true],
+                healthy.clone(),
+                (true, true),
+                Step::Wait(None),
+                false,
+            ),
+            (
+                "no longer",
+                &[true, false],
+                healthy.clone(),
+                (true, true),
+                Step::DropEndpoint,
+                true,
+            ),
+            (
+                "it is left alone",
+                &[true, false],
+                healthy.clone(),
+                (false, true),
+                Step::Wait(None),
+                true,
+            ),
+            (
+                "it is back",
+                &[true, false, true],
+                healthy.clone(),
+                (false, true),
+                Step::AddEndpoint,
+                false,
+            ),
+            (
+                "too often",
+                &flapped,
+                healthy.clone(),
+                (false, true),
+                Step::Wait(Some(Timestamp(1_012))),
+                true,
+            ),
+            (
+                "unhealthy beside that",
+                &[true, false],
+                Seen::Running(Health::Unhealthy),
+                (false, true),
+                Step::Stop,
+                true,
+            ),
+            (
+                "it is stopped as it is",
+                &[true, false],
+                Seen::Stopping,
+                (false, true),
+                Step::Wait(None),
+                true,
+            ),
+        ];
+        for (name, verdicts, seen, (in_net, served), want, unready) in rows {
+            let mut t = task(Some(Running), seen, in_net, false);
+            t.served = served;
+            t.readiness = ready(verdicts);
+            assert_eq!(next_step(&t, NOW), want, "{name}");
+            assert_eq!(is_unready(&t, NOW), unready, "{name}");
+            let runs = if served {
+                TaskState::Running
+            } else {
+                TaskState::Starting
+            };
+            assert_eq!(state_of(&t), runs, "{name}");
+            assert_eq!(t.away_since, None, "nothing of it needs a manager");
+        }
+        let mut late = task(Some(Running), healthy.clone(), false, false);
+        late.served = true;
+        late.readiness = ready(&flapped);
+        assert_eq!(next_step(&late, s(2)), Step::AddEndpoint, "in the end");
+        // One that is to stop is stopped, ready or not.
+        let mut unwanted = task(Some(Shutdown), healthy, false, false);
+        unwanted.readiness = ready(&[true, false]);
+        assert_eq!(next_step(&unwanted, NOW), Step::Stop);
     }
 }

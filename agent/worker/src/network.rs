@@ -1,7 +1,7 @@
 //! The dataplane kept as wanted: one change after the other, several at once where they wait.
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::net::IpAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::path::PathBuf;
 use std::sync::{Mutex, PoisonError};
 use std::time::Duration;
@@ -17,6 +17,7 @@ use net::{
     Zone,
 };
 use proto::identity::Keychain;
+use tokio::net::TcpStream;
 use tokio::sync::{Notify, watch};
 
 use crate::contact::boottime;
@@ -239,6 +240,11 @@ impl Network {
     pub(crate) async fn is_connected(&self, task: &Task) -> Result<bool, NetError> {
         let addresses = task.addresses.iter().map(|(_, address)| *address);
         self.plane.is_connected(addresses.collect()).await
+    }
+
+    /// Connects to an address as the container of a task does.
+    pub(crate) async fn dial(&self, task: TaskId, address: SocketAddr) -> std::io::Result<TcpStream> {
+        self.plane.dial(&task.to_string(), address).await
     }
 
     /// Namespaces of tasks that nobody knows any more.

@@ -1,17 +1,22 @@
 //! One worker a task: look, ask for the next step, do it, report.
 
 mod bring;
+mod checks;
+mod hooks;
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
 use agent_core::alone::{Alone, restart_at};
 use agent_core::drain::{self, Drain};
 use agent_core::health::Health;
+use agent_core::hooks::post_start_is_open;
 use agent_core::outbox::status_time;
+use agent_core::readiness::Readiness;
 use agent_core::step::RETRY;
-use agent_core::{LocalTask, Seen, Step, keeps_files, next_step, state_of};
+use agent_core::{LocalTask, Seen, Step, is_unready, keeps_files, next_step, state_of};
 use model::assignment::AssignmentSet;
 use model::object::{ContainerStatus, Task, TaskStatus};
 use model::spec::{RestartPolicy, SecretRef};
@@ -22,9 +27,10 @@ use tokio::sync::{mpsc, watch};
 
 use crate::agent::{Shared, now};
 use crate::contact::{self, Away, boottime};
+use crate::report;
 use crate::translate::{self, Place};
-use crate::{probe, report};
 use bring::Brought;
+use checks::Checks;
 
 /// Every task of this node, each with its worker.
 pub(crate) struct Tasks {
@@ -159,7 +165,7 @@ impl Tasks {
                     // One that is watched over already serves as its worker says.
                     if runs
                         && !self.has_worker(task.id)
-                        && task.status.state == TaskState::Running
+                        && task.is_ready()
                         && task.desired == DesiredState::Running
                     {
                         serving.push(task.id);
@@ -180,6 +186,10 @@ impl Tasks {
 
 enum News {
     Ended(Option<ExitStatus>),
+    /// The hooks after its start are done, or one failed.
+    PostStart(Result<(), String>),
+    /// A hook before its stop failed.
+    PreStop(String),
 }
 
 struct Worker {
@@ -189,8 +199,14 @@ struct Worker {
     task: Arc<Task>,
     local: LocalTask,
     container: Option<ContainerStatus>,
-    verdict: Option<watch::Receiver<(Health, String)>>,
-    probe: Option<tokio::task::AbortHandle>,
+    checks: Checks,
+    post_start: Option<tokio::task::AbortHandle>,
+    /// What a hook before its stop said that failed.
+    pre_stop: Option<String>,
+    /// Why it was not ready when it was last lost, or at first.
+    not_ready: Option<String>,
+    /// Its readiness check has said something to this agent.
+    asked: bool,
     news: (mpsc::Sender<News>, mpsc::Receiver<News>),
     message: String,
     unhealthy: Option<String>,
@@ -211,6 +227,8 @@ impl Worker {
             desired: Some(task.desired),
             seen: Seen::Nothing,
             in_net: serving,
+            served: serving || task.status.state == TaskState::Running,
+            readiness: readiness_of(&task, serving),
             released: false,
             stopped_by_us: false,
             on_disconnect: task.spec.on_disconnect,
@@ -233,9 +251,12 @@ impl Worker {
             task,
             local,
             container: None,
-            verdict: None,
-            probe: None,
-            // A container ends once; the stop that waited for it tells the same.
+            checks: Checks::default(),
+            post_start: None,
+            pre_stop: None,
+            not_ready: None,
+            asked: false,
+            // A container ends once, and its hooks of each kind do.
             news: mpsc::channel(4),
             message: "accepted".into(),
             unhealthy: None,
@@ -324,8 +345,13 @@ impl Worker {
                     Health::Starting
                 });
                 self.watch_end();
-                self.begin_probes(healthy);
                 self.message = "started".into();
+                self.not_ready = self.told_not_ready();
+                if !healthy && post_start_is_open(self.task.status.state) {
+                    self.begin_post_start();
+                } else {
+                    self.begin_checks(healthy);
+                }
             }
             ContainerState::Exited(exit) => {
                 self.ended(Some(exit));
@@ -341,6 +367,11 @@ impl Worker {
         self.local.drain.grace = (order.task.as_deref()).map_or(Duration::ZERO, drain::grace);
         if let Some(task) = order.task {
             self.local.alone.policy = restarts_alone(&task, &order.set);
+            // The agent before this one has told it, and had no time to write it down.
+            if task.status.unready && !self.asked {
+                self.local.readiness = Readiness::unproven();
+                self.not_ready = Some(task.status.message.clone());
+            }
             self.task = task;
         }
     }
@@ -348,12 +379,6 @@ impl Worker {
     /// Waits for anything new; answers whether to go on.
     async fn wait(&mut self, until: Option<model::Timestamp>) -> bool {
         let pause = until.map(|t| t.since(boottime()));
-        let verdict = async {
-            match &mut self.verdict {
-                Some(v) => v.changed().await.is_ok(),
-                None => std::future::pending().await,
-            }
-        };
         let sleep = async {
             match pause {
                 Some(pause) => tokio::time::sleep(pause).await,
@@ -370,15 +395,11 @@ impl Worker {
             }
             news = self.news.1.recv() => match news {
                 Some(News::Ended(exit)) => self.ended(exit),
+                Some(News::PostStart(result)) => self.post_started(result),
+                Some(News::PreStop(problem)) => self.pre_stop = Some(problem),
                 None => return false,
             },
-            alive = verdict => {
-                if alive {
-                    self.judge();
-                } else {
-                    self.verdict = None;
-                }
-            }
+            verdict = self.checks.next() => self.judge(verdict),
             // It ends with the agent.
             changed = self.away.changed() => return changed.is_ok(),
             () = sleep => {}
@@ -386,31 +407,16 @@ impl Worker {
         true
     }
 
-    fn judge(&mut self) {
-        let Some(verdict) = &mut self.verdict else { return };
-        let (health, output) = verdict.borrow_and_update().clone();
-        if let Seen::Running(seen) = &mut self.local.seen {
-            *seen = health;
-            if health == Health::Unhealthy {
-                self.unhealthy = Some(if output.is_empty() {
-                    "unhealthy container".into()
-                } else {
-                    format!("unhealthy container: {output}")
-                });
-            }
-        }
-    }
-
     /// Answers whether to go on.
     async fn prepare(&mut self) -> bool {
         self.message = "preparing".into();
         self.tell();
-        let result = match self.bring_image().await {
-            Brought::Here => {
-                let shared = self.shared.clone();
-                let _permit = shared.starts.acquire().await;
-                self.make().await
-            }
+        let mut brought = self.bring_image().await;
+        if let Brought::Here = brought {
+            brought = self.make().await;
+        }
+        let result = match brought {
+            Brought::Here => Ok(()),
             Brought::Failed(error) => Err(error),
             Brought::NotWanted => return true,
             Brought::Stopped => return false,
@@ -432,7 +438,24 @@ impl Worker {
         true
     }
 
-    async fn make(&mut self) -> Result<(), String> {
+    async fn make(&mut self) -> Brought {
+        let (image, namespace) = match self.join().await {
+            Ok(both) => both,
+            Err(error) => return Brought::Failed(error),
+        };
+        match self.pre_start(&image, &namespace).await {
+            Brought::Here => {}
+            other => return other,
+        }
+        match self.create(image, namespace).await {
+            Ok(()) => Brought::Here,
+            Err(error) => Brought::Failed(error),
+        }
+    }
+
+    /// Its image, and its network namespace.
+    async fn join(&self) -> Result<(Arc<image::Image>, PathBuf), String> {
+        let _permit = self.shared.starts.acquire().await;
         let reference = self.task.spec.container.image.clone();
         let images = self.shared.images.clone();
         let image = blocking(move || images.resolve(&reference))
@@ -440,6 +463,11 @@ impl Worker {
             .map_err(|e| e.to_string())?;
         let namespace = self.shared.network.attach(&self.task).await.map_err(chain)?;
         crash::point("agent.after_attach");
+        Ok((Arc::new(image), namespace))
+    }
+
+    async fn create(&self, image: Arc<image::Image>, namespace: PathBuf) -> Result<(), String> {
+        let _permit = self.shared.starts.acquire().await;
         let (shared, task) = (self.shared.clone(), self.task.clone());
         let set = self.order.borrow().set.clone();
         blocking(move || {
@@ -470,8 +498,10 @@ impl Worker {
                 });
                 self.local.seen = Seen::Running(Health::Starting);
                 self.message = self.restarts.clone().unwrap_or_else(|| "started".into());
+                self.local.readiness = readiness_of(&self.task, false);
+                self.not_ready = None;
                 self.watch_end();
-                self.begin_probes(false);
+                self.begin_post_start();
             }
             Err(error) => {
                 self.local.seen = Seen::Failed {
@@ -491,36 +521,12 @@ impl Worker {
         });
     }
 
-    fn begin_probes(&mut self, healthy: bool) {
-        let image = self.shared.images.resolve(&self.task.spec.container.image).ok();
-        let check = image
-            .as_ref()
-            .and_then(|i| translate::healthcheck(&self.task.spec.container, i));
-        let Some(check) = check else {
-            self.local.seen = Seen::Running(Health::Healthy);
-            return;
-        };
-        let first = if healthy {
-            Health::Healthy
-        } else {
-            Health::Starting
-        };
-        let (sender, receiver) = watch::channel((first, String::new()));
-        self.verdict = Some(receiver);
-        let task = tokio::spawn(probe::run(
-            self.shared.clone(),
-            self.id.to_string(),
-            check,
-            sender,
-        ));
-        self.probe = Some(task.abort_handle());
-    }
-
     async fn serve(&mut self, serves: bool) {
         match self.shared.network.serve(self.id, serves).await {
             Ok(()) => {
                 crash::point("agent.after_serve");
                 self.local.in_net = serves;
+                self.local.served |= serves;
                 self.local.drain.since = (!serves).then(boottime);
                 self.local.drain.looked = None;
                 self.local.retry_at = None;
@@ -543,20 +549,27 @@ impl Worker {
 
     fn stop(&mut self) {
         let now = boottime();
+        let hurried = self.local.seen == Seen::Stopping;
         self.local.stopped_by_us |= !self.local.wanted(now);
         self.local.seen = Seen::Stopping;
         self.message = "stopping".into();
         if self.local.cut_off(now) {
             self.unhealthy = Some("stopped: its node reached no manager (on-disconnect)".into());
         }
-        self.end_probes();
+        self.checks = Checks::default();
+        self.end_post_start();
         let image = self.shared.images.resolve(&self.task.spec.container.image).ok();
         let signal = translate::stop_signal(&self.task.spec.container, image.as_ref());
         let grace = (self.local).stop_grace(self.task.spec.container.stop_grace_or_default(), now);
         self.local.killed_by = Some(now + grace);
         crash::point("agent.before_stop");
         let (shared, name) = (self.shared.clone(), self.id.to_string());
+        let (task, news) = (self.task.clone(), self.news.0.clone());
         tokio::spawn(async move {
+            let grace = match hurried {
+                true => grace,
+                false => hooks::pre_stop(&shared, &task, grace, &news).await,
+            };
             // Its end is seen by the one who waits for it.
             if let Err(error) = shared.runtime.stop(&name, signal, grace).await {
                 tracing::error!(%error, "stop a task");
@@ -564,16 +577,10 @@ impl Worker {
         });
     }
 
-    fn end_probes(&mut self) {
-        if let Some(probe) = self.probe.take() {
-            probe.abort();
-        }
-        self.verdict = None;
-    }
-
     fn ended(&mut self, exit: Option<ExitStatus>) {
         crash::point("agent.after_end");
-        self.end_probes();
+        self.checks = Checks::default();
+        self.end_post_start();
         let code = exit.and_then(|e| e.code);
         let oom = exit.is_some_and(|e| e.oom_killed);
         let reason = self.unhealthy.take().or_else(|| {
@@ -591,7 +598,10 @@ impl Worker {
         }
         self.local.seen = Seen::Ended { code, reason };
         self.local.alone.ended_at = Some(boottime());
-        self.message = "finished".into();
+        self.message = match self.pre_stop.take() {
+            Some(problem) => format!("finished; pre_stop: {problem}"),
+            None => "finished".into(),
+        };
     }
 
     async fn release(&mut self) {
@@ -663,10 +673,12 @@ impl Worker {
                 String::new()
             }
         };
+        let unready = is_unready(&self.local, boottime());
         let status = TaskStatus {
             state,
+            unready,
             at: status_time(now(), self.told.as_ref().unwrap_or(&self.task.status)),
-            message: self.message.clone(),
+            message: self.not_ready_yet().unwrap_or_else(|| self.message.clone()),
             error,
             container: self.container.clone(),
         };
@@ -675,6 +687,15 @@ impl Worker {
             self.told = Some(status.clone());
             report::put(&self.shared, self.id, status);
         }
+    }
+}
+
+/// What is known of the readiness of a task before it is asked: one that serves goes on.
+fn readiness_of(task: &Task, serves: bool) -> Readiness {
+    if serves || task.spec.container.readiness.is_none() {
+        Readiness::default()
+    } else {
+        Readiness::unproven()
     }
 }
 

@@ -7,7 +7,7 @@ use std::path::PathBuf;
 use image::Image;
 use model::assignment::AssignmentSet;
 use model::object::{SlotKey, Task};
-use model::spec::{ContainerSpec, Healthcheck, Mount, MountKind, OnDisconnect};
+use model::spec::{ContainerSpec, Healthcheck, Hook, Mount, MountKind, OnDisconnect};
 use model::{Bytes, NetworkId, NodeId};
 use runtime::{
     ContainerConfig, FileMount, LogConfig, MountConfig, MountSource, NetworkNamespace, Resources, Ulimit,
@@ -83,11 +83,13 @@ fn env(spec: &[String], image: &Image) -> Vec<String> {
     all
 }
 
-/// The health check of a task: its own, or the image's; absent when there is nothing to check.
+/// The health check of a task: its own, or the image's; absent when there is nothing to check. An image has no probe over
+/// the network.
 pub(crate) fn healthcheck(spec: &ContainerSpec, image: &Image) -> Option<Healthcheck> {
     let own = spec.healthcheck.clone();
     let from_image = image.config.healthcheck.as_ref().map(|h| Healthcheck {
         test: h.test.clone(),
+        net: None,
         interval: std::time::Duration::from_nanos(h.interval),
         timeout: std::time::Duration::from_nanos(h.timeout),
         retries: h.retries,
@@ -96,14 +98,14 @@ pub(crate) fn healthcheck(spec: &ContainerSpec, image: &Image) -> Option<Healthc
     });
     let merged = match (own, from_image) {
         // Without a test of its own, the spec's times go with the image's test.
-        (Some(mut own), Some(image)) if own.test.is_empty() => {
+        (Some(mut own), Some(image)) if own.test.is_empty() && own.net.is_none() => {
             own.test = image.test;
             Some(own)
         }
         (Some(own), _) => Some(own),
         (None, image) => image,
     };
-    merged.filter(|h| !h.is_none() && h.test.len() > 1)
+    merged.filter(Healthcheck::asks)
 }
 
 /// The signal that asks a task to stop.
@@ -253,6 +255,41 @@ pub(crate) fn container(
         oom_score_adj: spec.oom_score_adj,
         labels,
     })
+}
+
+/// The container of a step before the start: the one of the task, with the step's program.
+#[expect(clippy::too_many_arguments, reason = "those of `container`, and which step")]
+pub(crate) fn step(
+    task: &Task,
+    hook: &Hook,
+    id: String,
+    image: &Image,
+    set: &AssignmentSet,
+    volumes: &Volumes,
+    place: &Place<'_>,
+    namespace: PathBuf,
+) -> Result<ContainerConfig, String> {
+    let mut spec = (*task.spec).clone();
+    let c = &mut spec.container;
+    (c.command, c.args, c.tty) = (hook.command.clone(), Vec::new(), false);
+    c.env.extend(hook.env.iter().cloned());
+    for (own, of_step) in [(&mut c.user, &hook.user), (&mut c.dir, &hook.dir)] {
+        if !of_step.is_empty() {
+            own.clone_from(of_step);
+        }
+    }
+    let task = Task {
+        spec: spec.into(),
+        ..task.clone()
+    };
+    let mut config = container(&task, image, set, volumes, place, namespace)?;
+    // Who looks for the task finds the one that stays.
+    config.labels.remove(TASK_LABEL);
+    let suffix = id.trim_start_matches(&task.id.to_string());
+    let name = format!("{}{suffix}", task.container_name());
+    config.labels.insert(NAME_LABEL.to_owned(), name);
+    config.id = id;
+    Ok(config)
 }
 
 fn log(task: &Task) -> Result<LogConfig, String> {

@@ -1,5 +1,6 @@
 //! One file a noun.
 
+pub(crate) mod check_flags;
 pub(crate) mod container;
 pub(crate) mod cp;
 pub(crate) mod exec;

@@ -4,13 +4,13 @@ use std::time::Duration;
 
 use deploy::grammar;
 use model::spec::{
-    EndpointMode, FailureAction, Healthcheck, RestartCondition, ServiceMode, ServiceSpec, UpdateConfig,
-    UpdateOrder,
+    EndpointMode, FailureAction, RestartCondition, ServiceMode, ServiceSpec, UpdateConfig, UpdateOrder,
 };
 use model::units::parse_duration;
 use model::{Bytes, NanoCpus};
 
 use crate::client::Fail;
+use crate::command::check_flags::CheckArgs;
 use crate::command::network::pairs;
 
 /// Whether and how long to wait.
@@ -110,20 +110,8 @@ pub(crate) struct SpecArgs {
     /// As --update-deadline.
     #[arg(long)]
     rollback_deadline: Option<String>,
-    #[arg(long)]
-    health_cmd: Option<String>,
-    #[arg(long)]
-    health_interval: Option<String>,
-    #[arg(long)]
-    health_timeout: Option<String>,
-    #[arg(long)]
-    health_retries: Option<u32>,
-    #[arg(long)]
-    health_start_period: Option<String>,
-    #[arg(long)]
-    health_start_interval: Option<String>,
-    #[arg(long)]
-    no_healthcheck: bool,
+    #[command(flatten)]
+    checks: CheckArgs,
     #[arg(long)]
     endpoint_mode: Option<String>,
     #[arg(long)]
@@ -245,14 +233,14 @@ pub(crate) struct UpdateArgs {
     pub(super) service: String,
 }
 
-fn time(flag: &str, text: Option<&String>, into: &mut Duration) -> Result<(), Fail> {
+pub(super) fn time(flag: &str, text: Option<&String>, into: &mut Duration) -> Result<(), Fail> {
     if let Some(text) = text {
         *into = parse_duration(text).map_err(|e| Fail::new(format!("--{flag}: {e}")))?;
     }
     Ok(())
 }
 
-fn set<T>(from: &Option<T>, into: &mut T)
+pub(super) fn set<T>(from: &Option<T>, into: &mut T)
 where
     T: Clone,
 {
@@ -312,7 +300,7 @@ impl SpecArgs {
         }
         c.cap_add.extend(self.cap_add.clone());
         c.cap_drop.extend(self.cap_drop.clone());
-        self.health(&mut c.healthcheck)?;
+        self.checks.apply(c)?;
         let cpus = |t: &Option<String>, into: &mut NanoCpus| -> Result<(), Fail> {
             if let Some(t) = t {
                 *into = t.parse().map_err(|e: model::units::UnitError| e.to_string())?;
@@ -432,46 +420,6 @@ impl SpecArgs {
         time("update-deadline", deadline, &mut s.update.progress_deadline)?;
         let deadline = self.rollback_deadline.as_ref();
         time("rollback-deadline", deadline, &mut s.rollback.progress_deadline)
-    }
-
-    fn health(&self, check: &mut Option<Healthcheck>) -> Result<(), Fail> {
-        if self.no_healthcheck {
-            *check = Some(Healthcheck {
-                test: vec!["NONE".into()],
-                ..Healthcheck::default()
-            });
-            return Ok(());
-        }
-        let given = self.health_cmd.is_some()
-            || self.health_retries.is_some()
-            || [
-                &self.health_interval,
-                &self.health_timeout,
-                &self.health_start_period,
-                &self.health_start_interval,
-            ]
-            .iter()
-            .any(|t| t.is_some());
-        if !given {
-            return Ok(());
-        }
-        let h = check.get_or_insert_default();
-        if let Some(command) = &self.health_cmd {
-            h.test = vec!["CMD-SHELL".into(), command.clone()];
-        }
-        set(&self.health_retries, &mut h.retries);
-        time("health-interval", self.health_interval.as_ref(), &mut h.interval)?;
-        time("health-timeout", self.health_timeout.as_ref(), &mut h.timeout)?;
-        time(
-            "health-start-period",
-            self.health_start_period.as_ref(),
-            &mut h.start_period,
-        )?;
-        time(
-            "health-start-interval",
-            self.health_start_interval.as_ref(),
-            &mut h.start_interval,
-        )
     }
 }
 

@@ -45,6 +45,18 @@ pub(crate) async fn ls(client: &Client, args: &ListArgs) -> Result<(), Fail> {
     render::list(&rows, &columns, args)
 }
 
+/// Characters shown of why a task is not ready; `inspect` shows all of it.
+const WHY_MAX: usize = 80;
+
+/// Why a task that runs, or is to, gets no connections: the first line of it.
+pub(crate) fn not_ready(t: &Task) -> Option<String> {
+    let said = t.status.message.starts_with("not ready");
+    let now = t.status.unready || (t.status.state == TaskState::Starting && said);
+    let line = t.status.message.lines().next().unwrap_or_default();
+    let cut = if line.chars().count() > WHY_MAX { "…" } else { "" };
+    now.then(|| line.chars().take(WHY_MAX).collect::<String>() + cut)
+}
+
 /// Prints tasks, by slot, the newest first, older ones of a slot behind ` \_ `.
 pub(crate) async fn task_rows(client: &Client, args: &ListArgs) -> Result<(), Fail> {
     let mut list = tasks(client, &args.filter).await?;
@@ -97,16 +109,19 @@ pub(crate) async fn task_rows(client: &Client, args: &ListArgs) -> Result<(), Fa
             ImageRef::shown(image)
         };
         // Long enough to be asked about; everything else before Running is over in no time.
-        let fetching = t.status.state == TaskState::Preparing && t.status.message.starts_with("fetching");
-        let doing = if fetching {
+        let begun = matches!(t.status.state, TaskState::Preparing | TaskState::Starting);
+        let long = ["fetching", "pre_start", "post_start"];
+        let doing = if begun && long.iter().any(|what| t.status.message.starts_with(what)) {
             format!(": {}", t.status.message)
         } else {
-            String::new()
+            not_ready(t).map_or_else(String::new, |why| format!(" ({why})"))
         };
+        // What its readiness check says of one that runs changes nothing of that.
+        let since = t.running_at.filter(|_| t.status.state == TaskState::Running);
         rows.push(json!({
             "ID": id, "Shown": render::short(&id, args.no_trunc), "Name": t.name(), "ShownName": format!("{}{}", if again { " \\_ " } else { "" }, t.name()),
             "Image": image, "Node": t.node.and_then(|n| nodes.get(&n).cloned()).unwrap_or_default(),
-            "DesiredState": desired, "CurrentState": format!("{} {}{doing}", title(t.status.state.as_str()), render::ago(t.status.at.0).to_lowercase()),
+            "DesiredState": desired, "CurrentState": format!("{} {}{doing}", title(t.status.state.as_str()), render::ago(since.unwrap_or(t.status.at).0).to_lowercase()),
             "Error": error, "Ports": inspect::ports(&ports), "Raw": inspect::task(t),
         }));
     }

@@ -2,6 +2,7 @@
 
 mod cluster;
 mod file;
+mod health;
 mod join;
 pub mod level;
 mod network;

@@ -298,7 +298,7 @@ pub fn endpoints(state: &State, service: &Service) -> ServiceEndpoints {
 
 /// Whether a task takes connections.
 fn serves(task: &Task) -> bool {
-    task.status.state == TaskState::Running && task.desired == model::task_state::DesiredState::Running
+    task.is_ready() && task.desired == model::task_state::DesiredState::Running
 }
 
 /// Whether a task has a node where it may send and be sent to.
@@ -426,6 +426,49 @@ mod tests {
             addresses: Vec::new(),
             host_ports: Vec::new(),
         }
+    }
+
+    #[test]
+    fn one_that_is_not_ready_is_left_out_and_all_are_told() {
+        let placed = |unready, message: &str| {
+            let mut task = Task {
+                node: Some(NodeId(3)),
+                ..a_task()
+            };
+            task.status.unready = unready;
+            task.status.message = message.into();
+            task
+        };
+        let changes = |before: Task, after: Task| Changes {
+            index: 2,
+            items: vec![crate::txn::Change {
+                key: model::object::Key::Task(before.id),
+                before: Some(Object::Task(Arc::new(before))),
+                after: Some(Object::Task(Arc::new(after))),
+            }],
+        };
+        for (name, before, after, everyone) in [
+            ("lost", placed(false, "started"), placed(true, "not ready"), true),
+            ("back", placed(true, "not ready"), placed(false, "started"), true),
+            (
+                "words",
+                placed(true, "not ready"),
+                placed(true, "not ready: x"),
+                false,
+            ),
+        ] {
+            let affected = affected(&changes(before, after));
+            assert_eq!(affected.everyone, everyone, "{name}");
+            assert_eq!(affected.nodes, [NodeId(3)].into(), "{name}");
+        }
+        let service = Service::new(ServiceId(1), Meta::default(), ServiceSpec::default());
+        let told = |unready| {
+            let task = Object::Task(Arc::new(placed(unready, "")));
+            let state = State::from_objects(1, vec![Object::Service(Arc::new(service.clone())), task]);
+            let view = endpoints(&state, &service);
+            (view.backends.len(), view.others.len())
+        };
+        assert_eq!((told(false), told(true)), ((1, 0), (0, 1)));
     }
 
     #[test]

@@ -60,15 +60,16 @@ impl IdSource for Counter {
 const PLANS_MAX: usize = 50;
 
 /// A cluster whose nodes do what they are told. What a container does follows from the name of its image:
-/// `missing` cannot be had, `crash` fails a second after it started, `exit` ends well, `slow` never gets ready.
+/// `missing` cannot be had, `crash` fails a second after it started, `exit` ends well, `slow` is never prepared, `unready`
+/// is never ready.
 pub(crate) struct Sim {
     pub(crate) state: State,
     pub(crate) now: Timestamp,
     pub(crate) ids: Counter,
     dead: BTreeSet<NodeId>,
     /// Fewest running tasks seen at any time since the last reset.
-    fewest: usize,
-    most: usize,
+    pub(crate) fewest: usize,
+    pub(crate) most: usize,
 }
 
 impl Sim {
@@ -229,6 +230,7 @@ impl Sim {
             TaskState::Accepted => Some(TaskState::Preparing),
             TaskState::Preparing => Some(TaskState::Ready),
             TaskState::Ready if task.desired == DesiredState::Running => Some(TaskState::Starting),
+            TaskState::Starting if image == "unready" => None,
             TaskState::Starting => Some(TaskState::Running),
             TaskState::Running if image == "crash" && old_enough => Some(TaskState::Failed),
             TaskState::Running if image == "exit" && old_enough => Some(TaskState::Complete),
@@ -264,11 +266,11 @@ impl Sim {
         self.settle();
     }
 
-    fn watch(&mut self) {
+    pub(crate) fn watch(&mut self) {
         (self.fewest, self.most) = (usize::MAX, 0);
     }
 
-    fn web(&self) -> &Service {
+    pub(crate) fn web(&self) -> &Service {
         self.state
             .services()
             .find(|s| s.spec.name == "web")
@@ -290,7 +292,7 @@ impl Sim {
     }
 
     /// Image of each running task, by slot.
-    fn images(&self) -> Vec<&str> {
+    pub(crate) fn images(&self) -> Vec<&str> {
         let mut tasks = self.running();
         tasks.sort_by_key(|t| (t.slot, t.id));
         tasks
@@ -323,7 +325,7 @@ impl Sim {
         nodes
     }
 
-    fn rollout(&self) -> Option<UpdateState> {
+    pub(crate) fn rollout(&self) -> Option<UpdateState> {
         self.web().update.as_ref().map(|u| u.state)
     }
 }
@@ -338,7 +340,7 @@ pub(crate) fn spec(image: &str, replicas: u32) -> ServiceSpec {
     spec
 }
 
-fn image(image: &str) -> impl FnOnce(&mut ServiceSpec) + use<> {
+pub(crate) fn image(image: &str) -> impl FnOnce(&mut ServiceSpec) + use<> {
     let image = image.to_owned();
     move |s| s.task.container.image = image
 }

@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 use std::time::Duration;
 
-use super::Labels;
+use super::{Healthcheck, Hook, Labels};
 use crate::{Bytes, ConfigId, NanoCpus, SecretId};
 
 /// Grace between stop signal and kill when none is given.
@@ -48,8 +48,17 @@ pub struct ContainerSpec {
     pub secrets: Vec<SecretRef>,
     /// Configs it may read.
     pub configs: Vec<ConfigRef>,
-    /// Health check; absent: the image's.
+    /// Health check: what fails it is restarted; absent: the image's.
     pub healthcheck: Option<Healthcheck>,
+    /// Readiness check: what fails it gets no connections, and goes on running; absent: it is ready while it is healthy.
+    pub readiness: Option<Healthcheck>,
+    /// Run one after the other, each in a container like this one (same image, network, mounts, limits), before this one is
+    /// made ready; one that fails has the task rejected.
+    pub pre_start: Vec<Hook>,
+    /// Run in it after it started, before it is checked; one that fails has the task fail.
+    pub post_start: Vec<Hook>,
+    /// Run in it before it is asked to stop, within the grace; that one fails is noted.
+    pub pre_stop: Vec<Hook>,
     /// Lines for `/etc/hosts`: `(name, address)`.
     pub hosts: Vec<(String, String)>,
     /// Resolver settings.
@@ -159,30 +168,6 @@ pub struct ConfigRef {
     pub name: String,
     /// Where it appears.
     pub target: FileTarget,
-}
-
-/// How to see whether a container is healthy. Zero durations and retries mean Docker's defaults.
-#[derive(Debug, Clone, PartialEq, Eq, Default)]
-pub struct Healthcheck {
-    /// `["NONE"]`, `["CMD", …]` or `["CMD-SHELL", text]`; empty: the image's.
-    pub test: Vec<String>,
-    /// Time between probes; zero: 30 s.
-    pub interval: Duration,
-    /// Longest time of one probe; zero: 30 s.
-    pub timeout: Duration,
-    /// Failures in a row that make it unhealthy; zero: 3.
-    pub retries: u32,
-    /// Time from start in which failures do not count; zero: none.
-    pub start_period: Duration,
-    /// Time between probes in the start period; zero: 5 s.
-    pub start_interval: Duration,
-}
-
-impl Healthcheck {
-    /// Whether it says that there is nothing to check.
-    pub fn is_none(&self) -> bool {
-        self.test.first().is_some_and(|t| t == "NONE")
-    }
 }
 
 /// Resolver settings of a container.

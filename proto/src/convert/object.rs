@@ -565,6 +565,7 @@ impl From<&m::TaskStatus> for w::TaskStatus {
                 exit_code: c.exit_code,
                 oom_killed: c.oom_killed,
             }),
+            unready: s.unready,
         }
     }
 }
@@ -587,6 +588,7 @@ impl TryFrom<w::TaskStatus> for m::TaskStatus {
                 exit_code: c.exit_code,
                 oom_killed: c.oom_killed,
             }),
+            unready: s.unready,
         })
     }
 }

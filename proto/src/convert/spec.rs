@@ -156,6 +156,10 @@ impl From<&m::ContainerSpec> for w::ContainerSpec {
                 .map(|s| file(id_or_empty(s.id, ConfigId::NIL), &s.name, &s.target))
                 .collect(),
             healthcheck: c.healthcheck.as_ref().map(Into::into),
+            readiness: c.readiness.as_ref().map(Into::into),
+            pre_start: wire(&c.pre_start),
+            post_start: wire(&c.post_start),
+            pre_stop: wire(&c.pre_stop),
             hosts: c
                 .hosts
                 .iter()
@@ -241,7 +245,11 @@ impl TryFrom<w::ContainerSpec> for m::ContainerSpec {
                 .into_iter()
                 .map(config)
                 .collect::<Result<_, WireError>>()?,
-            healthcheck: c.healthcheck.map(Into::into),
+            healthcheck: c.healthcheck.map(TryInto::try_into).transpose()?,
+            readiness: c.readiness.map(TryInto::try_into).transpose()?,
+            pre_start: c.pre_start.into_iter().map(Into::into).collect(),
+            post_start: c.post_start.into_iter().map(Into::into).collect(),
+            pre_stop: c.pre_stop.into_iter().map(Into::into).collect(),
             hosts: c.hosts.into_iter().map(|p| (p.name, p.value)).collect(),
             dns: m::DnsConfig {
                 servers: dns.servers,
@@ -348,32 +356,6 @@ impl TryFrom<w::Mount> for m::Mount {
             target: mount.target,
             read_only: mount.read_only,
         })
-    }
-}
-
-impl From<&m::Healthcheck> for w::Healthcheck {
-    fn from(h: &m::Healthcheck) -> Self {
-        Self {
-            test: h.test.clone(),
-            interval_ns: nanos(h.interval),
-            timeout_ns: nanos(h.timeout),
-            retries: h.retries,
-            start_period_ns: nanos(h.start_period),
-            start_interval_ns: nanos(h.start_interval),
-        }
-    }
-}
-
-impl From<w::Healthcheck> for m::Healthcheck {
-    fn from(h: w::Healthcheck) -> Self {
-        Self {
-            test: h.test,
-            interval: Duration::from_nanos(h.interval_ns),
-            timeout: Duration::from_nanos(h.timeout_ns),
-            retries: h.retries,
-            start_period: Duration::from_nanos(h.start_period_ns),
-            start_interval: Duration::from_nanos(h.start_interval_ns),
-        }
     }
 }
 

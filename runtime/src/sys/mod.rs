@@ -122,6 +122,14 @@ pub(crate) fn mount_read_only(mount: BorrowedFd<'_>, recursive: bool) -> io::Res
     Ok(())
 }
 
+/// The signal this process gets when its parent dies; 0: none.
+pub(crate) fn parent_death_signal() -> i32 {
+    let mut signal = 0;
+    // SAFETY: the kernel writes one integer, which lives through the call.
+    let got = unsafe { libc::prctl(libc::PR_GET_PDEATHSIG, &raw mut signal) };
+    if got < 0 { 0 } else { signal }
+}
+
 /// prctl(2) with one argument.
 pub(crate) fn prctl(option: i32, argument: u64) -> io::Result<()> {
     // SAFETY: the options used here (no_new_privs, dropping from the bounding set, parent death signal, subreaper)

@@ -12,7 +12,7 @@ use model::spec::{
 use model::units::format_duration;
 use model::{ConfigId, Level, NetworkId, SecretId, ServiceId, Timestamp};
 
-use super::{Admitted, Refusal, RefusalKind, check_version, level, validate};
+use super::{Admitted, Refusal, RefusalKind, check_version, health, level, validate};
 use crate::allocate;
 use crate::node_health::heartbeat_for;
 use crate::orchestrate::revision;
@@ -71,6 +71,10 @@ pub(super) fn add(
 
 /// Refuses what hosts of an older build would get wrong.
 fn known_by_hosts(state: &State, spec: &ServiceSpec) -> Result<(), Refusal> {
+    if let Some((what, they_would)) = health::unknown(&spec.task.container) {
+        let what = format!("service {}: {what}", spec.name);
+        level::needs(state, Level::HEALTH, &what, they_would)?;
+    }
     if let Some(port) = spec.endpoint.ports.iter().find(|p| p.proxy) {
         let what = format!("service {}: proxy_protocol of port {}", spec.name, port.target);
         level::needs(state, Level::PROXY, &what, "not say who the client is")?;

@@ -171,30 +171,7 @@ fn container(c: &ContainerSpec) -> Result<(), String> {
     if let Some(grace) = c.stop_grace {
         duration("stop grace period", grace)?;
     }
-    if let Some(h) = &c.healthcheck {
-        for (name, d) in [
-            ("health interval", h.interval),
-            ("health timeout", h.timeout),
-            ("health start period", h.start_period),
-            ("health start interval", h.start_interval),
-        ] {
-            duration(name, d)?;
-            if !d.is_zero() && d < std::time::Duration::from_millis(1) {
-                return Err(format!(
-                    "{name} {} is too short: at least 1ms",
-                    format_duration(d)
-                ));
-            }
-        }
-        match h.test.first().map(String::as_str) {
-            None | Some("NONE" | "CMD" | "CMD-SHELL") => {}
-            Some(other) => {
-                return Err(format!(
-                    "a health test begins with NONE, CMD or CMD-SHELL, not {other}"
-                ));
-            }
-        }
-    }
+    super::health::check(c)?;
     targets(c)
 }
 
@@ -367,7 +344,7 @@ fn update(what: &str, config: &UpdateConfig) -> Result<(), String> {
     Ok(())
 }
 
-fn duration(what: &str, d: std::time::Duration) -> Result<(), String> {
+pub(super) fn duration(what: &str, d: std::time::Duration) -> Result<(), String> {
     if d > DURATION_MAX {
         Err(format!("the {what} is longer than a year"))
     } else {

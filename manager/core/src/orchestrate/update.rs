@@ -22,7 +22,7 @@ use crate::state::Scratch;
 enum Progress {
     /// Runs the old spec only.
     Old,
-    /// Has a new task that does not run yet.
+    /// Has a new task that does not run yet, or is not ready.
     Changing,
     /// Runs the new task, still watched until this time.
     Watched(Timestamp),
@@ -381,7 +381,7 @@ fn retire_superseded(scratch: &mut Scratch, service: &Service, slots: &BTreeMap<
     for tasks in slots.values() {
         let old = || tasks.iter().filter(|t| is_live(t) && !service.is_current(t));
         let serves = |t: &&Arc<Task>| {
-            let running = t.status.state == TaskState::Running && t.desired == DesiredState::Running;
+            let running = t.is_ready() && t.desired == DesiredState::Running;
             (running, t.desired == DesiredState::Running, t.status.state)
         };
         let Some(kept) = old().max_by_key(serves).map(|t| t.id) else {
@@ -416,6 +416,10 @@ fn progress_of(service: &Service, tasks: &SlotTasks, config: &UpdateConfig, now:
     if fresh.meta.created_at < began {
         return Progress::Done(Timestamp(0));
     }
+    // What serves nobody is no step forward: the next slots wait until it is ready again.
+    if !fresh.is_ready() {
+        return Progress::Changing;
+    }
     let good_at = fresh.running_at.unwrap_or(fresh.status.at) + config.monitor;
     if good_at > now {
         Progress::Watched(good_at)
@@ -424,8 +428,8 @@ fn progress_of(service: &Service, tasks: &SlotTasks, config: &UpdateConfig, now:
     }
 }
 
-/// Hands slots over from old task to new: the old one is stopped once the new one is ready (stop-first) or runs
-/// (start-first), never before (trap D1).
+/// Hands slots over from old task to new: the old one is stopped once the new one is prepared (stop-first) or runs
+/// and is ready (start-first), never before (trap D1).
 fn swap(
     scratch: &mut Scratch,
     service: &Service,
@@ -436,10 +440,10 @@ fn swap(
         let fresh = tasks.iter().rev().find(|t| is_live(t) && service.is_current(t));
         let Some(fresh) = fresh else { continue };
         let enough = match config.order {
-            UpdateOrder::StopFirst => TaskState::Ready,
-            UpdateOrder::StartFirst => TaskState::Running,
+            UpdateOrder::StopFirst => fresh.status.state >= TaskState::Ready,
+            UpdateOrder::StartFirst => fresh.is_ready(),
         };
-        if fresh.status.state < enough {
+        if !enough {
             continue;
         }
         for old in tasks.iter().filter(|t| is_live(t) && !service.is_current(t)) {
