@@ -82,6 +82,8 @@ fn task_spec(t: &TaskSpec) -> Value {
             "Delay": ns(t.restart.delay),
             "MaxAttempts": t.restart.max_attempts,
             "Window": ns(t.restart.window),
+            "MaxDelay": ns(t.restart.max_delay),
+            "ResetAfter": ns(t.restart.reset_after),
         },
         "Placement": {"Constraints": t.placement.constraints, "MaxReplicas": t.placement.max_replicas_per_node},
         "Networks": t.networks.iter().map(|n| json!({"Target": n.network.to_string(), "Aliases": n.aliases, "Address": n.address.map(|a| a.to_string()), "Address6": n.address6.map(|a| a.to_string())})).collect::<Vec<_>>(),

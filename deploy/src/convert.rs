@@ -770,6 +770,8 @@ fn restart_policy(node: &Node) -> RestartPolicy {
         delay: duration(policy, &["delay"]).unwrap_or(default.delay),
         max_attempts: parsed(policy, &["max_attempts"]).unwrap_or(0),
         window: duration(policy, &["window"]).unwrap_or_default(),
+        max_delay: duration(policy, &["max_delay"]).unwrap_or_default(),
+        reset_after: duration(policy, &["reset_after"]).unwrap_or(default.reset_after),
     }
 }
 

@@ -277,6 +277,8 @@ const DEPLOY: Shape = Shape::Object(&[
             used("delay", Shape::Duration),
             used("max_attempts", Shape::Int(0, i64::MAX)),
             used("window", Shape::Duration),
+            used("max_delay", Shape::Duration),
+            used("reset_after", Shape::Duration),
         ]),
     ),
     used(

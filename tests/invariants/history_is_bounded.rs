@@ -12,7 +12,10 @@ pub(super) fn check(state: &State) -> Result<(), String> {
         let slot = slots.entry((task.service, task.slot)).or_default();
         slot.0 += 1;
         // As many are kept as the restart policy has to count.
-        slot.1 = slot.1.max(task.spec.restart.max_attempts + 1);
+        let policy = &task.spec.restart;
+        let (attempts, steps) = (policy.max_attempts, u64::from(policy.steps()));
+        let between = u64::from(attempts > 0 && steps > 0);
+        slot.1 = slot.1.max(attempts.max(steps) + between + 1);
     }
     for ((_, slot), (count, counted)) in slots {
         if count > limit.max(counted) {

@@ -143,6 +143,10 @@ impl Cluster {
         restart.delay = Duration::from_secs(self.rng.below(6));
         restart.max_attempts = self.rng.below(4);
         restart.window = Duration::from_secs(self.rng.below(3) * 10);
+        if self.rng.percent(30) {
+            restart.max_delay = restart.delay + Duration::from_secs(self.rng.below(10));
+            restart.reset_after = Duration::from_secs(1 + self.rng.below(20));
+        }
         let conditions = [
             RestartCondition::Any,
             RestartCondition::Any,

@@ -70,6 +70,13 @@ pub(crate) struct SpecArgs {
     restart_max_attempts: Option<u64>,
     #[arg(long)]
     restart_window: Option<String>,
+    /// Wait twice as long before each restart in a row, from --restart-delay up to this; without it each waits for
+    /// --restart-delay, as in Docker.
+    #[arg(long)]
+    restart_max_delay: Option<String>,
+    /// A task that ran for this long was well: the next restart waits for --restart-delay again [default: 60s].
+    #[arg(long)]
+    restart_reset_after: Option<String>,
     /// What becomes of its tasks on a node that is cut off: keep, or stop-after=TIME.
     #[arg(long)]
     on_disconnect: Option<String>,
@@ -348,6 +355,16 @@ impl SpecArgs {
             "restart-window",
             self.restart_window.as_ref(),
             &mut restart.window,
+        )?;
+        time(
+            "restart-max-delay",
+            self.restart_max_delay.as_ref(),
+            &mut restart.max_delay,
+        )?;
+        time(
+            "restart-reset-after",
+            self.restart_reset_after.as_ref(),
+            &mut restart.reset_after,
         )?;
         set(&self.restart_max_attempts, &mut restart.max_attempts);
         if let Some(text) = &self.on_disconnect {

@@ -16,6 +16,7 @@ use model::{ServiceId, TaskId, Timestamp};
 
 pub(crate) use node::enforce_node;
 pub use restart::{Restart, restart_after};
+pub(crate) use restart::{ended_by_itself, ran_well};
 pub(crate) use update::roll_back;
 
 use crate::reap;

@@ -424,6 +424,12 @@ impl From<&m::RestartPolicy> for w::RestartPolicy {
             delay_ns: nanos(r.delay),
             max_attempts: r.max_attempts,
             window_ns: nanos(r.window),
+            max_delay_ns: nanos(r.max_delay),
+            reset_after_ns: if r.reset_after == m::RestartPolicy::RESET_AFTER {
+                0
+            } else {
+                nanos(r.reset_after)
+            },
         }
     }
 }
@@ -440,6 +446,11 @@ impl TryFrom<w::RestartPolicy> for m::RestartPolicy {
             delay: Duration::from_nanos(r.delay_ns),
             max_attempts: r.max_attempts,
             window: Duration::from_nanos(r.window_ns),
+            max_delay: Duration::from_nanos(r.max_delay_ns),
+            reset_after: match r.reset_after_ns {
+                0 => m::RestartPolicy::RESET_AFTER,
+                ns => Duration::from_nanos(ns),
+            },
         })
     }
 }

@@ -5,7 +5,9 @@ use std::time::Duration;
 
 use model::ids::IdSource;
 use model::object::{Endpoint, Key, Meta, Object, Service, UpdateState, UpdateStatus};
-use model::spec::{OnDisconnect, PortSpec, PublishMode, REPLICAS_MAX, ServiceMode, ServiceSpec, UpdateOrder};
+use model::spec::{
+    OnDisconnect, PortSpec, PublishMode, REPLICAS_MAX, RestartPolicy, ServiceMode, ServiceSpec, UpdateOrder,
+};
 use model::units::format_duration;
 use model::{ConfigId, Level, NetworkId, SecretId, ServiceId, Timestamp};
 
@@ -68,11 +70,21 @@ pub(super) fn add(
 
 /// Refuses what hosts of an older build would get wrong.
 fn known_by_hosts(state: &State, spec: &ServiceSpec) -> Result<(), Refusal> {
-    let Some(port) = spec.endpoint.ports.iter().find(|p| p.proxy) else {
-        return Ok(());
-    };
-    let what = format!("service {}: proxy_protocol of port {}", spec.name, port.target);
-    level::needs(state, Level::PROXY, &what, "not say who the client is")
+    if let Some(port) = spec.endpoint.ports.iter().find(|p| p.proxy) {
+        let what = format!("service {}: proxy_protocol of port {}", spec.name, port.target);
+        level::needs(state, Level::PROXY, &what, "not say who the client is")?;
+    }
+    let restart = &spec.task.restart;
+    if restart.backs_off() || restart.reset_after != RestartPolicy::RESET_AFTER {
+        let what = format!("service {}: restart max delay", spec.name);
+        level::needs(
+            state,
+            Level::JOBS,
+            &what,
+            "restart its tasks without waiting longer each time",
+        )?;
+    }
+    Ok(())
 }
 
 /// Heartbeats within which agents find the next leader, with room: two until they notice, the election, and their pause.

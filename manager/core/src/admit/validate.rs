@@ -84,8 +84,22 @@ pub(super) fn service(spec: &ServiceSpec) -> Result<(), Refusal> {
     for (name, d) in [
         ("restart delay", restart.delay),
         ("restart window", restart.window),
+        ("restart max delay", restart.max_delay),
+        ("restart reset after", restart.reset_after),
     ] {
         duration(name, d).map_err(at)?;
+    }
+    if !restart.max_delay.is_zero() && restart.max_delay < restart.delay {
+        return Err(at(format!(
+            "restart max delay {} is less than the restart delay {}, from which waits grow",
+            format_duration(restart.max_delay),
+            format_duration(restart.delay)
+        )));
+    }
+    if restart.reset_after.is_zero() {
+        return Err(at(
+            "restart reset after 0s: give a time a task must run to count as well, such as 60s".into(),
+        ));
     }
     let placement = &spec.task.placement;
     if placement.constraints.len() > CONSTRAINTS_MAX {

@@ -11,7 +11,7 @@ use model::spec::{FailureAction, PublishMode, TaskSpec, UpdateConfig, UpdateOrde
 use model::task_state::{DesiredState, TaskState};
 use model::{ServiceId, Timestamp};
 
-use super::restart::ended_by_itself;
+use super::restart::{ended_by_itself, wait_after};
 use super::{SlotTasks, Wake, by_slot, is_live, make_task};
 use crate::allocate;
 use crate::state::Scratch;
@@ -388,7 +388,7 @@ fn begin(
                 .iter()
                 .rev()
                 .find(|t| ended_by_itself(t) && service.is_current(t));
-            last.map_or(now, |t| t.over_at() + t.spec.restart.delay.max(config.monitor))
+            last.map_or(now, |t| t.over_at() + wait_after(tasks, t).max(config.monitor))
         } else {
             now
         };
