@@ -12,6 +12,8 @@ mod dual;
 mod encrypted;
 #[path = "cluster/failover.rs"]
 mod failover;
+#[path = "cluster/jobs.rs"]
+mod jobs;
 #[path = "cluster/joining.rs"]
 mod joining;
 #[path = "cluster/keys.rs"]
@@ -237,6 +239,16 @@ const ALL: &[(&str, Start, Scenario)] = &[
         "no request is lost while tasks come and go",
         Start::Cluster(1, 2),
         rolling::no_request_is_lost,
+    ),
+    (
+        "jobs run to their end",
+        Start::Cluster(1, 1),
+        jobs::jobs_run_to_their_end,
+    ),
+    (
+        "a schedule outlives its leader",
+        Start::Cluster(3, 0),
+        jobs::a_schedule_outlives_its_leader,
     ),
     (
         "the machine is busy",

@@ -46,7 +46,8 @@ pub(crate) fn merge(base: Node, over: Node, shape: &Shape) -> Node {
         | Shape::Command
         | Shape::Test
         | Shape::External
-        | Shape::OnDisconnect => over,
+        | Shape::OnDisconnect
+        | Shape::Schedule => over,
     }
 }
 

@@ -64,6 +64,8 @@ pub(crate) enum Shape {
     External,
     /// `keep`, or a mapping with `stop_after`.
     OnDisconnect,
+    /// The text of cron(8), or a mapping with it.
+    Schedule,
 }
 
 /// One key of a mapping.
@@ -244,6 +246,8 @@ const DEPLOY: Shape = Shape::Object(&[
         Shape::Word(&["replicated", "global", "replicated-job", "global-job"]),
     ),
     used("replicas", Shape::Int(0, model::spec::REPLICAS_MAX as i64)),
+    used("max_concurrent", Shape::Int(1, model::spec::REPLICAS_MAX as i64)),
+    used("schedule", Shape::Schedule),
     used("endpoint_mode", Shape::Word(&["vip", "dnsrr"])),
     used("labels", Shape::Pairs(false)),
     used("update_config", UPDATE),
@@ -293,6 +297,14 @@ const DEPLOY: Shape = Shape::Object(&[
         ]),
     ),
     used("on_disconnect", Shape::OnDisconnect),
+]);
+
+const SCHEDULE: Shape = Shape::Object(&[
+    used("cron", Shape::Text),
+    used("timezone", Shape::Text),
+    used("concurrency", Shape::Word(&["forbid", "allow", "replace"])),
+    used("history", Shape::Int(1, model::spec::HISTORY_MAX as i64)),
+    used("starting_deadline", Shape::Duration),
 ]);
 
 const UPDATE: Shape = Shape::Object(&[
@@ -569,7 +581,34 @@ pub(crate) fn normalise(node: &Node, shape: &Shape, path: &str, report: &mut Rep
             Value::Map(_) => normalise(node, &ON_DISCONNECT, path, report),
             _ => normalise(node, &Shape::Word(&["keep"]), path, report),
         },
+        Shape::Schedule => schedule(node, path, report),
     }
+}
+
+/// The text of cron(8) becomes a mapping with it.
+fn schedule(node: &Node, path: &str, report: &mut Report) -> Option<Node> {
+    let at = node.at;
+    if let Value::Map(_) = &node.value {
+        let map = normalise(node, &SCHEDULE, path, report)?;
+        if map.get("cron").is_none() {
+            report.problem(at, path, "needs cron, such as \"*/5 * * * *\"");
+        }
+        return Some(map);
+    }
+    let Some(text) = node.scalar() else {
+        let message = format!(
+            "must be a text such as \"*/5 * * * *\" or a mapping, not {}",
+            node.kind()
+        );
+        report.problem(at, path, message);
+        return None;
+    };
+    let cron = Entry {
+        key: "cron".to_owned(),
+        at,
+        node: Node::text(at, text),
+    };
+    Some(Node::new(at, Value::Map(vec![cron])))
 }
 
 fn scalar(node: &Node) -> &str {

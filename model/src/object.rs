@@ -7,6 +7,7 @@ use std::time::Duration;
 
 use ipnet::IpNet;
 
+use crate::job::JobStatus;
 use crate::spec::{
     ConfigSpec, Labels, NetworkSpec, Platform, PortSpec, SecretSpec, ServiceMode, ServiceSpec, TaskSpec,
 };
@@ -283,6 +284,8 @@ pub struct Service {
     pub update: Option<UpdateStatus>,
     /// Published ports, with the chosen numbers, and virtual addresses.
     pub endpoint: Endpoint,
+    /// Of a job: its runs.
+    pub job: Option<JobStatus>,
 }
 
 impl Service {
@@ -296,19 +299,22 @@ impl Service {
 
 impl Service {
     /// How many of these tasks of it run and are wanted to, and how many there should be: as many as it has replicas, or
-    /// one for each node that has one.
+    /// one for each node that has one; of a job, as many as run at a time.
     pub fn count<'a>(&self, tasks: impl IntoIterator<Item = &'a Task>) -> (usize, usize) {
         let (mut running, mut slots) = (0, BTreeSet::new());
         for task in tasks {
             let up = task.desired == DesiredState::Running && task.status.state == TaskState::Running;
             running += usize::from(up);
-            if self.spec.mode == ServiceMode::Global && task.desired.is_live() {
+            if self.spec.mode.is_global() && task.desired.is_live() {
                 slots.insert(task.slot);
             }
         }
         match self.spec.mode {
             ServiceMode::Replicated { replicas } => (running, replicas as usize),
-            ServiceMode::Global => (running, slots.len()),
+            ServiceMode::Global | ServiceMode::GlobalJob => (running, slots.len()),
+            ServiceMode::ReplicatedJob { .. } => {
+                (running, self.spec.mode.concurrent().unwrap_or_default() as usize)
+            }
         }
     }
 }
@@ -422,6 +428,8 @@ pub struct Task {
     pub addresses: Vec<(NetworkId, IpAddr)>,
     /// Ports published on its node (mode host).
     pub host_ports: Vec<PortSpec>,
+    /// Of a job: the run it is part of; else 0.
+    pub iteration: u64,
 }
 
 impl Task {

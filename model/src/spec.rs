@@ -3,6 +3,7 @@
 mod container;
 mod disconnect;
 mod image;
+mod job;
 mod network;
 mod placement;
 mod secret;
@@ -13,6 +14,7 @@ mod update;
 pub use container::*;
 pub use disconnect::*;
 pub use image::*;
+pub use job::*;
 pub use network::*;
 pub use placement::*;
 pub use secret::*;

@@ -4,6 +4,7 @@ use std::str::FromStr;
 use std::time::Duration;
 
 mod assignment;
+mod job;
 mod object;
 mod spec;
 

@@ -7,9 +7,9 @@ use manager_core::{Admitted, Refusal, RefusalKind, admit};
 use model::NanoCpus;
 use model::object::{Availability, Service};
 use model::spec::{
-    FailureAction, FileTarget, NetworkAttachment, NetworkSpec, OnDisconnect, Placement, PortSpec,
-    PublishMode, RestartCondition, STACK_LABEL, SecretRef, SecretSpec, ServiceMode, ServiceSpec, StackSpec,
-    UpdateOrder,
+    Concurrency, FailureAction, FileTarget, NetworkAttachment, NetworkSpec, OnDisconnect, Placement,
+    PortSpec, PublishMode, RestartCondition, STACK_LABEL, Schedule, SecretRef, SecretSpec, ServiceMode,
+    ServiceSpec, StackSpec, UpdateOrder,
 };
 use model::task_state::{DesiredState, TaskState};
 use model::{NetworkId, SecretId};
@@ -41,8 +41,12 @@ impl Cluster {
         let now = self.managers.log_now(self.now);
         let services: Vec<_> = self.state.services().cloned().collect();
         let some = self.rng.pick(&services);
-        let choice = self.rng.below(20);
+        let choice = self.rng.below(21);
         match (choice, some) {
+            (20, Some(s)) => {
+                let run = admit::run_job(&self.state, &s.spec.name, now);
+                self.ask("jobs run by hand", run)
+            }
             (0..=3, _) if services.len() < SERVICES_MAX => self.create(),
             (4..=8, Some(s)) => self.update(&s),
             (9..=11, Some(s)) => {
@@ -129,7 +133,8 @@ impl Cluster {
         spec.mode = ServiceMode::Replicated {
             replicas: u32::try_from(self.rng.below(REPLICAS_MAX + 1)).unwrap_or(1),
         };
-        match self.rng.below(8) {
+        match self.rng.below(11) {
+            8..=10 => self.job(&mut spec),
             0 => spec.mode = ServiceMode::Global,
             1 => {
                 spec.mode = ServiceMode::Global;
@@ -154,13 +159,47 @@ impl Cluster {
             RestartCondition::None,
         ];
         restart.condition = self.rng.pick(&conditions).unwrap_or_default();
+        if spec.mode.is_job() && restart.condition == RestartCondition::Any {
+            restart.condition = RestartCondition::OnFailure;
+        }
         spec.task.on_disconnect = self.on_disconnect();
         if self.rng.percent(15) {
             spec.task.placement.max_replicas_per_node = u32::try_from(1 + self.rng.below(2)).unwrap_or(1);
         }
         self.rollout_knobs(&mut spec);
+        let kind = match (spec.mode.is_job(), spec.schedule.is_some()) {
+            (false, _) => "services created",
+            (true, false) => "jobs created",
+            (true, true) => "schedules created",
+        };
         let made = admit::create_service(&self.state, spec, now, &mut self.rng);
-        self.ask("services created", made)
+        self.ask(kind, made)
+    }
+
+    /// Makes a job of a service, one half of them with a schedule. Runs that go on at the same time would have several
+    /// processes a slot, which no property here tells from mistakes.
+    fn job(&mut self, spec: &mut ServiceSpec) {
+        let number = |n| u32::try_from(n).unwrap_or(1);
+        spec.mode = match self.rng.below(3) {
+            0 => ServiceMode::GlobalJob,
+            _ => ServiceMode::ReplicatedJob {
+                completions: number(self.rng.below(REPLICAS_MAX + 1)),
+                max_concurrent: number(self.rng.below(4)),
+            },
+        };
+        if self.rng.percent(60) {
+            spec.task.container.image = "exit".into();
+        }
+        if self.rng.percent(50) {
+            let rules = [Concurrency::Forbid, Concurrency::Replace];
+            spec.schedule = Some(Schedule {
+                cron: "*/9 * * * * *".into(),
+                concurrency: self.rng.pick(&rules).unwrap_or_default(),
+                history: number(1 + self.rng.below(4)),
+                starting_deadline: Duration::from_secs(self.rng.below(2) * 5),
+                ..Schedule::default()
+            });
+        }
     }
 
     fn on_disconnect(&mut self) -> OnDisconnect {
@@ -208,6 +247,9 @@ impl Cluster {
     }
 
     fn rollout_knobs(&mut self, spec: &mut ServiceSpec) {
+        if spec.mode.is_job() {
+            return;
+        }
         let actions = [
             FailureAction::Pause,
             FailureAction::Rollback,
@@ -319,6 +361,11 @@ impl Cluster {
             spec.task.placement = Placement::default();
             spec.task.restart.condition = RestartCondition::Any;
             spec.task.restart.max_attempts = 0;
+            if spec.mode.is_job() {
+                spec.task.container.image = "exit".into();
+                spec.task.restart.condition = RestartCondition::OnFailure;
+                spec.schedule = None;
+            }
             let made = admit::update_service(&self.state, &service.id.to_string(), None, spec, now);
             self.ask("services repaired", made)?;
         }

@@ -713,6 +713,7 @@ fn unreachable_task(id: TaskId) -> Arc<Task> {
         fence: 0,
         addresses: Vec::new(),
         host_ports: Vec::new(),
+        iteration: 0,
     })
 }
 

@@ -6,6 +6,7 @@ pub(crate) mod exec;
 pub(crate) mod file;
 pub(crate) mod image;
 pub(crate) mod inspect;
+pub(crate) mod job;
 pub(crate) mod logs;
 pub(crate) mod network;
 pub(crate) mod node;

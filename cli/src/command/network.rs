@@ -360,6 +360,7 @@ mod tests {
             spec_version: 1,
             previous_spec: None,
             update: None,
+            job: None,
             endpoint: Endpoint {
                 ports: Vec::new(),
                 vips: addresses(9),
@@ -381,6 +382,7 @@ mod tests {
             ended_at: None,
             addresses: addresses(2),
             host_ports: Vec::new(),
+            iteration: 0,
             fence: 0,
         };
         let id = task.id.to_string();

@@ -11,6 +11,7 @@ use model::units::parse_duration;
 use model::{Bytes, NanoCpus};
 
 use crate::client::Fail;
+use crate::command::job::JobArgs;
 use crate::command::network::pairs;
 
 /// Whether and how long to wait.
@@ -30,8 +31,11 @@ pub(crate) struct Wait {
 /// What a service is; each flag as Docker has it.
 #[derive(clap::Args, Default)]
 pub(crate) struct SpecArgs {
+    /// How many tasks; of a replicated-job, how many are to complete.
     #[arg(long)]
     replicas: Option<u32>,
+    #[command(flatten)]
+    job: JobArgs,
     #[arg(long)]
     entrypoint: Option<String>,
     #[arg(long, short = 'w')]
@@ -145,6 +149,7 @@ pub(crate) struct SpecArgs {
 pub(crate) struct CreateArgs {
     #[arg(long, default_value = "")]
     name: String,
+    /// replicated, global, replicated-job or global-job.
     #[arg(long, default_value = "replicated")]
     mode: String,
     #[arg(long, short)]
@@ -239,7 +244,7 @@ pub(crate) struct UpdateArgs {
     pub(super) service: String,
 }
 
-fn time(flag: &str, text: Option<&String>, into: &mut Duration) -> Result<(), Fail> {
+pub(super) fn time(flag: &str, text: Option<&String>, into: &mut Duration) -> Result<(), Fail> {
     if let Some(text) = text {
         *into = parse_duration(text).map_err(|e| Fail::new(format!("--{flag}: {e}")))?;
     }
@@ -280,14 +285,7 @@ impl SpecArgs {
     /// Puts what was given into a spec; the rest stays.
     fn apply(&self, s: &mut ServiceSpec) -> Result<(), Fail> {
         let words = |t: &str| shlex::split(t).ok_or_else(|| Fail::new(format!("{t}: a quote is not closed")));
-        if let Some(replicas) = self.replicas {
-            if s.mode == ServiceMode::Global {
-                return Err(Fail::new(
-                    "--replicas cannot be used with mode global: it has a task on every node",
-                ));
-            }
-            s.mode = ServiceMode::Replicated { replicas };
-        }
+        self.job.apply(self.replicas, s)?;
         let c = &mut s.task.container;
         if let Some(text) = &self.entrypoint {
             c.command = words(text)?;
@@ -507,12 +505,21 @@ pub(super) fn from_create(args: &CreateArgs) -> Result<ServiceSpec, Fail> {
     s.mode = match args.mode.as_str() {
         "replicated" => ServiceMode::default(),
         "global" => ServiceMode::Global,
+        "replicated-job" => ServiceMode::ReplicatedJob {
+            completions: 1,
+            max_concurrent: 0,
+        },
+        "global-job" => ServiceMode::GlobalJob,
         other => {
             return Err(Fail::new(format!(
-                "there is no mode {other}: use replicated or global"
+                "there is no mode {other}: use replicated, global, replicated-job or global-job"
             )));
         }
     };
+    if s.mode.is_job() {
+        // What else would a job do that ended well.
+        s.task.restart.condition = RestartCondition::OnFailure;
+    }
     let c = &mut s.task.container;
     c.image.clone_from(&args.image);
     c.args.clone_from(&args.args);

@@ -77,6 +77,7 @@ fn service(id: u32) -> Arc<Service> {
         spec_version: 1,
         previous_spec: None,
         update: None,
+        job: None,
         endpoint: Endpoint::default(),
     })
 }
@@ -102,6 +103,7 @@ fn task(service: &Service, spec: &Arc<model::spec::TaskSpec>, slot: u32, id: u12
         fence: 0,
         addresses: Vec::new(),
         host_ports: Vec::new(),
+        iteration: 0,
     }))
 }
 

@@ -423,6 +423,7 @@ mod tests {
             fence: 0,
             addresses: Vec::new(),
             host_ports: Vec::new(),
+            iteration: 0,
         }
     }
 
@@ -503,6 +504,7 @@ mod tests {
             spec_version: 1,
             previous_spec: None,
             update: None,
+            job: None,
             endpoint: Endpoint::default(),
         };
         let task = a_task();

@@ -185,6 +185,7 @@ mod tests {
                 spec_version: 1,
                 previous_spec: None,
                 update: None,
+                job: None,
                 endpoint: Endpoint {
                     ports: Vec::new(),
                     vips: addresses.iter().map(vip).collect(),

@@ -20,12 +20,17 @@ pub(crate) fn history(scratch: &mut Scratch, id: ServiceId) {
     let limit = scratch
         .cluster()
         .map_or(HISTORY_DEFAULT, |c| c.task_history_limit);
-    let mut slots: BTreeMap<SlotKey, Vec<Arc<Task>>> = BTreeMap::new();
+    // A run that is under way counts on its own tasks; those of runs that ended are the history of their slot.
+    let open: Vec<u64> = (scratch.service(id))
+        .and_then(|s| Some(s.job.as_ref()?.open(&s.spec)))
+        .unwrap_or_default();
+    let mut slots: BTreeMap<(SlotKey, Option<u64>), Vec<Arc<Task>>> = BTreeMap::new();
     for task in scratch
         .tasks_of_service(id)
         .filter(|t| t.status.state.is_terminal())
     {
-        slots.entry(task.slot).or_default().push(task.clone());
+        let run = open.contains(&task.iteration).then_some(task.iteration);
+        slots.entry((task.slot, run)).or_default().push(task.clone());
     }
     for mut tasks in slots.into_values() {
         tasks.sort_by_key(|t| (t.meta.created_at, t.id));

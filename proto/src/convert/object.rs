@@ -339,6 +339,8 @@ impl From<&m::Service> for w::Service {
             ports: wire(&s.endpoint.ports),
             vips: wire_addresses(&s.endpoint.vips),
             status: None,
+            job: s.job.as_ref().map(Into::into),
+            tally: None,
         }
     }
 }
@@ -357,6 +359,7 @@ impl TryFrom<w::Service> for m::Service {
                 ports: all(s.ports)?,
                 vips: addresses(s.vips)?,
             },
+            job: s.job.map(Into::into),
         })
     }
 }
@@ -451,6 +454,7 @@ impl From<&m::Task> for w::Task {
             running_at_ms: t.running_at.map(|at| at.0),
             ended_at_ms: t.ended_at.map(|at| at.0),
             fence: t.fence,
+            iteration: t.iteration,
         }
     }
 }
@@ -481,6 +485,7 @@ impl TryFrom<w::Task> for m::Task {
             running_at: t.running_at_ms.map(Timestamp),
             ended_at: t.ended_at_ms.map(Timestamp),
             fence: t.fence,
+            iteration: t.iteration,
         })
     }
 }

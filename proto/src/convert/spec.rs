@@ -18,11 +18,20 @@ impl From<&m::ServiceSpec> for w::ServiceSpec {
                 mode: Some(match s.mode {
                     m::ServiceMode::Replicated { replicas } => w::service_mode::Mode::Replicated(replicas),
                     m::ServiceMode::Global => w::service_mode::Mode::Global(true),
+                    m::ServiceMode::ReplicatedJob {
+                        completions,
+                        max_concurrent,
+                    } => w::service_mode::Mode::ReplicatedJob(w::ReplicatedJob {
+                        completions,
+                        max_concurrent,
+                    }),
+                    m::ServiceMode::GlobalJob => w::service_mode::Mode::GlobalJob(true),
                 }),
             }),
             update: Some((&s.update).into()),
             rollback: Some((&s.rollback).into()),
             endpoint: Some((&s.endpoint).into()),
+            schedule: s.schedule.as_ref().map(Into::into),
         }
     }
 }
@@ -37,10 +46,16 @@ impl TryFrom<w::ServiceSpec> for m::ServiceSpec {
             mode: match need(s.mode.and_then(|m| m.mode), "mode")? {
                 w::service_mode::Mode::Replicated(replicas) => m::ServiceMode::Replicated { replicas },
                 w::service_mode::Mode::Global(_) => m::ServiceMode::Global,
+                w::service_mode::Mode::ReplicatedJob(job) => m::ServiceMode::ReplicatedJob {
+                    completions: job.completions,
+                    max_concurrent: job.max_concurrent,
+                },
+                w::service_mode::Mode::GlobalJob(_) => m::ServiceMode::GlobalJob,
             },
             update: need(s.update, "update")?.try_into()?,
             rollback: need(s.rollback, "rollback")?.try_into()?,
             endpoint: need(s.endpoint, "endpoint")?.try_into()?,
+            schedule: s.schedule.map(Into::into),
         })
     }
 }

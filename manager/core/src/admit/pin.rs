@@ -113,6 +113,7 @@ mod tests {
             spec_version: 1,
             previous_spec: None,
             update: None,
+            job: None,
             endpoint: Endpoint::default(),
         };
         let entry = Entry {

@@ -11,7 +11,7 @@ use model::spec::{
 use model::units::format_duration;
 use model::{ConfigId, Level, NetworkId, SecretId, ServiceId, Timestamp};
 
-use super::{Admitted, Refusal, RefusalKind, check_version, level, validate};
+use super::{Admitted, Refusal, RefusalKind, check_version, job, level, validate};
 use crate::allocate;
 use crate::node_health::heartbeat_for;
 use crate::orchestrate::roll_back;
@@ -51,6 +51,7 @@ pub(super) fn add(
     }
     let id = ServiceId::new(ids);
     let endpoint = allocate::endpoint(scratch, &spec, id, &Endpoint::default())?;
+    let job = job::begins(&spec, now)?;
     warn(scratch, &spec, warnings);
     scratch.put(Object::Service(Arc::new(Service {
         id,
@@ -64,6 +65,7 @@ pub(super) fn add(
         previous_spec: None,
         update: None,
         endpoint,
+        job,
     })));
     Ok(id)
 }
@@ -83,6 +85,10 @@ fn known_by_hosts(state: &State, spec: &ServiceSpec) -> Result<(), Refusal> {
             &what,
             "restart its tasks without waiting longer each time",
         )?;
+    }
+    if spec.mode.is_job() {
+        let what = format!("service {}: mode {}", spec.name, spec.mode.as_str());
+        level::needs(state, Level::JOBS, &what, "not know when its tasks are done")?;
     }
     Ok(())
 }
@@ -150,7 +156,7 @@ pub fn update_service(
     })
 }
 
-fn missing(reference: &str) -> Refusal {
+pub(super) fn missing(reference: &str) -> Refusal {
     Refusal::new(RefusalKind::NotFound, format!("service {reference} not found"))
 }
 
@@ -187,6 +193,9 @@ pub(super) fn change(
     }
     let endpoint = allocate::endpoint(scratch, &spec, id, &service.endpoint)?;
     warn(scratch, &spec, warnings);
+    if spec.mode.is_job() {
+        return job::change(scratch, &service, spec, endpoint, now);
+    }
     let rollout = spec.task != old.task || host_ports(&endpoint) != host_ports(&service.endpoint);
     scratch.edit_service(id, |s| {
         s.endpoint = endpoint;
@@ -209,7 +218,7 @@ pub(super) fn change(
 }
 
 /// The ports that belong to tasks: they change with a task, unlike those of the cluster.
-fn host_ports(endpoint: &Endpoint) -> Vec<&PortSpec> {
+pub(super) fn host_ports(endpoint: &Endpoint) -> Vec<&PortSpec> {
     (endpoint.ports.iter())
         .filter(|p| p.mode == PublishMode::Host)
         .collect()
@@ -228,22 +237,28 @@ pub fn scale_services(state: &State, scales: &[(String, u32)]) -> Result<Admitte
             return Err(missing(reference));
         };
         let service = state.service(id).ok_or_else(|| missing(reference))?;
-        if !matches!(service.spec.mode, ServiceMode::Replicated { .. }) {
-            return Err(Refusal::invalid(format!(
-                "service {} is global: it has a task on every node that fits, and cannot be scaled",
-                service.spec.name
-            )));
-        }
+        let mode = match service.spec.mode {
+            ServiceMode::Replicated { .. } => ServiceMode::Replicated { replicas: *replicas },
+            ServiceMode::ReplicatedJob { max_concurrent, .. } => ServiceMode::ReplicatedJob {
+                completions: *replicas,
+                max_concurrent,
+            },
+            ServiceMode::Global | ServiceMode::GlobalJob => {
+                return Err(Refusal::invalid(format!(
+                    "service {} is global: it has a task on every node that fits, and cannot be scaled",
+                    service.spec.name
+                )));
+            }
+        };
         if *replicas > REPLICAS_MAX {
             return Err(Refusal::invalid(format!(
                 "service {}: {replicas} replicas are more than the {REPLICAS_MAX} one service may have",
                 service.spec.name
             )));
         }
-        let replicas = *replicas;
         scratch.edit_service(id, |s| {
             s.spec = Arc::new(ServiceSpec {
-                mode: ServiceMode::Replicated { replicas },
+                mode,
                 ..(*s.spec).clone()
             });
         });
@@ -268,6 +283,12 @@ pub fn rollback_service(
     };
     let service = state.service(id).ok_or_else(|| missing(reference))?;
     check_version(Kind::Service, &service.spec.name, expected, service.meta.version)?;
+    if service.spec.mode.is_job() {
+        return Err(Refusal::invalid(format!(
+            "service {} is a job, which has no rollout to go back from: change it with service update",
+            service.spec.name
+        )));
+    }
     if service.previous_spec.is_none() {
         return Err(Refusal::invalid(format!(
             "service {} has no earlier spec to go back to: it was never updated",

@@ -9,7 +9,7 @@ use model::spec::{
 use model::units::format_duration;
 use model::{Bytes, NanoCpus};
 
-use super::Refusal;
+use super::{Refusal, job};
 use crate::schedule::constraint::{self, CONSTRAINTS_MAX};
 
 /// Most labels of one object, and most bytes of one label's key and value: objects stay below a Raft entry.
@@ -48,13 +48,17 @@ pub(super) fn service(spec: &ServiceSpec) -> Result<(), Refusal> {
     let at = |problem: String| Refusal::invalid(format!("service {}: {problem}", spec.name));
     labels("service", &spec.name, &spec.labels)?;
     labels("container of service", &spec.name, &spec.task.container.labels)?;
-    if let ServiceMode::Replicated { replicas } = spec.mode
-        && replicas > REPLICAS_MAX
-    {
+    let replicas = match spec.mode {
+        ServiceMode::Replicated { replicas } => replicas,
+        ServiceMode::ReplicatedJob { completions, .. } => completions,
+        ServiceMode::Global | ServiceMode::GlobalJob => 0,
+    };
+    if replicas > REPLICAS_MAX {
         return Err(at(format!(
             "{replicas} replicas are more than the {REPLICAS_MAX} one service may have"
         )));
     }
+    job::check(spec).map_err(at)?;
     container(&spec.task.container).map_err(at)?;
     resources(spec).map_err(at)?;
     update("update", &spec.update).map_err(at)?;
@@ -338,7 +342,7 @@ fn update(what: &str, config: &UpdateConfig) -> Result<(), String> {
     Ok(())
 }
 
-fn duration(what: &str, d: std::time::Duration) -> Result<(), String> {
+pub(super) fn duration(what: &str, d: std::time::Duration) -> Result<(), String> {
     if d > DURATION_MAX {
         Err(format!("the {what} is longer than a year"))
     } else {

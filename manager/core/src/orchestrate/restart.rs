@@ -125,4 +125,4 @@ pub(crate) fn ended_by_itself(task: &Task) -> bool {
 
 #[cfg(test)]
 #[path = "restart_tests.rs"]
-mod tests;
+pub(crate) mod tests;

@@ -12,10 +12,10 @@ use crate::reap;
 use crate::state::{Scratch, State};
 
 /// Numbers that are the same for the same seed (`SplitMix64`).
-struct Rng(u64);
+pub(crate) struct Rng(pub(crate) u64);
 
 impl Rng {
-    fn below(&mut self, n: u64) -> u64 {
+    pub(crate) fn below(&mut self, n: u64) -> u64 {
         self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
         let mut x = self.0;
         x = (x ^ (x >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
@@ -131,6 +131,7 @@ fn task(service: ServiceId, n: u64, made: Timestamp, end: End, spec: &Arc<TaskSp
         fence: 0,
         addresses: Vec::new(),
         host_ports: Vec::new(),
+        iteration: 0,
     }
 }
 

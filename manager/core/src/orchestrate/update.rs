@@ -401,7 +401,7 @@ fn begin(
             UpdateOrder::StartFirst => DesiredState::Running,
         };
         let spec = (Arc::new(service.spec.task.clone()), service.spec_version);
-        make_task(scratch, service, slot, spec, desired, now, now, ids);
+        make_task(scratch, service, (slot, 0), spec, desired, now, now, ids);
     }
 }
 
