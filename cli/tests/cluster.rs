@@ -251,6 +251,11 @@ const ALL: &[(&str, Start, Scenario)] = &[
         jobs::a_schedule_outlives_its_leader,
     ),
     (
+        "one container is run",
+        Start::Cluster(1, 1),
+        jobs::one_container_is_run,
+    ),
+    (
         "the machine is busy",
         Start::Cluster(3, 2),
         strain::the_machine_is_busy,

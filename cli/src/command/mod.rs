@@ -10,6 +10,7 @@ pub(crate) mod job;
 pub(crate) mod logs;
 pub(crate) mod network;
 pub(crate) mod node;
+pub(crate) mod run;
 pub(crate) mod service;
 pub(crate) mod service_flags;
 pub(crate) mod service_list;

@@ -473,7 +473,7 @@ fn all<T>(texts: &[String], parse: impl Fn(&str) -> Result<T, String>) -> Result
     texts.iter().map(|t| parse(t).map_err(Fail::new)).collect()
 }
 
-fn env_entries(list: &[String]) -> Vec<String> {
+pub(super) fn env_entries(list: &[String]) -> Vec<String> {
     // A name alone takes its value from here; one that is not set here is left out.
     list.iter()
         .filter_map(|e| {

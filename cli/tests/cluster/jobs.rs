@@ -151,3 +151,62 @@ pub(crate) fn a_schedule_outlives_its_leader(bed: &Bed) -> Outcome {
     bed.settled(3, 0)?;
     bed.ok(other, "service rm tick").map(drop)
 }
+
+/// A container of nobody's service reaches a service by name on a network that allows it, says what the program says, and ends
+/// as it does; on others it is refused.
+pub(crate) fn one_container_is_run(bed: &Bed) -> Outcome {
+    bed.ok(1, "network create --attachable open")?;
+    bed.ok(1, "network create closed")?;
+    bed.ok(
+        1,
+        "service create -q --name web --network open --network closed web:v1",
+    )?;
+    for number in [1, 2] {
+        let name = format!("ask{number}");
+        let line = format!(
+            "run --rm --name {name} --network open --node h{number} web:v1 wget -q -O - http://web:8080/"
+        );
+        let said = bed.types(1, &line)?;
+        equal(
+            "it ends with",
+            (said.code, said.out.as_str()),
+            (Some(0), "hello\n"),
+        )?;
+    }
+    bed.refused(
+        1,
+        "run --rm --network closed web:v1 sh -c 'exit 0'",
+        "network create --attachable",
+    )?;
+    equal(
+        "nothing of it is left",
+        bed.ok(1, "service ls --format {{.Name}}")?.as_str(),
+        "web\n",
+    )?;
+    let said = bed.types(
+        1,
+        "run --name seven -e WHO=me web:v1 sh -c 'echo $WHO; echo wrong >&2; exit 7'",
+    )?;
+    equal("exit code", said.code, Some(7))?;
+    equal(
+        "what it printed",
+        (said.out.as_str(), said.all().contains("wrong")),
+        ("me\n", true),
+    )?;
+    equal(
+        "it stays to be seen",
+        replicas(bed, 1, "seven")?.as_str(),
+        "replicated job 0/1 (0/1 completed)",
+    )?;
+    equal(
+        "its node",
+        bed.tasks(1, "seven")?.first().map(|t| t.node.clone()).as_deref(),
+        Some("h1"),
+    )?;
+    let said = bed.types(1, "run --rm web:v1 /no/such/program")?;
+    equal("what cannot run ends with", said.code, Some(125))?;
+    let id = bed.ok(1, "run -d --name back web:v1 sleep 1000")?;
+    bed.runs(1, "back", 1)?;
+    bed.ok(1, &format!("service rm {} seven web", id.trim()))
+        .map(drop)
+}

@@ -133,11 +133,11 @@ fn wanted(state: &State, service: &Service) -> BTreeSet<SlotKey> {
 fn close(scratch: &mut Scratch, service: &Service, open: &[u64], wanted: &BTreeSet<SlotKey>) {
     let global = service.spec.mode.is_global();
     for (slot, tasks) in by_slot(scratch, service.id) {
-        let closed = !wanted.contains(&slot) && !(global && node::keeps(scratch, slot));
+        let stays = wanted.contains(&slot) || (global && node::keeps(scratch, slot));
         for task in &tasks {
-            let want = if closed && !global {
+            let want = if !stays && !global {
                 DesiredState::Remove
-            } else if closed || !open.contains(&task.iteration) {
+            } else if !stays || !open.contains(&task.iteration) {
                 DesiredState::Shutdown
             } else {
                 continue;
