@@ -460,21 +460,21 @@ fn a_job_keeps_its_promises_whatever_is_asked_meanwhile() {
         let mut rng = crate::orchestrate::restart::tests::Rng(seed);
         let mut sim = sim(3);
         let mut spec = job(
-            ["exit", "exit", "crash", "a"][rng.below(4) as usize],
-            rng.below(8) as u32,
-            1 + rng.below(3) as u32,
+            rng.pick(&["exit", "exit", "crash", "a"]),
+            rng.number(8),
+            1 + rng.number(3),
         );
         spec.task.restart.max_attempts = rng.below(3);
         let rules = [Concurrency::Forbid, Concurrency::Allow, Concurrency::Replace];
         if rng.below(2) == 0 {
-            spec.schedule = every("*/7 * * * * *", rules[rng.below(3) as usize]);
+            spec.schedule = every("*/7 * * * * *", rng.pick(&rules));
         }
         create(&mut sim, spec);
         let mut promises = Promises::default();
         for _ in 0..40 {
             match rng.below(9) {
                 0 => {
-                    let replicas = rng.below(8) as u32;
+                    let replicas = rng.number(8);
                     sim.scale(replicas);
                     // A slot that is closed is forgotten, and begins anew when it is opened again.
                     let kept = |slot: &SlotKey| *slot <= SlotKey::Replica(replicas);
@@ -485,8 +485,7 @@ fn a_job_keeps_its_promises_whatever_is_asked_meanwhile() {
                 2 => sim.update(|s| s.task.container.image = "exit".into()),
                 3 => {
                     let node = u128::from(1 + rng.below(3));
-                    let to = [Availability::Active, Availability::Drain, Availability::Pause]
-                        [rng.below(3) as usize];
+                    let to = rng.pick(&[Availability::Active, Availability::Drain, Availability::Pause]);
                     sim.node_spec(node, |n| n.availability = to);
                 }
                 4 => {

@@ -22,6 +22,15 @@ impl Rng {
         x = (x ^ (x >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
         (x ^ (x >> 31)) % n
     }
+
+    pub(crate) fn number(&mut self, below: u32) -> u32 {
+        u32::try_from(self.below(below.into())).unwrap_or_default()
+    }
+
+    pub(crate) fn pick<T: Copy>(&mut self, all: &[T]) -> T {
+        let many = u32::try_from(all.len()).unwrap_or(1);
+        all[self.number(many) as usize]
+    }
 }
 
 /// How a task of the slot ended.
@@ -92,18 +101,18 @@ impl Told {
 }
 
 fn policy(rng: &mut Rng) -> RestartPolicy {
-    let delay = Duration::from_secs([0, 1, 1, 5][rng.below(4) as usize]);
+    let delay = Duration::from_secs(rng.pick(&[0, 1, 1, 5]));
     let max_delay = match rng.below(3) {
         0 => Duration::ZERO,
         _ => delay + Duration::from_secs(rng.below(300)),
     };
     RestartPolicy {
-        condition: [RestartCondition::Any, RestartCondition::OnFailure][rng.below(2) as usize],
+        condition: rng.pick(&[RestartCondition::Any, RestartCondition::OnFailure]),
         delay,
-        max_attempts: [0, 0, 1, 3, 12][rng.below(5) as usize],
-        window: Duration::from_secs([0, 0, 30, 200][rng.below(4) as usize]),
+        max_attempts: rng.pick(&[0, 0, 1, 3, 12]),
+        window: Duration::from_secs(rng.pick(&[0, 0, 30, 200])),
         max_delay,
-        reset_after: Duration::from_secs([10, 60][rng.below(2) as usize]),
+        reset_after: Duration::from_secs(rng.pick(&[10, 60])),
     }
 }
 
@@ -152,7 +161,7 @@ fn history(seed: u64) -> usize {
     for n in 0..100 {
         told.begins(now);
         let made = now;
-        let longest = [2, 8, 90][rng.below(3) as usize];
+        let longest = rng.pick(&[2, 8, 90]);
         let ran = Duration::from_secs(rng.below(longest));
         now = now + ran + Duration::from_millis(rng.below(900));
         // In a window an attempt counts by its task's age, and what the manager stopped is kept less long.
@@ -169,7 +178,7 @@ fn history(seed: u64) -> usize {
                 TaskState::Failed
             },
         ];
-        let state_seen = ends[rng.below(6) as usize];
+        let state_seen = rng.pick(&ends);
         let ran = if state_seen == TaskState::Rejected {
             Duration::ZERO
         } else {
