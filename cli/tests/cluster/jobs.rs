@@ -102,7 +102,22 @@ pub(crate) fn jobs_run_to_their_end(bed: &Bed) -> Outcome {
         replicas(bed, 1, "sweep")?.as_str(),
         "global job 0/0 (2/2 completed)",
     )?;
-    bed.ok(1, "service rm batch bad sweep").map(drop)
+    bed.ok(1, "service rm batch bad sweep")?;
+
+    let file = bed.hosts.dir().join("job.yml");
+    let text = "services:\n  once:\n    image: web:v1\n    command: sh -c 'echo once'\n    deploy: {mode: replicated-job, replicas: 2, max_concurrent: 1}\n";
+    std::fs::write(&file, text)?;
+    let deploy = format!("stack deploy -c {} st", file.display());
+    for _ in 0..2 {
+        let said = bed.types(1, &deploy)?;
+        equal("deploying a job ends with", said.code, Some(0))?;
+        equal(
+            "tasks, also after the same again",
+            bed.tasks(1, "st_once")?.len(),
+            2,
+        )?;
+    }
+    bed.ok(1, "stack rm st").map(drop)
 }
 
 /// When each run that is known was due, by its number.
