@@ -8,7 +8,7 @@ use model::object::{Cluster, Node, Object, Service};
 use proto::control::control_client::ControlClient;
 use proto::control::{Filter, GetRequest, ListRequest};
 use proto::host::host_client::HostClient;
-use proto::types::{Kind, ManagerStatus, ServiceStatus};
+use proto::types::{JobTally, Kind, ManagerStatus, ServiceStatus};
 use tonic::metadata::{Ascii, MetadataValue};
 use tonic::service::Interceptor;
 use tonic::service::interceptor::InterceptedService;
@@ -145,19 +145,19 @@ impl Client {
         Ok(nodes)
     }
 
-    /// Services that match filters, each with how many of its tasks run.
+    /// Services that match filters, each with how many of its tasks run and, of a job, completed.
     pub(crate) async fn services(
         &self,
         filters: &[String],
-    ) -> Result<Vec<(Arc<Service>, ServiceStatus)>, Fail> {
+    ) -> Result<Vec<(Arc<Service>, ServiceStatus, Option<JobTally>)>, Fail> {
         let mut services = Vec::new();
         for object in self.list_wire(Kind::Service, filters).await? {
-            let status = match &object.object {
-                Some(proto::types::object::Object::Service(service)) => service.status,
-                _ => None,
+            let (status, tally) = match &object.object {
+                Some(proto::types::object::Object::Service(service)) => (service.status, service.tally),
+                _ => (None, None),
             };
             if let Object::Service(service) = object.try_into()? {
-                services.push((service, status.unwrap_or_default()));
+                services.push((service, status.unwrap_or_default(), tally));
             }
         }
         Ok(services)

@@ -4,7 +4,7 @@ use std::net::IpAddr;
 use std::time::Duration;
 
 use base64::prelude::{BASE64_STANDARD, Engine as _};
-use model::NetworkId;
+use model::job::JobStatus;
 use model::object::{
     Availability, Config, Network, Node, NodeRole, NodeState, Secret, Service, SlotKey, Task,
 };
@@ -12,6 +12,7 @@ use model::spec::{
     FailureAction, Healthcheck, Hook, ImageRef, Mount, MountKind, NetProbe, OnDisconnect, PortSpec,
     PublishMode, RestartCondition, ServiceMode, ServiceSpec, TaskSpec, UpdateConfig, UpdateOrder,
 };
+use model::{NetworkId, Timestamp};
 use serde_json::{Value, json};
 
 fn ns(d: Duration) -> u64 {
@@ -144,6 +145,8 @@ fn task_spec(t: &TaskSpec) -> Value {
             "Delay": ns(t.restart.delay),
             "MaxAttempts": t.restart.max_attempts,
             "Window": ns(t.restart.window),
+            "MaxDelay": ns(t.restart.max_delay),
+            "ResetAfter": ns(t.restart.reset_after),
         },
         "Placement": {
             "Constraints": t.placement.constraints,
@@ -170,9 +173,17 @@ pub(crate) fn spec(s: &ServiceSpec) -> Value {
         "Mode": match s.mode {
             ServiceMode::Replicated { replicas } => json!({"Replicated": {"Replicas": replicas}}),
             ServiceMode::Global => json!({"Global": {}}),
+            ServiceMode::ReplicatedJob { completions, .. } => json!({"ReplicatedJob": {
+                "MaxConcurrent": s.mode.concurrent(), "TotalCompletions": completions,
+            }}),
+            ServiceMode::GlobalJob => json!({"GlobalJob": {}}),
         },
         "Autoscale": s.autoscale.as_ref().map(|a| json!({
             "Min": a.min, "Max": a.max, "CPU": a.cpu, "Memory": a.memory, "ScaleDownAfter": ns(a.scale_down_after),
+        })),
+        "Schedule": s.schedule.as_ref().map(|s| json!({
+            "Cron": s.cron, "Timezone": if s.timezone.is_empty() { "UTC" } else { &s.timezone }, "Concurrency": s.concurrency.as_str(),
+            "History": s.history, "StartingDeadline": ns(s.starting_deadline),
         })),
         "UpdateConfig": update(&s.update),
         "RollbackConfig": update(&s.rollback),
@@ -200,15 +211,31 @@ pub(crate) fn service(s: &Service, for_people: bool) -> Value {
         "PreviousSpec": s.previous_spec.as_ref().map(|p| spec(p)),
         "UpdateStatus": s.update.as_ref().map(|u| json!({
             "State": u.state.as_str(), "StartedAt": u.started_at.rfc3339(),
-            "CompletedAt": u.completed_at.map(model::Timestamp::rfc3339), "Message": u.message,
+            "CompletedAt": u.completed_at.map(Timestamp::rfc3339), "Message": u.message,
         })),
         "Scaled": s.scaled.as_ref().map(|s| json!({
             "At": s.at.rfc3339(), "From": s.from, "To": s.to, "Why": s.why,
         })),
+        "JobStatus": s.job.as_ref().map(job),
         "Endpoint": {
             "Ports": s.endpoint.ports.iter().map(port).collect::<Vec<_>>(),
             "VirtualIPs": s.endpoint.vips.iter().map(|(n, a)| json!({"NetworkID": n.to_string(), "Addr": a.to_string()})).collect::<Vec<_>>(),
         },
+    })
+}
+
+/// The runs of a job.
+fn job(job: &JobStatus) -> Value {
+    let when = |at: Option<Timestamp>| at.map(Timestamp::rfc3339);
+    json!({
+        "JobIteration": {"Index": job.iteration},
+        "LastExecution": when(job.runs.last().map(|r| r.started_at)),
+        "NextExecution": when(job.next_at),
+        "Missed": job.missed,
+        "Runs": job.runs.iter().map(|r| json!({
+            "Run": r.iteration, "State": r.state.as_str(), "DueAt": when(r.due_at), "StartedAt": when(Some(r.started_at)),
+            "EndedAt": when(r.ended_at), "Completed": r.completed, "Failed": r.failed,
+        })).collect::<Vec<_>>(),
     })
 }
 

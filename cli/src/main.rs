@@ -84,6 +84,7 @@ enum Command {
     #[command(subcommand)]
     Image(command::image::Command),
     Inspect(command::inspect::Args),
+    Run(command::run::RunArgs),
     /// List containers of this node.
     Ps(command::container::PsArgs),
     Exec(command::exec::ExecArgs),
@@ -152,6 +153,7 @@ async fn run(cli: Cli) -> Result<u8, Fail> {
         Command::Config(c) => command::file::run(&client, c, false).await,
         Command::Image(c) => command::image::run(&client, c).await,
         Command::Inspect(a) => command::inspect::run(&client, a).await,
+        Command::Run(a) => command::run::run(&client, a).await,
         Command::Ps(a) => command::container::ps(&client, a).await,
         Command::Exec(a) => command::exec::exec(&client, a).await,
         Command::Logs(a) => command::logs::logs(&client, a).await,

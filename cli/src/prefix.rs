@@ -142,6 +142,7 @@ mod tests {
                 fence: 0,
                 addresses: Vec::new(),
                 host_ports: Vec::new(),
+                iteration: 0,
             };
             names.tasks.insert(id, Arc::new(task));
         }

@@ -2,6 +2,8 @@
 //!
 //! On a terminal there is a bar for the service and one for each task; elsewhere one line a change.
 
+mod job;
+
 use std::cell::Cell;
 use std::collections::BTreeMap;
 use std::io::IsTerminal;
@@ -177,7 +179,8 @@ fn bars(
 ) {
     let mut newest: BTreeMap<SlotKey, &Task> = BTreeMap::new();
     let wanted = tasks.values().filter(|t| t.desired.is_live());
-    for task in wanted.filter(|t| service.is_current(t)) {
+    let run = job::newest(service).map_or(0, |r| r.iteration);
+    for task in wanted.filter(|t| service.is_current(t) && t.iteration == run) {
         let slot = newest.entry(task.slot).or_insert(task);
         if task.meta.created_at >= slot.meta.created_at {
             *slot = task;
@@ -210,6 +213,8 @@ pub(crate) struct Target<'a> {
     pub(crate) label: &'a str,
     /// When the last rollout before the command began: how that one ended is not this command's doing.
     pub(crate) known: Option<Timestamp>,
+    /// It is a run of a job by hand: also of one with a schedule, whose runs nobody else waits for.
+    pub(crate) by_hand: bool,
 }
 
 /// The beginning of the last rollout of a service.
@@ -306,6 +311,19 @@ pub(crate) async fn wait(
             }
         }
         let Some(s) = &service else { continue };
+        if let Some(progress) = job::tally(s, &tasks) {
+            display.progress(progress, s, &tasks);
+            if let Some(end) = job::outcome(s, target.by_hand) {
+                if end.code == 0 {
+                    display.say(&end.text);
+                } else {
+                    display.warn(&format!("service {name}: {}{}", end.text, reason(s, &tasks)));
+                }
+                display.end();
+                return Ok(end.code);
+            }
+            continue;
+        }
         let (running, wanted) = current(s, &tasks);
         display.progress((running, wanted), s, &tasks);
         if let Some(u) = s

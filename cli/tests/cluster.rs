@@ -18,6 +18,8 @@ mod failover;
 mod health;
 #[path = "cluster/hooks.rs"]
 mod hooks;
+#[path = "cluster/jobs.rs"]
+mod jobs;
 #[path = "cluster/joining.rs"]
 mod joining;
 #[path = "cluster/keys.rs"]
@@ -280,6 +282,21 @@ const ALL: &[(&str, Start, Scenario)] = &[
         "hooks run around a task",
         Start::Cluster(1, 1),
         hooks::hooks_run_around_a_task,
+    ),
+    (
+        "jobs run to their end",
+        Start::Cluster(1, 1),
+        jobs::jobs_run_to_their_end,
+    ),
+    (
+        "a schedule outlives its leader",
+        Start::Cluster(3, 0),
+        jobs::a_schedule_outlives_its_leader,
+    ),
+    (
+        "one container is run",
+        Start::Cluster(1, 1),
+        jobs::one_container_is_run,
     ),
     (
         "the machine is busy",

@@ -8,13 +8,14 @@ use model::spec::{
     Autoscale, ConfigRef, ConfigSpec, ContainerSpec, DnsConfig, EndpointMode, EndpointSpec, FailureAction,
     FileTarget, Healthcheck, Hook, Labels, Limits, LogDriver, Mount, MountKind, NetworkAttachment,
     NetworkSpec, OnDisconnect, Placement, PortSpec, Protocol, PublishMode, Reservations, Resources,
-    RestartCondition, RestartPolicy, SCALE_DOWN_AFTER, STACK_LABEL, SecretRef, SecretSpec, ServiceMode,
-    ServiceSpec, StackSpec, TaskSpec, Ulimit, UpdateConfig, UpdateOrder, check_name,
+    RestartCondition, RestartPolicy, SCALE_DOWN_AFTER, STACK_LABEL, SecretRef, SecretSpec, ServiceSpec,
+    StackSpec, TaskSpec, Ulimit, UpdateConfig, UpdateOrder, check_name,
 };
 use model::units::parse_duration;
 use model::{Bytes, ConfigId, NanoCpus, NetworkId, SecretId};
 
 use crate::grammar;
+use crate::job;
 use crate::node::{Entry, Node, Value};
 use crate::problem::Report;
 
@@ -90,7 +91,7 @@ fn section<'a>(tree: &'a Node, name: &str) -> &'a [Entry] {
     tree.get(name).map_or(&[], Node::entries)
 }
 
-fn at<'a>(node: &'a Node, path: &[&str]) -> Option<&'a Node> {
+pub(crate) fn at<'a>(node: &'a Node, path: &[&str]) -> Option<&'a Node> {
     path.iter().try_fold(node, |n, key| n.get(key))
 }
 
@@ -99,7 +100,7 @@ pub(crate) fn parsed<T: std::str::FromStr>(node: &Node, path: &[&str]) -> Option
     at(node, path)?.scalar()?.parse().ok()
 }
 
-fn text(node: &Node, path: &[&str]) -> String {
+pub(crate) fn text(node: &Node, path: &[&str]) -> String {
     at(node, path)
         .and_then(Node::scalar)
         .unwrap_or_default()
@@ -327,13 +328,14 @@ impl Converter<'_> {
         }
         let mut labels = pairs(node, &["deploy", "labels"]);
         labels.insert(IMAGE_LABEL.to_owned(), image.clone());
+        let mode = job::mode(node, &path, self.report);
         ServiceSpec {
             name,
             labels: self.labels(labels),
             task: TaskSpec {
                 container: self.container(key, node, image),
                 resources: resources(node),
-                restart: restart_policy(node),
+                restart: job::restart_policy(node, &mode),
                 placement: placement(node),
                 networks: self.attachments(key, node),
                 log: LogDriver {
@@ -344,7 +346,8 @@ impl Converter<'_> {
                 on_disconnect: duration(node, &["deploy", "on_disconnect", "stop_after"])
                     .map_or(OnDisconnect::Keep, OnDisconnect::StopAfter),
             },
-            mode: self.mode(&path, node),
+            schedule: job::schedule(node),
+            mode,
             update: update(node, "update_config"),
             rollback: update(node, "rollback_config"),
             endpoint: Self::endpoint(node),
@@ -371,31 +374,6 @@ impl Converter<'_> {
             memory: bound("memory"),
             scale_down_after: duration(rule, &["scale_down_after"]).unwrap_or(SCALE_DOWN_AFTER),
         })
-    }
-
-    fn mode(&mut self, path: &str, node: &Node) -> ServiceMode {
-        let replicas = at(node, &["deploy", "replicas"]);
-        let mode = at(node, &["deploy", "mode"]);
-        match mode.and_then(Node::scalar).unwrap_or("replicated") {
-            "global" => {
-                if let Some(n) = replicas {
-                    let path = format!("{path}.deploy.replicas");
-                    let message = "a global service runs once on every node: take replicas or mode out";
-                    self.report.problem(n.at, &path, message);
-                }
-                ServiceMode::Global
-            }
-            "replicated" => ServiceMode::Replicated {
-                replicas: parsed(node, &["deploy", "replicas"]).unwrap_or(1),
-            },
-            job => {
-                let path = format!("{path}.deploy.mode");
-                let place = mode.map_or(node.at, |m| m.at);
-                self.report
-                    .problem(place, &path, format!("{job} is not supported yet"));
-                ServiceMode::default()
-            }
-        }
     }
 
     fn endpoint(node: &Node) -> EndpointSpec {
@@ -795,23 +773,6 @@ fn resources(node: &Node) -> Resources {
             cpu: cpu(reservations),
             memory: memory(reservations),
         },
-    }
-}
-
-fn restart_policy(node: &Node) -> RestartPolicy {
-    let Some(policy) = at(node, &["deploy", "restart_policy"]) else {
-        return restart(&text(node, &["restart"])).unwrap_or_default();
-    };
-    let default = RestartPolicy::default();
-    RestartPolicy {
-        condition: match text(policy, &["condition"]).as_str() {
-            "none" => RestartCondition::None,
-            "on-failure" => RestartCondition::OnFailure,
-            _ => RestartCondition::Any,
-        },
-        delay: duration(policy, &["delay"]).unwrap_or(default.delay),
-        max_attempts: parsed(policy, &["max_attempts"]).unwrap_or(0),
-        window: duration(policy, &["window"]).unwrap_or_default(),
     }
 }
 

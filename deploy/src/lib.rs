@@ -17,6 +17,7 @@ pub use interpolate::interpolate;
 
 // To specs, and back to a file.
 mod convert;
+mod job;
 mod print;
 pub use convert::{IMAGE_LABEL, Read, Surroundings};
 

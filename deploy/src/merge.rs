@@ -49,7 +49,8 @@ pub(crate) fn merge(base: Node, over: Node, shape: &Shape) -> Node {
         | Shape::External
         | Shape::OnDisconnect
         | Shape::Http
-        | Shape::Statuses => over,
+        | Shape::Statuses
+        | Shape::Schedule => over,
     }
 }
 

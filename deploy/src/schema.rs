@@ -70,6 +70,8 @@ pub(crate) enum Shape {
     Http,
     /// An HTTP status, or a range of them.
     Statuses,
+    /// The text of cron(8), or a mapping with it.
+    Schedule,
 }
 
 /// One key of a mapping.
@@ -302,6 +304,8 @@ const DEPLOY: Shape = Shape::Object(&[
         Shape::Word(&["replicated", "global", "replicated-job", "global-job"]),
     ),
     used("replicas", Shape::Int(0, model::spec::REPLICAS_MAX as i64)),
+    used("max_concurrent", Shape::Int(1, model::spec::REPLICAS_MAX as i64)),
+    used("schedule", Shape::Schedule),
     used("endpoint_mode", Shape::Word(&["vip", "dnsrr"])),
     used("labels", Shape::Pairs(false)),
     used("update_config", UPDATE),
@@ -335,6 +339,8 @@ const DEPLOY: Shape = Shape::Object(&[
             used("delay", Shape::Duration),
             used("max_attempts", Shape::Int(0, i64::MAX)),
             used("window", Shape::Duration),
+            used("max_delay", Shape::Duration),
+            used("reset_after", Shape::Duration),
         ]),
     ),
     used(
@@ -359,6 +365,14 @@ const DEPLOY: Shape = Shape::Object(&[
             used("scale_down_after", Shape::Duration),
         ]),
     ),
+]);
+
+const SCHEDULE: Shape = Shape::Object(&[
+    used("cron", Shape::Text),
+    used("timezone", Shape::Text),
+    used("concurrency", Shape::Word(&["forbid", "allow", "replace"])),
+    used("history", Shape::Int(1, model::spec::HISTORY_MAX as i64)),
+    used("starting_deadline", Shape::Duration),
 ]);
 
 const UPDATE: Shape = Shape::Object(&[
@@ -661,7 +675,34 @@ pub(crate) fn normalise(node: &Node, shape: &Shape, path: &str, report: &mut Rep
             Some((_, Err(e))) => refuse(e),
             None => refuse(must("an HTTP status such as 200, or 200-399")),
         },
+        Shape::Schedule => schedule(node, path, report),
     }
+}
+
+/// The text of cron(8) becomes a mapping with it.
+fn schedule(node: &Node, path: &str, report: &mut Report) -> Option<Node> {
+    let at = node.at;
+    if let Value::Map(_) = &node.value {
+        let map = normalise(node, &SCHEDULE, path, report)?;
+        if map.get("cron").is_none() {
+            report.problem(at, path, "needs cron, such as \"*/5 * * * *\"");
+        }
+        return Some(map);
+    }
+    let Some(text) = node.scalar() else {
+        let message = format!(
+            "must be a text such as \"*/5 * * * *\" or a mapping, not {}",
+            node.kind()
+        );
+        report.problem(at, path, message);
+        return None;
+    };
+    let cron = Entry {
+        key: "cron".to_owned(),
+        at,
+        node: Node::text(at, text),
+    };
+    Some(Node::new(at, Value::Map(vec![cron])))
 }
 
 fn scalar(node: &Node) -> &str {

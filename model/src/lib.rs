@@ -15,6 +15,7 @@ pub mod units;
 pub mod spec;
 
 // What the cluster remembers: spec + status + version.
+pub mod job;
 pub mod object;
 pub mod task_state;
 

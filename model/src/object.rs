@@ -7,6 +7,7 @@ use std::time::Duration;
 
 use ipnet::IpNet;
 
+use crate::job::JobStatus;
 use crate::spec::{
     ConfigSpec, Labels, NetworkSpec, Platform, PortSpec, SecretSpec, ServiceMode, ServiceSpec, TaskSpec,
 };
@@ -291,6 +292,8 @@ pub struct Service {
     pub scaled: Option<Scaled>,
     /// Published ports, with the chosen numbers, and virtual addresses.
     pub endpoint: Endpoint,
+    /// Of a job: its runs.
+    pub job: Option<JobStatus>,
 }
 
 /// A spec a service had, as it was when it was changed.
@@ -346,6 +349,7 @@ impl Service {
             made: None,
             history: Vec::new(),
             update: None,
+            job: None,
             scaled: None,
             endpoint: Endpoint::default(),
         }
@@ -403,19 +407,23 @@ impl Service {
 
 impl Service {
     /// How many of these tasks of it run, are ready and are wanted to, and how many there should be: as many as it has
-    /// replicas, or one for each node that has one.
+    /// replicas, or one for each node that has one; of a job, as many as run at a
+    /// time.
     pub fn count<'a>(&self, tasks: impl IntoIterator<Item = &'a Task>) -> (usize, usize) {
         let (mut running, mut slots) = (0, BTreeSet::new());
         for task in tasks {
             let up = task.desired == DesiredState::Running && task.is_ready();
             running += usize::from(up);
-            if self.spec.mode == ServiceMode::Global && task.desired.is_live() {
+            if self.spec.mode.is_global() && task.desired.is_live() {
                 slots.insert(task.slot);
             }
         }
         match self.spec.mode {
             ServiceMode::Replicated { replicas } => (running, replicas as usize),
-            ServiceMode::Global => (running, slots.len()),
+            ServiceMode::Global | ServiceMode::GlobalJob => (running, slots.len()),
+            ServiceMode::ReplicatedJob { .. } => {
+                (running, self.spec.mode.concurrent().unwrap_or_default() as usize)
+            }
         }
     }
 }
@@ -553,6 +561,8 @@ pub struct Task {
     pub addresses: Vec<(NetworkId, IpAddr)>,
     /// Ports published on its node (mode host).
     pub host_ports: Vec<PortSpec>,
+    /// Of a job: the run it is part of; else 0.
+    pub iteration: u64,
 }
 
 impl Task {

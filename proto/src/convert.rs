@@ -5,6 +5,7 @@ use std::time::Duration;
 
 mod assignment;
 mod health;
+mod job;
 mod object;
 mod spec;
 
@@ -120,6 +121,63 @@ mod tests {
             unreached: vec![model::NodeId(3)],
         };
         assert_eq!(NodeStatus::from(crate::types::NodeStatus::from(&status)), status);
+    }
+
+    #[test]
+    fn jobs_survive_the_wire_and_a_policy_of_old_reads_as_before() {
+        use model::job::{JobRun, JobStatus, RunState};
+        use model::spec::{Concurrency, RestartPolicy, Schedule, ServiceMode, ServiceSpec};
+        let modes = [
+            ServiceMode::GlobalJob,
+            ServiceMode::ReplicatedJob {
+                completions: 20,
+                max_concurrent: 3,
+            },
+        ];
+        for (mode, concurrency) in modes.into_iter().zip([Concurrency::Allow, Concurrency::Replace]) {
+            let mut spec = ServiceSpec {
+                mode,
+                schedule: Some(Schedule {
+                    cron: "@daily".into(),
+                    timezone: "Europe/Berlin".into(),
+                    concurrency,
+                    history: 3,
+                    starting_deadline: Duration::from_secs(5),
+                }),
+                ..ServiceSpec::default()
+            };
+            spec.task.restart.max_delay = Duration::from_secs(300);
+            spec.task.restart.reset_after = Duration::from_secs(7);
+            let wire = crate::types::ServiceSpec::from(&spec);
+            assert_eq!(ServiceSpec::try_from(wire), Ok(spec));
+        }
+        let states = [
+            RunState::Active,
+            RunState::Completed,
+            RunState::Failed,
+            RunState::Replaced,
+        ];
+        let run = |(n, state)| JobRun {
+            iteration: n,
+            due_at: (n > 1).then_some(model::Timestamp(n)),
+            started_at: model::Timestamp(n + 1),
+            ended_at: (n > 1).then_some(model::Timestamp(n + 2)),
+            state,
+            completed: 4,
+            failed: 5,
+        };
+        let status = JobStatus {
+            iteration: 4,
+            runs: (1..).zip(states).map(run).collect(),
+            next_at: Some(model::Timestamp(9)),
+            missed: 2,
+        };
+        assert_eq!(JobStatus::from(crate::types::JobStatus::from(&status)), status);
+        let old = crate::types::RestartPolicy {
+            delay_ns: 5_000_000_000,
+            ..crate::types::RestartPolicy::default()
+        };
+        assert_eq!(RestartPolicy::try_from(old), Ok(RestartPolicy::default()));
     }
 
     #[test]

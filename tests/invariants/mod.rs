@@ -13,6 +13,7 @@ mod drained_nodes_are_empty;
 mod ends_have_a_cause;
 mod history_is_bounded;
 mod ids_and_fences_are_new;
+mod jobs_keep_their_word;
 mod live_processes;
 mod log_time_is_steady;
 mod networks_are_apart;
@@ -90,6 +91,7 @@ const ALWAYS: &[Always] = &[
     ("down_needs_misses", "I42", down_needs_misses::check),
     ("ends_have_a_cause", "I41", ends_have_a_cause::check),
     ("ids_and_fences_are_new", "I17", ids_and_fences_are_new::check),
+    ("jobs_keep_their_word", "D15", jobs_keep_their_word::check),
     ("log_time_is_steady", "M25", log_time_is_steady::check),
     ("networks_are_apart", "I31", networks_are_apart::check),
     ("one_task_a_slot", "I20", one_task_a_slot::check),

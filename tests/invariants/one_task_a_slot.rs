@@ -17,10 +17,12 @@ pub(super) fn check(seen: &Seen<'_>) -> Result<(), String> {
     for task in seen.after.tasks() {
         let live = task.desired == DesiredState::Running && !task.status.state.is_terminal();
         if live && !task.node.is_some_and(down) {
-            *slots.entry((task.service, task.slot)).or_insert(0) += 1;
+            *slots
+                .entry((task.service, task.slot, task.iteration))
+                .or_insert(0) += 1;
         }
     }
-    for ((id, slot), count) in slots {
+    for ((id, slot, _), count) in slots {
         let Some(service) = seen.after.service(id) else {
             continue;
         };

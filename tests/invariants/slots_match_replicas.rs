@@ -7,8 +7,10 @@ use model::spec::ServiceMode;
 
 pub(super) fn check(state: &State) -> Result<(), String> {
     for service in state.services() {
-        let ServiceMode::Replicated { replicas } = service.spec.mode else {
-            continue;
+        let replicas = match service.spec.mode {
+            ServiceMode::Replicated { replicas } => replicas,
+            ServiceMode::ReplicatedJob { completions, .. } => completions,
+            ServiceMode::Global | ServiceMode::GlobalJob => continue,
         };
         let live = state
             .tasks_of_service(service.id)

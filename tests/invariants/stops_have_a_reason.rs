@@ -1,11 +1,12 @@
 //! A task that runs what its service wants is stopped only for a reason, and a change of the leader is none (I41).
 
 use std::collections::BTreeSet;
+use std::sync::Arc;
 
 use manager_core::schedule::filter;
-use model::object::{Availability, NodeState, Service, Task};
+use model::object::{Availability, Node, NodeState, Service, SlotKey, Task};
 use model::spec::ServiceMode;
-use model::task_state::DesiredState;
+use model::task_state::{DesiredState, TaskState};
 
 use super::Seen;
 
@@ -44,8 +45,26 @@ fn slot_goes(seen: &Seen<'_>, service: &Service, task: &Task) -> bool {
             .node
             .and_then(|n| seen.after.node(n))
             .is_none_or(|n| n.status.state != NodeState::Ready || !filter::suits(n, &service.spec.task)),
+        ServiceMode::ReplicatedJob { completions, .. } => {
+            task.slot > SlotKey::Replica(completions) || run_is_over(seen, service, task)
+        }
+        ServiceMode::GlobalJob => {
+            let node = task.node.and_then(|n| seen.after.node(n));
+            let fits =
+                |n: &Arc<Node>| n.status.state == NodeState::Ready && filter::suits(n, &service.spec.task);
+            !node.is_some_and(fits) || run_is_over(seen, service, task)
+        }
     };
     pair || closed
+}
+
+/// The run of a job was replaced, or its slot completed nevertheless.
+fn run_is_over(seen: &Seen<'_>, service: &Service, task: &Task) -> bool {
+    let open = (service.job.as_ref()).is_some_and(|j| j.open(&service.spec).contains(&task.iteration));
+    let done = |t: &&Arc<Task>| {
+        (t.slot, t.iteration, t.status.state) == (task.slot, task.iteration, TaskState::Complete)
+    };
+    !open || seen.after.tasks_of_service(service.id).any(|t| done(&t))
 }
 
 /// Its node must not have it.

@@ -2,6 +2,7 @@
 
 use std::time::Duration;
 
+use model::job::RunState;
 use model::object::NodeState;
 use model::spec::ServiceMode;
 use model::task_state::{DesiredState, TaskState};
@@ -100,6 +101,13 @@ impl Cluster {
             let wanted = match service.spec.mode {
                 ServiceMode::Replicated { replicas } => replicas as usize,
                 ServiceMode::Global => self.hosts.len(),
+                ServiceMode::ReplicatedJob { .. } | ServiceMode::GlobalJob => {
+                    let run = service.job.as_ref().and_then(|j| j.runs.last());
+                    match run.filter(|r| r.state != RunState::Completed) {
+                        Some(run) => return Some(format!("job {}: {run:?}", service.spec.name)),
+                        None => continue,
+                    }
+                }
             };
             let running = self
                 .state

@@ -330,6 +330,7 @@ fn deploy(cluster: &mut Cluster, name: &str, knobs: &[&str]) -> Result<String, S
                 spec.update.max_failure_ratio = value.parse().map_err(|_| format!("{value} is no share"))?
             }
             "restart-delay" => spec.task.restart.delay = time()?,
+            "restart-max-delay" => spec.task.restart.max_delay = time()?,
             "on-disconnect" if value == "keep" => spec.task.on_disconnect = OnDisconnect::Keep,
             "stop-after" => spec.task.on_disconnect = OnDisconnect::StopAfter(time()?),
             "attempts" => spec.task.restart.max_attempts = number(value)?.into(),

@@ -9,9 +9,9 @@ use manager_core::{Action, Admitted, Refusal, RefusalKind, admit};
 use model::NanoCpus;
 use model::object::{Availability, Object, Service, UpdateState};
 use model::spec::{
-    FailureAction, FileTarget, Healthcheck, NetProbe, NetworkAttachment, NetworkSpec, OnDisconnect,
-    Placement, PortSpec, PublishMode, RestartCondition, STACK_LABEL, SecretRef, SecretSpec, ServiceMode,
-    ServiceSpec, StackSpec, UpdateOrder,
+    Concurrency, FailureAction, FileTarget, Healthcheck, NetProbe, NetworkAttachment, NetworkSpec,
+    OnDisconnect, Placement, PortSpec, PublishMode, RestartCondition, STACK_LABEL, Schedule, SecretRef,
+    SecretSpec, ServiceMode, ServiceSpec, StackSpec, UpdateOrder,
 };
 use model::task_state::DesiredState;
 use model::{NetworkId, SecretId};
@@ -44,8 +44,12 @@ impl Cluster {
         let now = self.managers.log_now(self.now);
         let services: Vec<_> = self.state.services().cloned().collect();
         let some = self.rng.pick(&services);
-        let choice = self.rng.below(24);
+        let choice = self.rng.below(25);
         match (choice, some) {
+            (20, Some(s)) => {
+                let run = admit::run_job(&self.state, &s.spec.name, now);
+                self.ask("jobs run by hand", run)
+            }
             (0..=3, _) if services.len() < SERVICES_MAX => self.create(),
             (4..=8, Some(s)) => self.update(&s),
             (9..=11, Some(s)) => {
@@ -84,7 +88,7 @@ impl Cluster {
                 };
                 self.ask(kind, made)
             }
-            (20..=23, Some(s)) if s.is_between_specs() => self.steer(&s),
+            (21..=24, Some(s)) if s.is_between_specs() => self.steer(&s),
             _ => Ok(()),
         }
     }
@@ -169,7 +173,8 @@ impl Cluster {
         spec.mode = ServiceMode::Replicated {
             replicas: u32::try_from(self.rng.below(REPLICAS_MAX + 1)).unwrap_or(1),
         };
-        match self.rng.below(8) {
+        match self.rng.below(11) {
+            8..=10 => self.job(&mut spec),
             0 => spec.mode = ServiceMode::Global,
             1 => {
                 spec.mode = ServiceMode::Global;
@@ -183,6 +188,10 @@ impl Cluster {
         restart.delay = Duration::from_secs(self.rng.below(6));
         restart.max_attempts = self.rng.below(4);
         restart.window = Duration::from_secs(self.rng.below(3) * 10);
+        if self.rng.percent(30) {
+            restart.max_delay = restart.delay + Duration::from_secs(self.rng.below(10));
+            restart.reset_after = Duration::from_secs(1 + self.rng.below(20));
+        }
         let conditions = [
             RestartCondition::Any,
             RestartCondition::Any,
@@ -190,6 +199,9 @@ impl Cluster {
             RestartCondition::None,
         ];
         restart.condition = self.rng.pick(&conditions).unwrap_or_default();
+        if spec.mode.is_job() && restart.condition == RestartCondition::Any {
+            restart.condition = RestartCondition::OnFailure;
+        }
         spec.task.on_disconnect = self.on_disconnect();
         if self.rng.percent(25) {
             spec.task.container.readiness = Some(Healthcheck {
@@ -201,8 +213,39 @@ impl Cluster {
             spec.task.placement.max_replicas_per_node = u32::try_from(1 + self.rng.below(2)).unwrap_or(1);
         }
         self.rollout_knobs(&mut spec);
+        let kind = match (spec.mode.is_job(), spec.schedule.is_some()) {
+            (false, _) => "services created",
+            (true, false) => "jobs created",
+            (true, true) => "schedules created",
+        };
         let made = admit::create_service(&self.state, spec, now, &mut self.rng);
-        self.ask("services created", made)
+        self.ask(kind, made)
+    }
+
+    /// Makes a job of a service, one half of them with a schedule. Runs that go on at the same time would have several
+    /// processes a slot, which no property here tells from mistakes.
+    fn job(&mut self, spec: &mut ServiceSpec) {
+        let number = |n| u32::try_from(n).unwrap_or(1);
+        spec.mode = match self.rng.below(3) {
+            0 => ServiceMode::GlobalJob,
+            _ => ServiceMode::ReplicatedJob {
+                completions: number(self.rng.below(REPLICAS_MAX + 1)),
+                max_concurrent: number(self.rng.below(4)),
+            },
+        };
+        if self.rng.percent(60) {
+            spec.task.container.image = "exit".into();
+        }
+        if self.rng.percent(50) {
+            let rules = [Concurrency::Forbid, Concurrency::Replace];
+            spec.schedule = Some(Schedule {
+                cron: "*/9 * * * * *".into(),
+                concurrency: self.rng.pick(&rules).unwrap_or_default(),
+                history: number(1 + self.rng.below(4)),
+                starting_deadline: Duration::from_secs(self.rng.below(2) * 5),
+                ..Schedule::default()
+            });
+        }
     }
 
     fn on_disconnect(&mut self) -> OnDisconnect {
@@ -250,6 +293,9 @@ impl Cluster {
     }
 
     fn rollout_knobs(&mut self, spec: &mut ServiceSpec) {
+        if spec.mode.is_job() {
+            return;
+        }
         let actions = [
             FailureAction::Pause,
             FailureAction::Rollback,
@@ -372,6 +418,11 @@ impl Cluster {
             spec.task.placement = Placement::default();
             spec.task.restart.condition = RestartCondition::Any;
             spec.task.restart.max_attempts = 0;
+            if spec.mode.is_job() {
+                spec.task.container.image = "exit".into();
+                spec.task.restart.condition = RestartCondition::OnFailure;
+                spec.schedule = None;
+            }
             spec.update.canary = 0;
             spec.update.progress_deadline = Duration::ZERO;
             let name = service.id.to_string();

@@ -25,16 +25,37 @@ pub struct Alone {
     pub ended_at: Option<Timestamp>,
     /// When it was restarted here, the newest last.
     pub attempts: Vec<Timestamp>,
+    /// How many of those restarts, the newest, followed one another without one that helped.
+    pub in_row: u32,
 }
 
 impl Alone {
     /// Remembers a restart.
     pub fn restarted(&mut self, now: Timestamp) {
+        self.in_row = self.row().saturating_add(1);
         if self.attempts.len() >= ATTEMPTS_MAX {
             self.attempts.remove(0);
         }
         self.attempts.push(now);
         self.ended_at = None;
+    }
+
+    /// Restarts in a row before the next one: none where the last one ran well, by the same rule as the manager's.
+    fn row(&self) -> u32 {
+        let reset_after = self
+            .policy
+            .as_ref()
+            .map_or(RestartPolicy::RESET_AFTER, |p| p.reset_after);
+        let ran = self
+            .attempts
+            .last()
+            .zip(self.ended_at)
+            .map(|(from, to)| to.since(*from));
+        if ran.is_some_and(|ran| ran >= reset_after) {
+            0
+        } else {
+            self.in_row
+        }
     }
 
     /// Whether its policy allows another restart at `at`.
@@ -62,7 +83,8 @@ pub fn restart_at(task: &LocalTask, now: Timestamp) -> Option<Timestamp> {
         RestartCondition::OnFailure => failed,
         RestartCondition::None => false,
     };
-    let at = (ended + policy.delay.max(DELAY_MIN)).max(away + ALONE_AFTER);
+    let wait = policy.wait(task.alone.row()).max(DELAY_MIN);
+    let at = (ended + wait).max(away + ALONE_AFTER);
     (wanted && task.alone.allows(policy, at)).then_some(at)
 }
 
@@ -94,6 +116,7 @@ mod tests {
                 policy: Some(RestartPolicy::default()),
                 ended_at: Some(Timestamp(1_000)),
                 attempts: Vec::new(),
+                in_row: 0,
             },
         }
     }
@@ -194,6 +217,26 @@ mod tests {
         let mut unreleased = ended(1);
         unreleased.released = false;
         assert_eq!(next_step(&unreleased, Timestamp(10_000)), Step::Release);
+    }
+
+    #[test]
+    fn waits_grow_until_it_ran_well() {
+        let mut task = ended(1);
+        task.alone.policy = Some(RestartPolicy {
+            delay: Duration::from_secs(1),
+            max_delay: Duration::from_secs(6),
+            ..RestartPolicy::default()
+        });
+        let mut now = Timestamp(100_000);
+        // How long it runs each time, and how long its host waits then.
+        for (ran, wait) in [(0, 1), (3, 2), (59, 4), (0, 6), (0, 6), (60, 1), (5, 2), (0, 4)] {
+            let end = now + Duration::from_secs(ran);
+            task.alone.ended_at = Some(end);
+            let at = restart_at(&task, end).expect("it is restarted");
+            assert_eq!(at.since(end), Duration::from_secs(wait), "after {ran} s");
+            task.alone.restarted(at);
+            now = at;
+        }
     }
 
     #[test]

@@ -136,6 +136,7 @@ mod tests {
             ended_at: None,
             addresses: Vec::new(),
             host_ports: Vec::new(),
+            iteration: 0,
             fence: 0,
         }
     }

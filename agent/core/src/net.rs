@@ -536,6 +536,7 @@ mod tests {
             ended_at: None,
             addresses: both(2),
             host_ports: Vec::new(),
+            iteration: 0,
             fence: 0,
         };
         let there = Backend {

@@ -734,6 +734,7 @@ fn unreachable_task(id: TaskId) -> Arc<Task> {
         fence: 0,
         addresses: Vec::new(),
         host_ports: Vec::new(),
+        iteration: 0,
     })
 }
 

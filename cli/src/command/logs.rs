@@ -180,6 +180,23 @@ pub(crate) async fn logs(client: &Client, args: LogsArgs) -> Result<u8, Fail> {
     Ok(0)
 }
 
+/// Shows the output of one container from its beginning until it ends.
+pub(crate) async fn follow(client: &Client, container: &str) -> Result<u8, Fail> {
+    let args = LogsArgs {
+        which: Which {
+            follow: true,
+            tail: "all".into(),
+            timestamps: false,
+            since: None,
+            details: false,
+        },
+        until: None,
+        node: None,
+        container: container.to_owned(),
+    };
+    logs(client, args).await
+}
+
 /// What is followed.
 struct Subject {
     service: ServiceId,

@@ -376,6 +376,7 @@ mod tests {
             ended_at: None,
             addresses: addresses(2),
             host_ports: Vec::new(),
+            iteration: 0,
             fence: 0,
         };
         let id = task.id.to_string();

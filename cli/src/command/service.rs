@@ -16,7 +16,7 @@ use serde_json::json;
 use crate::client::{Client, Fail};
 use crate::command::service_flags::{CreateArgs, UpdateArgs, Wait, from_create, from_update};
 use crate::command::service_list::{ls, task_rows};
-use crate::command::{exec, logs, revisions};
+use crate::command::{exec, job, logs, revisions};
 use crate::progress::{Board, Target, last_rollout};
 use crate::render::{self, InspectArgs, ListArgs};
 use crate::{inspect, progress};
@@ -75,6 +75,19 @@ pub(crate) enum Command {
     Abort(SteerArgs),
     /// Show why tasks have no node: what each node says to them, and to one more where all have one.
     Why(WhyArgs),
+    /// Run a job once more, now.
+    Run {
+        #[command(flatten)]
+        wait: Wait,
+        service: String,
+    },
+    /// List the last runs of a job.
+    Runs {
+        service: String,
+        /// `table`, `json`, a Go template, or `table TEMPLATE`.
+        #[arg(long)]
+        format: Option<String>,
+    },
     /// Remove services.
     Rm {
         #[arg(required = true)]
@@ -90,6 +103,7 @@ async fn one(client: &Client, service: &str, known: Option<Timestamp>, wait: &Wa
         service,
         label: "",
         known,
+        by_hand: false,
     };
     attached(client, &target, wait, &Board::new(wait.quiet)).await
 }
@@ -249,6 +263,18 @@ pub(crate) async fn run(client: &Client, command: Command) -> Result<u8, Fail> {
             let known = steer(client, &args.service, Steer::Abort).await?;
             return went_back(one(client, &args.service, known, &args.wait).await?);
         }
+        Command::Run { wait, service } => {
+            job::run(client, &service).await?;
+            render::line(&service);
+            let target = Target {
+                service: &service,
+                label: "",
+                known: None,
+                by_hand: true,
+            };
+            return attached(client, &target, &wait, &Board::new(wait.quiet)).await;
+        }
+        Command::Runs { service, format } => job::runs(&*get(client, &service).await?, format)?,
         Command::Rm { services } => {
             client
                 .control()

@@ -11,6 +11,7 @@ use model::{Bytes, NanoCpus};
 
 use crate::client::Fail;
 use crate::command::check_flags::CheckArgs;
+use crate::command::job::JobArgs;
 use crate::command::network::pairs;
 
 /// Whether and how long to wait.
@@ -30,8 +31,11 @@ pub(crate) struct Wait {
 /// What a service is; each flag as Docker has it.
 #[derive(clap::Args, Default)]
 pub(crate) struct SpecArgs {
+    /// How many tasks; of a replicated-job, how many are to complete.
     #[arg(long)]
     replicas: Option<u32>,
+    #[command(flatten)]
+    job: JobArgs,
     #[arg(long)]
     entrypoint: Option<String>,
     #[arg(long, short = 'w')]
@@ -70,6 +74,13 @@ pub(crate) struct SpecArgs {
     restart_max_attempts: Option<u64>,
     #[arg(long)]
     restart_window: Option<String>,
+    /// Wait twice as long before each restart in a row, from --restart-delay up to this; without it each waits for
+    /// --restart-delay, as in Docker.
+    #[arg(long)]
+    restart_max_delay: Option<String>,
+    /// A task that ran for this long was well: the next restart waits for --restart-delay again [default: 60s].
+    #[arg(long)]
+    restart_reset_after: Option<String>,
     /// What becomes of its tasks on a node that is cut off: keep, or stop-after=TIME.
     #[arg(long)]
     on_disconnect: Option<String>,
@@ -139,6 +150,7 @@ pub(crate) struct SpecArgs {
 pub(crate) struct CreateArgs {
     #[arg(long, default_value = "")]
     name: String,
+    /// replicated, global, replicated-job or global-job.
     #[arg(long, default_value = "replicated")]
     mode: String,
     #[arg(long, short)]
@@ -274,14 +286,7 @@ impl SpecArgs {
     /// Puts what was given into a spec; the rest stays.
     fn apply(&self, s: &mut ServiceSpec) -> Result<(), Fail> {
         let words = |t: &str| shlex::split(t).ok_or_else(|| Fail::new(format!("{t}: a quote is not closed")));
-        if let Some(replicas) = self.replicas {
-            if s.mode == ServiceMode::Global {
-                return Err(Fail::new(
-                    "--replicas cannot be used with mode global: it has a task on every node",
-                ));
-            }
-            s.mode = ServiceMode::Replicated { replicas };
-        }
+        self.job.apply(self.replicas, s)?;
         let c = &mut s.task.container;
         if let Some(text) = &self.entrypoint {
             c.command = words(text)?;
@@ -349,6 +354,16 @@ impl SpecArgs {
             "restart-window",
             self.restart_window.as_ref(),
             &mut restart.window,
+        )?;
+        time(
+            "restart-max-delay",
+            self.restart_max_delay.as_ref(),
+            &mut restart.max_delay,
+        )?;
+        time(
+            "restart-reset-after",
+            self.restart_reset_after.as_ref(),
+            &mut restart.reset_after,
         )?;
         set(&self.restart_max_attempts, &mut restart.max_attempts);
         if let Some(text) = &self.on_disconnect {
@@ -427,7 +442,7 @@ fn all<T>(texts: &[String], parse: impl Fn(&str) -> Result<T, String>) -> Result
     texts.iter().map(|t| parse(t).map_err(Fail::new)).collect()
 }
 
-fn env_entries(list: &[String]) -> Vec<String> {
+pub(super) fn env_entries(list: &[String]) -> Vec<String> {
     // A name alone takes its value from here; one that is not set here is left out.
     list.iter()
         .filter_map(|e| {
@@ -459,12 +474,21 @@ pub(super) fn from_create(args: &CreateArgs) -> Result<ServiceSpec, Fail> {
     s.mode = match args.mode.as_str() {
         "replicated" => ServiceMode::default(),
         "global" => ServiceMode::Global,
+        "replicated-job" => ServiceMode::ReplicatedJob {
+            completions: 1,
+            max_concurrent: 0,
+        },
+        "global-job" => ServiceMode::GlobalJob,
         other => {
             return Err(Fail::new(format!(
-                "there is no mode {other}: use replicated or global"
+                "there is no mode {other}: use replicated, global, replicated-job or global-job"
             )));
         }
     };
+    if s.mode.is_job() {
+        // What else would a job do that ended well.
+        s.task.restart.condition = RestartCondition::OnFailure;
+    }
     let c = &mut s.task.container;
     c.image.clone_from(&args.image);
     c.args.clone_from(&args.args);

@@ -7,10 +7,11 @@ use model::object::{Object, SlotKey, Task};
 use model::spec::{ImageRef, PublishMode, ServiceMode};
 use model::task_state::{DesiredState, TaskState};
 use model::{NodeId, ServiceId};
-use proto::types::Kind;
+use proto::types::{JobTally, Kind, ServiceStatus};
 use serde_json::{Value, json};
 
 use crate::client::{Client, Fail};
+use crate::command::job;
 use crate::inspect;
 use crate::render::{self, ListArgs};
 
@@ -23,18 +24,36 @@ pub(crate) async fn tasks(client: &Client, filters: &[String]) -> Result<Vec<Arc
         .collect())
 }
 
+/// The mode as Docker's table has it.
+fn mode(mode: &ServiceMode) -> String {
+    mode.as_str().replace('-', " ")
+}
+
+/// How many tasks run of how many; of a job also how many completed, as Docker says it.
+fn replicas(status: ServiceStatus, tally: Option<JobTally>) -> String {
+    let running = format!("{}/{}", status.running, status.desired);
+    match tally {
+        Some(t) => format!("{running} ({}/{} completed)", t.completed, t.total),
+        None => running,
+    }
+}
+
 /// Prints services.
 pub(crate) async fn ls(client: &Client, args: &ListArgs) -> Result<(), Fail> {
-    let rows: Vec<Value> = client
-        .services(&args.filter)
-        .await?
+    let services = client.services(&args.filter).await?;
+    let rows: Vec<Value> = services
         .iter()
-        .map(|(s, status)| {
-            let (id, mode) = (s.id.to_string(), if s.spec.mode == ServiceMode::Global { "global" } else { "replicated" });
-            json!({"ID": id, "Shown": render::short(&id, args.no_trunc), "Name": s.spec.name, "Mode": mode, "Replicas": format!("{}/{}", status.running, status.desired), "Image": ImageRef::shown(&s.spec.task.container.image), "Ports": inspect::ports(&s.endpoint.ports)})
+        .map(|(s, status, tally)| {
+            let id = s.id.to_string();
+            let (last, next) = job::times(s);
+            json!({
+                "ID": id, "Shown": render::short(&id, args.no_trunc), "Name": s.spec.name, "Mode": mode(&s.spec.mode),
+                "Replicas": replicas(*status, *tally), "Image": ImageRef::shown(&s.spec.task.container.image),
+                "Ports": inspect::ports(&s.endpoint.ports), "LastRun": last, "NextRun": next,
+            })
         })
         .collect();
-    let columns = [
+    let mut columns = vec![
         ("ID", "Shown"),
         ("NAME", "Name"),
         ("MODE", "Mode"),
@@ -42,6 +61,10 @@ pub(crate) async fn ls(client: &Client, args: &ListArgs) -> Result<(), Fail> {
         ("IMAGE", "Image"),
         ("PORTS", "Ports"),
     ];
+    // Docker's columns, unless there is something to say that Docker has not.
+    if services.iter().any(|(s, ..)| s.spec.schedule.is_some()) {
+        columns.extend([("LAST RUN", "LastRun"), ("NEXT RUN", "NextRun")]);
+    }
     render::list(&rows, &columns, args)
 }
 

@@ -194,6 +194,7 @@ async fn deploy_stack(client: &Client, args: &DeployArgs) -> Result<u8, Fail> {
             service: &c.id,
             label: &c.name,
             known: known.get(&c.id).copied().flatten(),
+            by_hand: false,
         })
         .collect();
     let waits = targets

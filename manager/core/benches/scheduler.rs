@@ -95,6 +95,7 @@ fn task(service: &Service, spec: &Arc<model::spec::TaskSpec>, slot: u32, id: u12
         fence: 0,
         addresses: Vec::new(),
         host_ports: Vec::new(),
+        iteration: 0,
     }))
 }
 

@@ -3,6 +3,7 @@
 mod cluster;
 mod file;
 mod health;
+mod job;
 mod join;
 pub mod level;
 mod network;
@@ -27,6 +28,7 @@ pub use cluster::{ClusterChanges, ClusterRequest, EXPIRY_DEFAULT, init_cluster, 
 pub use file::{
     create_config, create_secret, remove_configs, remove_secrets, update_config_labels, update_secret_labels,
 };
+pub use job::run_job;
 pub use join::{
     JoinRequest, Revival, TokenRequest, begin_rotation, end_rotation, join, leave, make_token, registered,
     renewed, revive, rotate_token,

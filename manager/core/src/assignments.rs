@@ -425,6 +425,7 @@ mod tests {
             fence: 0,
             addresses: Vec::new(),
             host_ports: Vec::new(),
+            iteration: 0,
         }
     }
 

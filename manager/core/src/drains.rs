@@ -309,6 +309,7 @@ mod tests {
             fence: 0,
             addresses: Vec::new(),
             host_ports: Vec::new(),
+            iteration: 0,
         }
     }
 

@@ -485,6 +485,7 @@ mod tests {
             ended_at: None,
             addresses: Vec::new(),
             host_ports: Vec::new(),
+            iteration: 0,
             fence: 0,
         };
         let objects: Vec<Object> = state.objects().chain([Object::Task(task.into())]).collect();

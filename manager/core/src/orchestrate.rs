@@ -1,5 +1,7 @@
 //! A service → the tasks it should have: slots opened and closed, tasks replaced, rollouts driven.
 
+pub(crate) mod cron;
+pub(crate) mod job;
 mod node;
 mod restart;
 pub(crate) mod revision;
@@ -17,6 +19,7 @@ use model::{ServiceId, TaskId, Timestamp};
 
 pub(crate) use node::enforce_node;
 pub use restart::{Restart, restart_after};
+pub(crate) use restart::{ended_by_itself, ran_well};
 pub(crate) use update::drop_prepared;
 
 use crate::reap;
@@ -36,8 +39,14 @@ pub(crate) fn reconcile(
         remove_all(scratch, id);
         return None;
     };
-    let wanted = wanted_slots(scratch, &service);
     let mut wake = Wake::default();
+    if service.spec.mode.is_job() {
+        job::drive(scratch, id, now, ids, &mut wake);
+        finish_unplaced(scratch, id, now);
+        reap::history(scratch, id);
+        return wake.at;
+    }
+    let wanted = wanted_slots(scratch, &service);
     close_slots(scratch, &service, &wanted);
     update::drive(scratch, id, &wanted, now, ids, &mut wake);
     // The rollout may have gone back to the spec before.
@@ -97,6 +106,8 @@ pub(crate) fn is_live(task: &Task) -> bool {
 
 fn wanted_slots(scratch: &Scratch, service: &Service) -> Vec<SlotKey> {
     match service.spec.mode {
+        // Jobs fill theirs run by run.
+        ServiceMode::ReplicatedJob { .. } | ServiceMode::GlobalJob => Vec::new(),
         ServiceMode::Replicated { replicas } => {
             let slots = by_slot(scratch, service.id);
             let open: Vec<u32> = slots
@@ -175,7 +186,16 @@ fn fill_slot(
     } else {
         DesiredState::Running
     };
-    make_task(scratch, service, slot, (spec, version), desired, run_at, now, ids);
+    make_task(
+        scratch,
+        service,
+        (slot, 0),
+        (spec, version),
+        desired,
+        run_at,
+        now,
+        ids,
+    );
 }
 
 /// A task that ended by itself is not wanted to run any more; that is how `service ps` tells it from its successor.
@@ -206,7 +226,7 @@ fn holds_slot(scratch: &Scratch, task: &Task) -> bool {
 pub(crate) fn make_task(
     scratch: &mut Scratch,
     service: &Service,
-    slot: SlotKey,
+    (slot, iteration): (SlotKey, u64),
     (spec, spec_version): (Arc<TaskSpec>, u64),
     desired: DesiredState,
     run_at: Timestamp,
@@ -235,6 +255,7 @@ pub(crate) fn make_task(
         fence: 0,
         addresses: Vec::new(),
         host_ports: Vec::new(),
+        iteration,
     })));
     id
 }

@@ -146,14 +146,14 @@ impl Sim {
         self.admit(made);
     }
 
-    fn node_spec(&mut self, id: u128, change: impl FnOnce(&mut NodeSpec)) {
+    pub(crate) fn node_spec(&mut self, id: u128, change: impl FnOnce(&mut NodeSpec)) {
         let mut spec = self.state.node(NodeId(id)).expect("there").spec.clone();
         change(&mut spec);
         let made = admit::update_node(&self.state, &format!("n{id}"), None, spec, &Default::default());
         self.admit(made);
     }
 
-    fn node_seen(&mut self, id: u128, state: NodeState) {
+    pub(crate) fn node_seen(&mut self, id: u128, state: NodeState) {
         let status = NodeStatus {
             state,
             ..NodeStatus::default()
@@ -186,7 +186,7 @@ impl Sim {
         panic!("{PLANS_MAX} plans were not enough: {:?}", self.tasks("web"));
     }
 
-    fn agents(&mut self) {
+    pub(crate) fn agents(&mut self) {
         let mut actions = Vec::new();
         for task in self.state.tasks().filter(|t| !t.status.state.is_terminal()) {
             let Some(node) = task.node.filter(|n| !self.dead.contains(n)) else {

@@ -38,10 +38,13 @@ fn what_is_never_ready_takes_the_place_of_nothing_more() {
         sim.create(spec);
         sim.watch();
         sim.update(image("unready"));
-        sim.run(600);
+        sim.run(590);
+        assert_eq!(sim.rollout(), Some(UpdateState::Updating), "{name}");
+        // It has had its time (trap D3).
+        sim.run(30);
         assert_eq!(sim.images(), vec!["a"; old], "{name}");
         assert_eq!(sim.fewest, old, "{name}");
-        assert_eq!(sim.rollout(), Some(UpdateState::Updating), "{name}");
+        assert_eq!(sim.rollout(), Some(UpdateState::Paused), "{name}");
         // A good one goes on from there.
         sim.update(image("b"));
         sim.run(60);

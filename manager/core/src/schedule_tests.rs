@@ -160,6 +160,7 @@ fn state(hosts: &[Host], wishes: &[Wish]) -> (State, Vec<TaskId>, BTreeSet<NodeI
                 fence: 0,
                 addresses: Vec::new(),
                 host_ports: host_ports.clone().into_iter().collect(),
+                iteration: 0,
             };
             let id = u128::from(slot) * 2;
             let runs = slot < w.running;

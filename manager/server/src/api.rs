@@ -223,6 +223,8 @@ fn count_tasks(state: &State, object: &mut types::Object) {
             running: running as u64,
             desired: desired as u64,
         });
+        let tally = service.tally(state.tasks_of_service(service.id).map(|t| &**t));
+        shown.tally = tally.map(|(completed, total)| types::JobTally { completed, total });
     }
 }
 
@@ -541,6 +543,15 @@ impl Control for Api {
             .write(id, move |state, now, _| {
                 admit::steer_rollout(state, &request.reference, version, steer, now)
             })
+            .await?;
+        Ok(updated(written))
+    }
+
+    async fn run_job(&self, request: Request<wire::RunJobRequest>) -> Reply<wire::UpdateReply> {
+        let id = Asked::of(&request);
+        let reference = request.into_inner().reference;
+        let written = self
+            .write(id, move |state, now, _| admit::run_job(state, &reference, now))
             .await?;
         Ok(updated(written))
     }

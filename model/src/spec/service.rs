@@ -2,7 +2,7 @@
 
 use super::{
     Autoscale, ContainerSpec, EndpointSpec, Labels, LogDriver, NetworkAttachment, OnDisconnect, Placement,
-    Resources, RestartPolicy, UpdateConfig,
+    Resources, RestartPolicy, Schedule, UpdateConfig,
 };
 
 /// A service as the user wants it.
@@ -22,6 +22,8 @@ pub struct ServiceSpec {
     pub rollback: UpdateConfig,
     /// Names and ports under which the service is reached.
     pub endpoint: EndpointSpec,
+    /// When a job runs; absent: once, when it is made or what it runs changes.
+    pub schedule: Option<Schedule>,
     /// By what the cluster chooses the replicas; absent: they are as many as were asked for.
     pub autoscale: Option<Autoscale>,
 }
@@ -58,6 +60,52 @@ pub enum ServiceMode {
     },
     /// One task on every node that fits.
     Global,
+    /// A number of tasks that each run until one of them completed, with slot numbers from 1.
+    ReplicatedJob {
+        /// How many are to complete, at most [`REPLICAS_MAX`].
+        completions: u32,
+        /// Most that run at a time; 0: all.
+        max_concurrent: u32,
+    },
+    /// One task that runs until it completed on every node that takes tasks and fits.
+    GlobalJob,
+}
+
+impl ServiceMode {
+    /// Whether its tasks are to end.
+    pub const fn is_job(&self) -> bool {
+        matches!(self, Self::ReplicatedJob { .. } | Self::GlobalJob)
+    }
+
+    /// Whether it has its tasks by node.
+    pub const fn is_global(&self) -> bool {
+        matches!(self, Self::Global | Self::GlobalJob)
+    }
+
+    /// Its name, as flags and filters have it.
+    pub const fn as_str(&self) -> &'static str {
+        match self {
+            Self::Replicated { .. } => "replicated",
+            Self::Global => "global",
+            Self::ReplicatedJob { .. } => "replicated-job",
+            Self::GlobalJob => "global-job",
+        }
+    }
+
+    /// Of a replicated job: how many run at a time.
+    pub fn concurrent(&self) -> Option<u32> {
+        match *self {
+            Self::ReplicatedJob {
+                completions,
+                max_concurrent,
+            } => Some(if max_concurrent == 0 {
+                completions
+            } else {
+                max_concurrent
+            }),
+            Self::Replicated { .. } | Self::Global | Self::GlobalJob => None,
+        }
+    }
 }
 
 /// Most replicas of one service: one transaction that opens them all stays below the size of a Raft entry.

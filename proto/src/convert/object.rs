@@ -348,6 +348,8 @@ impl From<&m::Service> for w::Service {
                 to: s.to,
                 why: s.why.clone(),
             }),
+            job: s.job.as_ref().map(Into::into),
+            tally: None,
         }
     }
 }
@@ -418,6 +420,7 @@ impl TryFrom<w::Service> for m::Service {
                 ports: all(s.ports)?,
                 vips: addresses(s.vips)?,
             },
+            job: s.job.map(Into::into),
         })
     }
 }
@@ -518,6 +521,7 @@ impl From<&m::Task> for w::Task {
             running_at_ms: t.running_at.map(|at| at.0),
             ended_at_ms: t.ended_at.map(|at| at.0),
             fence: t.fence,
+            iteration: t.iteration,
         }
     }
 }
@@ -548,6 +552,7 @@ impl TryFrom<w::Task> for m::Task {
             running_at: t.running_at_ms.map(Timestamp),
             ended_at: t.ended_at_ms.map(Timestamp),
             fence: t.fence,
+            iteration: t.iteration,
         })
     }
 }

@@ -18,6 +18,14 @@ impl From<&m::ServiceSpec> for w::ServiceSpec {
                 mode: Some(match s.mode {
                     m::ServiceMode::Replicated { replicas } => w::service_mode::Mode::Replicated(replicas),
                     m::ServiceMode::Global => w::service_mode::Mode::Global(true),
+                    m::ServiceMode::ReplicatedJob {
+                        completions,
+                        max_concurrent,
+                    } => w::service_mode::Mode::ReplicatedJob(w::ReplicatedJob {
+                        completions,
+                        max_concurrent,
+                    }),
+                    m::ServiceMode::GlobalJob => w::service_mode::Mode::GlobalJob(true),
                 }),
             }),
             update: Some((&s.update).into()),
@@ -30,6 +38,7 @@ impl From<&m::ServiceSpec> for w::ServiceSpec {
                 memory_percent: a.memory,
                 scale_down_after_ns: nanos(a.scale_down_after),
             }),
+            schedule: s.schedule.as_ref().map(Into::into),
         }
     }
 }
@@ -44,6 +53,11 @@ impl TryFrom<w::ServiceSpec> for m::ServiceSpec {
             mode: match need(s.mode.and_then(|m| m.mode), "mode")? {
                 w::service_mode::Mode::Replicated(replicas) => m::ServiceMode::Replicated { replicas },
                 w::service_mode::Mode::Global(_) => m::ServiceMode::Global,
+                w::service_mode::Mode::ReplicatedJob(job) => m::ServiceMode::ReplicatedJob {
+                    completions: job.completions,
+                    max_concurrent: job.max_concurrent,
+                },
+                w::service_mode::Mode::GlobalJob(_) => m::ServiceMode::GlobalJob,
             },
             update: need(s.update, "update")?.try_into()?,
             rollback: need(s.rollback, "rollback")?.try_into()?,
@@ -55,6 +69,7 @@ impl TryFrom<w::ServiceSpec> for m::ServiceSpec {
                 memory: a.memory_percent,
                 scale_down_after: Duration::from_nanos(a.scale_down_after_ns),
             }),
+            schedule: s.schedule.map(Into::into),
         })
     }
 }
@@ -424,6 +439,12 @@ impl From<&m::RestartPolicy> for w::RestartPolicy {
             delay_ns: nanos(r.delay),
             max_attempts: r.max_attempts,
             window_ns: nanos(r.window),
+            max_delay_ns: nanos(r.max_delay),
+            reset_after_ns: if r.reset_after == m::RestartPolicy::RESET_AFTER {
+                0
+            } else {
+                nanos(r.reset_after)
+            },
         }
     }
 }
@@ -440,6 +461,11 @@ impl TryFrom<w::RestartPolicy> for m::RestartPolicy {
             delay: Duration::from_nanos(r.delay_ns),
             max_attempts: r.max_attempts,
             window: Duration::from_nanos(r.window_ns),
+            max_delay: Duration::from_nanos(r.max_delay_ns),
+            reset_after: match r.reset_after_ns {
+                0 => m::RestartPolicy::RESET_AFTER,
+                ns => Duration::from_nanos(ns),
+            },
         })
     }
 }

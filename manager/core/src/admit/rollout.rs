@@ -64,6 +64,11 @@ fn go_back(
     (message, cause): (&str, &str),
 ) -> Result<Admitted, Refusal> {
     let name = &service.spec.name;
+    if service.spec.mode.is_job() {
+        return Err(Refusal::invalid(format!(
+            "service {name} is a job, which has no rollout to go back from: change it with service update"
+        )));
+    }
     let earlier = match to {
         None => service.previous_spec.as_ref().ok_or_else(|| {
             Refusal::invalid(format!(

@@ -6,13 +6,13 @@ use std::time::Duration;
 use model::ids::IdSource;
 use model::object::{Endpoint, Key, Meta, Object, Service};
 use model::spec::{
-    OnDisconnect, PROGRESS_DEADLINE, PortSpec, PublishMode, REPLICAS_MAX, ServiceMode, ServiceSpec,
-    UpdateConfig, UpdateOrder,
+    OnDisconnect, PROGRESS_DEADLINE, PortSpec, PublishMode, REPLICAS_MAX, RestartPolicy, ServiceMode,
+    ServiceSpec, UpdateConfig, UpdateOrder,
 };
 use model::units::format_duration;
 use model::{ConfigId, Level, NetworkId, SecretId, ServiceId, Timestamp};
 
-use super::{Admitted, Refusal, RefusalKind, check_version, health, level, validate};
+use super::{Admitted, Refusal, RefusalKind, check_version, health, job, level, validate};
 use crate::allocate;
 use crate::node_health::heartbeat_for;
 use crate::orchestrate::revision;
@@ -55,6 +55,7 @@ pub(super) fn add(
     }
     let id = ServiceId::new(ids);
     let endpoint = allocate::endpoint(scratch, &spec, id, &Endpoint::default())?;
+    let job = job::begins(&spec, now)?;
     warn(scratch, &spec, warnings);
     let meta = Meta {
         version: 0,
@@ -64,6 +65,7 @@ pub(super) fn add(
     scratch.put(Object::Service(Arc::new(Service {
         made: revision::first(scratch, now),
         endpoint,
+        job,
         ..Service::new(id, meta, spec)
     })));
     Ok(id)
@@ -92,6 +94,20 @@ fn known_by_hosts(state: &State, spec: &ServiceSpec) -> Result<(), Refusal> {
             &what,
             "update the rest as well, and wait for ever",
         )?;
+    }
+    let restart = &spec.task.restart;
+    if restart.backs_off() || restart.reset_after != RestartPolicy::RESET_AFTER {
+        let what = format!("service {}: restart max delay", spec.name);
+        level::needs(
+            state,
+            Level::JOBS,
+            &what,
+            "restart its tasks without waiting longer each time",
+        )?;
+    }
+    if spec.mode.is_job() {
+        let what = format!("service {}: mode {}", spec.name, spec.mode.as_str());
+        level::needs(state, Level::JOBS, &what, "not know when its tasks are done")?;
     }
     Ok(())
 }
@@ -207,6 +223,9 @@ pub(super) fn change(
     }
     let endpoint = allocate::endpoint(scratch, &spec, id, &service.endpoint)?;
     warn(scratch, &spec, warnings);
+    if spec.mode.is_job() {
+        return job::change(scratch, &service, spec, endpoint, now);
+    }
     let rollout = spec.task != old.task || host_ports(&endpoint) != host_ports(&service.endpoint);
     scratch.edit_service(id, |s| s.endpoint = endpoint);
     if rollout {
@@ -233,7 +252,7 @@ fn keep_scaled(spec: &mut ServiceSpec, old: &ServiceSpec) {
 }
 
 /// The ports that belong to tasks: they change with a task, unlike those of the cluster.
-fn host_ports(endpoint: &Endpoint) -> Vec<&PortSpec> {
+pub(super) fn host_ports(endpoint: &Endpoint) -> Vec<&PortSpec> {
     (endpoint.ports.iter())
         .filter(|p| p.mode == PublishMode::Host)
         .collect()
@@ -252,12 +271,19 @@ pub fn scale_services(state: &State, scales: &[(String, u32)]) -> Result<Admitte
             return Err(missing(reference));
         };
         let service = state.service(id).ok_or_else(|| missing(reference))?;
-        if !matches!(service.spec.mode, ServiceMode::Replicated { .. }) {
-            return Err(Refusal::invalid(format!(
-                "service {} is global: it has a task on every node that fits, and cannot be scaled",
-                service.spec.name
-            )));
-        }
+        let mode = match service.spec.mode {
+            ServiceMode::Replicated { .. } => ServiceMode::Replicated { replicas: *replicas },
+            ServiceMode::ReplicatedJob { max_concurrent, .. } => ServiceMode::ReplicatedJob {
+                completions: *replicas,
+                max_concurrent,
+            },
+            ServiceMode::Global | ServiceMode::GlobalJob => {
+                return Err(Refusal::invalid(format!(
+                    "service {} is global: it has a task on every node that fits, and cannot be scaled",
+                    service.spec.name
+                )));
+            }
+        };
         if *replicas > REPLICAS_MAX {
             return Err(Refusal::invalid(format!(
                 "service {}: {replicas} replicas are more than the {REPLICAS_MAX} one service may have",
@@ -273,10 +299,9 @@ pub fn scale_services(state: &State, scales: &[(String, u32)]) -> Result<Admitte
                 service.spec.name, rule.min, rule.max
             )));
         }
-        let replicas = *replicas;
         scratch.edit_service(id, |s| {
             s.spec = Arc::new(ServiceSpec {
-                mode: ServiceMode::Replicated { replicas },
+                mode,
                 ..(*s.spec).clone()
             });
         });

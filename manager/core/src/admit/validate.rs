@@ -11,7 +11,7 @@ use model::spec::{
 use model::units::format_duration;
 use model::{Bytes, NanoCpus};
 
-use super::Refusal;
+use super::{Refusal, job};
 use crate::schedule::constraint::{self, CONSTRAINTS_MAX};
 
 /// Most labels of one object, and most bytes of one label's key and value: objects stay below a Raft entry.
@@ -50,9 +50,12 @@ pub(super) fn service(spec: &ServiceSpec) -> Result<(), Refusal> {
     let at = |problem: String| Refusal::invalid(format!("service {}: {problem}", spec.name));
     labels("service", &spec.name, &spec.labels)?;
     labels("container of service", &spec.name, &spec.task.container.labels)?;
-    if let ServiceMode::Replicated { replicas } = spec.mode
-        && replicas > REPLICAS_MAX
-    {
+    let replicas = match spec.mode {
+        ServiceMode::Replicated { replicas } => replicas,
+        ServiceMode::ReplicatedJob { completions, .. } => completions,
+        ServiceMode::Global | ServiceMode::GlobalJob => 0,
+    };
+    if replicas > REPLICAS_MAX {
         return Err(at(format!(
             "{replicas} replicas are more than the {REPLICAS_MAX} one service may have"
         )));
@@ -60,6 +63,7 @@ pub(super) fn service(spec: &ServiceSpec) -> Result<(), Refusal> {
     if let Some(rule) = &spec.autoscale {
         autoscale(spec, rule).map_err(at)?;
     }
+    job::check(spec).map_err(at)?;
     container(&spec.task.container).map_err(at)?;
     resources(spec).map_err(at)?;
     update("update", &spec.update).map_err(at)?;
@@ -89,8 +93,22 @@ pub(super) fn service(spec: &ServiceSpec) -> Result<(), Refusal> {
     for (name, d) in [
         ("restart delay", restart.delay),
         ("restart window", restart.window),
+        ("restart max delay", restart.max_delay),
+        ("restart reset after", restart.reset_after),
     ] {
         duration(name, d).map_err(at)?;
+    }
+    if !restart.max_delay.is_zero() && restart.max_delay < restart.delay {
+        return Err(at(format!(
+            "restart max delay {} is less than the restart delay {}, from which waits grow",
+            format_duration(restart.max_delay),
+            format_duration(restart.delay)
+        )));
+    }
+    if restart.reset_after.is_zero() {
+        return Err(at(
+            "restart reset after 0s: give a time a task must run to count as well, such as 60s".into(),
+        ));
     }
     let placement = &spec.task.placement;
     if placement.constraints.len() > CONSTRAINTS_MAX {

@@ -72,7 +72,7 @@ pub(crate) fn enforce_node(scratch: &mut Scratch, id: NodeId, services: &mut BTr
     // A global service may gain or lose this node.
     let global: Vec<ServiceId> = scratch
         .services()
-        .filter(|s| matches!(s.spec.mode, model::spec::ServiceMode::Global))
+        .filter(|s| s.spec.mode.is_global())
         .map(|s| s.id)
         .collect();
     services.extend(global);

@@ -54,10 +54,36 @@ pub fn restart_after(service: &Service, tasks: &[Arc<Task>]) -> Restart {
     if policy.max_attempts > 0 && restarts(tasks, last) >= policy.max_attempts {
         return Restart::Never;
     }
+    let wait = wait_after(tasks, last);
     if last.status.state == TaskState::Rejected {
-        return Restart::NotBefore(last.over_at() + policy.delay.max(PREPARE_PAUSE));
+        return Restart::NotBefore(last.over_at() + wait.max(PREPARE_PAUSE));
     }
-    Restart::At(last.over_at() + policy.delay)
+    Restart::At(last.over_at() + wait)
+}
+
+/// How long a slot waits after `last`: with back-off twice as long as the time before, unless one ran well since. What
+/// the manager stopped neither helped nor failed.
+pub(crate) fn wait_after(tasks: &[Arc<Task>], last: &Task) -> Duration {
+    let place = tasks.iter().position(|t| t.id == last.id).unwrap_or_default();
+    let mut in_row = 0;
+    let mut well = ran_well(last);
+    for task in tasks[..place]
+        .iter()
+        .rev()
+        .filter(|t| t.spec_version == last.spec_version)
+    {
+        if well {
+            break;
+        }
+        in_row += u32::from(ended_by_itself(task));
+        well = ran_well(task);
+    }
+    last.spec.restart.wait(in_row)
+}
+
+/// Whether a task ran for so long that it was well.
+pub(crate) fn ran_well(task: &Task) -> bool {
+    (task.running_at).is_some_and(|from| task.over_at().since(from) >= task.spec.restart.reset_after)
 }
 
 /// Restarts of this slot under the spec of `last`, within the policy's window before it ended.
@@ -96,3 +122,7 @@ pub(crate) fn ended_by_itself(task: &Task) -> bool {
         TaskState::Complete | TaskState::Failed | TaskState::Rejected
     )
 }
+
+#[cfg(test)]
+#[path = "restart_tests.rs"]
+pub(crate) mod tests;

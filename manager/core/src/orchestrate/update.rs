@@ -12,7 +12,7 @@ use model::task_state::{DesiredState, TaskState};
 use model::units::format_duration;
 use model::{ServiceId, Timestamp};
 
-use super::restart::ended_by_itself;
+use super::restart::{ended_by_itself, wait_after};
 use super::revision::roll_back;
 use super::{SlotTasks, Wake, by_slot, is_live, make_task};
 use crate::state::Scratch;
@@ -514,7 +514,7 @@ fn begin(
                 .iter()
                 .rev()
                 .find(|t| ended_by_itself(t) && service.is_current(t));
-            last.map_or(now, |t| t.over_at() + t.spec.restart.delay.max(config.monitor))
+            last.map_or(now, |t| t.over_at() + wait_after(tasks, t).max(config.monitor))
         } else {
             now
         };
@@ -527,7 +527,7 @@ fn begin(
             UpdateOrder::StartFirst => DesiredState::Running,
         };
         let spec = (Arc::new(service.spec.task.clone()), service.spec_version);
-        make_task(scratch, service, slot, spec, desired, now, now, ids);
+        make_task(scratch, service, (slot, 0), spec, desired, now, now, ids);
     }
 }
 

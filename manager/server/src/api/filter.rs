@@ -2,7 +2,7 @@
 
 use manager_core::{Kind, State};
 use model::object::{Key, NodeRole, Object, Task};
-use model::spec::{Labels, ServiceMode};
+use model::spec::Labels;
 use model::task_state::DesiredState;
 use proto::control::Filter;
 use proto::types;
@@ -144,8 +144,7 @@ fn matches(state: &State, object: &Object, key: &str, value: &str) -> bool {
         }
         // A node is in the state once it was accepted.
         "membership" => value == "accepted",
-        "mode" => matches!(object, Object::Service(service)
-            if matches!(service.spec.mode, ServiceMode::Global) == (value == "global")),
+        "mode" => matches!(object, Object::Service(service) if service.spec.mode.as_str() == value),
         "driver" => matches!(object, Object::Network(_) if value == "overlay"),
         "service" => matches!(object, Object::Task(task) if of_service(state, task, value)),
         "node" => matches!(object, Object::Task(task) if on_node(state, task, value)),
