@@ -39,6 +39,15 @@ impl Asked {
         Self(all.map(|c| constraint::parse(c).ok()).collect())
     }
 
+    /// Whether what nodes of its class have in common speaks against this one.
+    pub(super) fn refuses_class(&self, node: &Node, task: &Task) -> bool {
+        let holds = |all: &Vec<Constraint>| all.iter().all(|c| c.is_of_one() || c.holds(node));
+        !takes(node)
+            || !self.0.as_ref().is_some_and(holds)
+            || !runs_on(node, &task.spec.placement.platforms)
+            || cannot_encrypt(node, task)
+    }
+
     fn holds(&self, node: &Node) -> bool {
         self.0
             .as_ref()
@@ -53,7 +62,7 @@ pub fn check(state: &State, node: &Node, task: &Task) -> Option<Refused> {
 
 /// The same, where what is asked was read before.
 pub(super) fn check_by(state: &State, node: &Node, task: &Task, asked: &Asked) -> Option<Refused> {
-    if node.status.state != NodeState::Ready || node.spec.availability != Availability::Active {
+    if !takes(node) {
         return Some(Refused::NotReady);
     }
     if !has_room(state, node, task) {
@@ -68,15 +77,19 @@ pub(super) fn check_by(state: &State, node: &Node, task: &Task, asked: &Asked) -
     if port_taken(state, node, task) {
         return Some(Refused::HostPort);
     }
-    if node.description.tunnel_key.is_none() && is_encrypted(task) {
+    if cannot_encrypt(node, task) {
         return Some(Refused::CannotEncrypt);
     }
     let most = task.spec.placement.max_replicas_per_node as usize;
     (most > 0 && others_there(state, node, task) >= most).then_some(Refused::MaxReplicas)
 }
 
-fn is_encrypted(task: &Task) -> bool {
-    task.spec.networks.iter().any(|n| n.encrypted)
+fn takes(node: &Node) -> bool {
+    node.status.state == NodeState::Ready && node.spec.availability == Availability::Active
+}
+
+fn cannot_encrypt(node: &Node, task: &Task) -> bool {
+    node.description.tunnel_key.is_none() && task.spec.networks.iter().any(|n| n.encrypted)
 }
 
 /// Live tasks of other slots of the same service on a node.
