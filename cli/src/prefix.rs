@@ -139,6 +139,7 @@ mod tests {
                 running_at: None,
                 ended_at: None,
                 fence: 0,
+                granted: Default::default(),
                 addresses: Vec::new(),
                 host_ports: Vec::new(),
             };

@@ -8,7 +8,8 @@ use std::time::Duration;
 use ipnet::IpNet;
 
 use crate::spec::{
-    ConfigSpec, Labels, NetworkSpec, Platform, PortSpec, SecretSpec, ServiceMode, ServiceSpec, TaskSpec,
+    ConfigSpec, GenericResources, Labels, Names, NetworkSpec, Platform, PortSpec, SecretSpec, ServiceMode,
+    ServiceSpec, TaskSpec,
 };
 use crate::task_state::{DesiredState, TaskState};
 use crate::{
@@ -224,6 +225,8 @@ pub struct NodeDescription {
     pub tunnel_key: Option<TunnelKey>,
     /// Its kernel answers when others ask over the data plane whether it is reached.
     pub answers: bool,
+    /// What it has beside CPU and memory.
+    pub generic: GenericResources,
 }
 
 /// The public key of a host's end of encrypted networks (WireGuard: Curve25519).
@@ -422,6 +425,8 @@ pub struct Task {
     pub addresses: Vec<(NetworkId, IpAddr)>,
     /// Ports published on its node (mode host).
     pub host_ports: Vec<PortSpec>,
+    /// Which generic resources of its node are its own, of those that have names.
+    pub granted: Names,
 }
 
 impl Task {

@@ -2,6 +2,7 @@
 
 mod container;
 mod disconnect;
+mod generic;
 mod image;
 mod network;
 mod placement;
@@ -12,6 +13,7 @@ mod update;
 
 pub use container::*;
 pub use disconnect::*;
+pub use generic::*;
 pub use image::*;
 pub use network::*;
 pub use placement::*;

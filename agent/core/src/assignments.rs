@@ -136,6 +136,7 @@ mod tests {
             addresses: Vec::new(),
             host_ports: Vec::new(),
             fence: 0,
+            granted: Default::default(),
         }
     }
 

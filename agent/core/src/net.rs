@@ -537,6 +537,7 @@ mod tests {
             addresses: both(2),
             host_ports: Vec::new(),
             fence: 0,
+            granted: Default::default(),
         };
         let there = Backend {
             addresses: both(3),

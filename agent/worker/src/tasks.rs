@@ -711,6 +711,7 @@ fn unreachable_task(id: TaskId) -> Arc<Task> {
         running_at: None,
         ended_at: None,
         fence: 0,
+        granted: Default::default(),
         addresses: Vec::new(),
         host_ports: Vec::new(),
     })

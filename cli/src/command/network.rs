@@ -382,6 +382,7 @@ mod tests {
             addresses: addresses(2),
             host_ports: Vec::new(),
             fence: 0,
+            granted: Default::default(),
         };
         let id = task.id.to_string();
         for (network, four, six) in [

@@ -307,6 +307,7 @@ mod tests {
             running_at: None,
             ended_at: None,
             fence: 0,
+            granted: Default::default(),
             addresses: Vec::new(),
             host_ports: Vec::new(),
         }

@@ -35,6 +35,8 @@ mod address_tests;
 mod admit_tests;
 #[cfg(test)]
 mod orchestrate_tests;
+#[cfg(test)]
+mod placement_tests;
 
 pub use admit::{Admitted, Refusal, RefusalKind};
 pub use plan::{Dirty, Plan, plan};

@@ -486,6 +486,7 @@ mod tests {
             addresses: Vec::new(),
             host_ports: Vec::new(),
             fence: 0,
+            granted: Default::default(),
         };
         let objects: Vec<Object> = state.objects().chain([Object::Task(task.into())]).collect();
         state = State::from_objects(1, objects);

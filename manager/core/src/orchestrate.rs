@@ -232,6 +232,7 @@ pub(crate) fn make_task(
         running_at: None,
         ended_at: None,
         fence: 0,
+        granted: Default::default(),
         addresses: Vec::new(),
         host_ports: Vec::new(),
     })));

@@ -1,16 +1,22 @@
 //! Pending → Assigned, or why not.
 
+pub mod affinity;
 pub mod constraint;
 pub mod explain;
 pub mod filter;
+mod generic;
+mod preempt;
 mod spread;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
 use model::object::{Key, Node, SlotKey, Task};
+use model::spec::PlacementStrategy;
 use model::task_state::{DesiredState, TaskState};
 use model::{NodeId, ServiceId, TaskId, Timestamp};
+
+pub(crate) use preempt::PREEMPTED;
 
 use crate::state::{Class, Fullness, Scratch, State};
 
@@ -19,39 +25,76 @@ const FAILURES_MAX: usize = 5;
 /// How long a failure counts against a node: 5 minutes.
 const FAILURE_WINDOW_MS: u64 = 300_000;
 
-/// Gives pending tasks a node; those that fit nowhere say why and stay Pending. Who is `unheard` gets none.
+/// Gives pending tasks a node, those of the highest priority first; those that fit nowhere say why and stay Pending, or make room.
+/// Who is `unheard` gets none. Answers the services of which tasks were told to make room.
 pub(crate) fn schedule(
     scratch: &mut Scratch,
     open: &[TaskId],
     unheard: &BTreeSet<NodeId>,
     now: Timestamp,
     report: &mut BTreeMap<TaskId, String>,
-) {
+) -> BTreeSet<ServiceId> {
+    let mut room = preempt::Room::default();
+    let mut pending = pending(scratch, open);
+    loop {
+        let count = pending.len();
+        place(scratch, &pending, unheard, now, report, &mut room);
+        // What was placed may be the company that others waited for.
+        pending.retain(|t| {
+            let waits = scratch.task(t.id).is_some_and(|t| t.node.is_none());
+            waits && !room.waits(t.id)
+        });
+        let placed = pending.len() < count;
+        pending.retain(|t| affinity::wants_company(t));
+        if !placed || pending.is_empty() {
+            return room.evicted;
+        }
+    }
+}
+
+/// Tasks that wait for a node, in an order in which the same tasks always meet the same nodes.
+fn pending(scratch: &Scratch, open: &[TaskId]) -> Vec<Arc<Task>> {
     let mut pending: Vec<Arc<Task>> = open
         .iter()
         .filter_map(|id| scratch.task(*id))
         .filter(|t| t.status.state == TaskState::Pending && t.node.is_none())
         .cloned()
         .collect();
-    // By service and slot, so that the same tasks always meet the same nodes.
-    pending.sort_by_key(|t| (t.service, t.slot, t.id));
-    for of_service in pending.chunk_by(|a, b| a.service == b.service) {
+    pending.sort_by_key(|t| (std::cmp::Reverse(t.spec.priority), t.service, t.slot, t.id));
+    pending
+}
+
+fn place(
+    scratch: &mut Scratch,
+    pending: &[Arc<Task>],
+    unheard: &BTreeSet<NodeId>,
+    now: Timestamp,
+    report: &mut BTreeMap<TaskId, String>,
+    room: &mut preempt::Room,
+) {
+    for of_service in pending.chunk_by(|a, b| (a.spec.priority, a.service) == (b.spec.priority, b.service)) {
         let Some(first) = of_service.first() else { continue };
         let mut load = Load::of(scratch, first.service, now);
         let mut like: Option<Choice> = None;
         for task in of_service {
+            let closed = Closed {
+                unheard,
+                kept: &room.kept,
+            };
             // Each like the one before finds the nodes as that one left them.
             let plain = is_plain(task, &load);
             let known = like.take().filter(|known| plain && alike(&known.task, task));
             let mut choice = known.unwrap_or_else(|| {
                 let task = if plain { Arc::new(next(task)) } else { task.clone() };
-                Choice::of(scratch, unheard, task, &load)
+                Choice::of(scratch, closed, task, &load)
             });
             match choice.best() {
                 Some(node) => {
                     load.put(task.slot, node);
+                    let granted = scratch.node(node).map(|n| generic::grant(scratch, n, task));
                     scratch.edit_task(task.id, |t| {
                         t.node = Some(node);
+                        t.granted = granted.unwrap_or_default();
                         t.status.state = TaskState::Assigned;
                         t.status.at = now;
                         t.status.message = "scheduler assigned task to node".into();
@@ -59,12 +102,16 @@ pub(crate) fn schedule(
                     });
                     // A node that is drained or relabelled meanwhile gets nothing.
                     scratch.rely_on(Key::Node(node));
+                    report.remove(&task.id);
                     if plain {
-                        choice.placed(scratch, unheard, node, &load);
+                        choice.placed(scratch, closed, node, &load);
                     }
                 }
                 None => {
-                    let why = choice.no_node(scratch, unheard);
+                    let mut why = choice.no_node(scratch, closed);
+                    if let Some(host) = room.make(scratch, unheard, task) {
+                        why = format!("{why}; it waits for room that is made on {host}");
+                    }
                     if task.status.error != why {
                         scratch.edit_task(task.id, |t| t.status.error.clone_from(&why));
                     }
@@ -74,6 +121,14 @@ pub(crate) fn schedule(
             like = plain.then_some(choice);
         }
     }
+}
+
+/// Nodes that get no tasks for now.
+#[derive(Debug, Clone, Copy)]
+struct Closed<'a> {
+    unheard: &'a BTreeSet<NodeId>,
+    /// Where tasks that came before wait for room.
+    kept: &'a BTreeSet<NodeId>,
 }
 
 /// Whether a task is one of many that any node may take: of a slot that has no other task, and not one that replaces another.
@@ -101,25 +156,55 @@ fn alike(one: &Task, other: &Task) -> bool {
 fn refusal(
     state: &State,
     node: &Node,
-    unheard: &BTreeSet<NodeId>,
+    closed: Closed<'_>,
     (task, asked): (&Task, &filter::Asked),
 ) -> Option<filter::Refused> {
     let reason = filter::check_by(state, node, task, asked);
-    reason.or(unheard.contains(&node.id).then_some(filter::Refused::Unheard))
+    let unheard = || {
+        closed
+            .unheard
+            .contains(&node.id)
+            .then_some(filter::Refused::Unheard)
+    };
+    let kept = || closed.kept.contains(&node.id).then_some(filter::Refused::Kept);
+    reason.or_else(unheard).or_else(kept)
 }
 
-/// What makes a node better than another, least first: tasks of the service do not fail there, clients of other nodes are sent
-/// there, it has fewer tasks of the service, then the smaller share of it is reserved, then it has fewer tasks of all.
-type Rank = (bool, bool, usize, Fullness, NodeId);
+/// What makes a node better than another, least first.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+struct Rank {
+    /// Tasks of the service fail there.
+    fails: bool,
+    /// Clients of other nodes are not sent there.
+    unreached: bool,
+    /// Tasks of the service there, where they are spread.
+    others: usize,
+    /// How full it is: the share of it that is reserved, and will be, its size, and its tasks. Turned round where few nodes are to be used: of two
+    /// that are empty the larger.
+    full: [u64; 3],
+    /// Its id, turned round as well, so that nodes of a class stand as they do in their line.
+    id: u128,
+}
 
-fn rank(state: &State, node: &Node, task: &Task, load: &Load) -> Rank {
-    (
-        load.failed(task.spec_version, node.id) >= FAILURES_MAX,
-        !node.status.unreached.is_empty(),
-        load.others(task.slot, node.id),
-        state.fullness(node.id),
-        node.id,
-    )
+impl Rank {
+    fn of(state: &State, node: &Node, task: &Task, load: &Load) -> Self {
+        let fullness = state.fullness(node.id);
+        let (share, tasks) = (u64::from(fullness.share), u64::from(fullness.tasks));
+        let (others, full, id) = match task.spec.placement.strategy {
+            PlacementStrategy::Spread => {
+                let then = share + u64::from(Fullness::share_of(task, node));
+                (load.others(task.slot, node.id), [then, 0, tasks], node.id.0)
+            }
+            PlacementStrategy::Binpack => (0, [!share, !node.description.memory.0, !tasks], !node.id.0),
+        };
+        Self {
+            fails: load.failed(task.spec_version, node.id) >= FAILURES_MAX,
+            unreached: !node.status.unreached.is_empty(),
+            others,
+            full,
+            id,
+        }
+    }
 }
 
 /// The nodes for tasks that are alike: the best for each, as if it had looked at all nodes by itself (a property test does). It
@@ -139,32 +224,35 @@ struct Choice {
 struct Place {
     node: Arc<Node>,
     rank: Rank,
+    /// Tasks of the service there.
+    tasks: usize,
+    fullness: Fullness,
     /// Whether it stands for the nodes of its class that come after it.
     line: Option<Class>,
 }
 
 impl Choice {
-    fn of(state: &State, unheard: &BTreeSet<NodeId>, task: Arc<Task>, load: &Load) -> Self {
+    fn of(state: &State, closed: Closed<'_>, task: Arc<Task>, load: &Load) -> Self {
         let mut choice = Self {
             fits: spread::Tree::new(&task.spec.placement.spread),
             places: BTreeMap::new(),
             known: BTreeSet::new(),
-            asked: filter::Asked::of(&task),
+            asked: filter::Asked::of(state, &task),
             why: None,
             task,
         };
         if let SlotKey::Node(own) = choice.task.slot {
-            choice.add(state, unheard, own, None, load);
+            choice.add(state, closed, own, None, load);
             return choice;
         }
         choice.known.extend(load.nodes());
         for id in load.nodes() {
-            choice.add(state, unheard, id, None, load);
+            choice.add(state, closed, id, None, load);
         }
         for (class, one) in state.classes() {
             let refuses = |node: &Arc<Node>| choice.asked.refuses_class(node, &choice.task);
             if !state.node(one).is_none_or(refuses) {
-                choice.open(state, unheard, class, None, load);
+                choice.open(state, closed, class, None, load);
             }
         }
         choice
@@ -174,18 +262,24 @@ impl Choice {
     fn add(
         &mut self,
         state: &State,
-        unheard: &BTreeSet<NodeId>,
+        closed: Closed<'_>,
         id: NodeId,
         line: Option<Class>,
         load: &Load,
     ) -> bool {
         let Some(node) = state.node(id) else { return false };
-        if refusal(state, node, unheard, (&self.task, &self.asked)).is_some() {
+        if refusal(state, node, closed, (&self.task, &self.asked)).is_some() {
             return false;
         }
-        let (node, rank) = (node.clone(), rank(state, node, &self.task, load));
-        self.fits.insert(&node, rank, rank.2);
-        self.places.insert(id, Place { node, rank, line });
+        let place = Place {
+            node: node.clone(),
+            rank: Rank::of(state, node, &self.task, load),
+            tasks: load.others(self.task.slot, id),
+            fullness: state.fullness(id),
+            line,
+        };
+        self.fits.insert(node, place.rank, place.tasks);
+        self.places.insert(id, place);
         true
     }
 
@@ -193,29 +287,38 @@ impl Choice {
     fn open(
         &mut self,
         state: &State,
-        unheard: &BTreeSet<NodeId>,
+        closed: Closed<'_>,
         class: Class,
         mut after: Option<(Fullness, NodeId)>,
         load: &Load,
     ) {
-        while let Some((fullness, id)) = state.next_of_class(class, after) {
+        let strategy = self.task.spec.placement.strategy;
+        let next = |after| match strategy {
+            PlacementStrategy::Spread => state.next_of_class(class, after),
+            PlacementStrategy::Binpack => state.before_of_class(class, after),
+        };
+        while let Some((fullness, id)) = next(after) {
             after = Some((fullness, id));
-            if !self.known.contains(&id) && self.add(state, unheard, id, Some(class), load) {
+            if !self.known.contains(&id) && self.add(state, closed, id, Some(class), load) {
                 return;
             }
         }
     }
 
     fn best(&self) -> Option<NodeId> {
-        self.fits.best().map(|(.., id)| id)
+        let best = self.fits.best()?.id;
+        Some(NodeId(match self.task.spec.placement.strategy {
+            PlacementStrategy::Spread => best,
+            PlacementStrategy::Binpack => !best,
+        }))
     }
 
     /// Why there is no best, asked of every node.
-    fn no_node(&mut self, state: &State, unheard: &BTreeSet<NodeId>) -> String {
+    fn no_node(&mut self, state: &State, closed: Closed<'_>) -> String {
         let (task, asked) = (&*self.task, &self.asked);
         let why = self.why.get_or_insert_with(|| {
             let mut refused: BTreeMap<filter::Refused, usize> = BTreeMap::new();
-            for reason in candidates(state, task).filter_map(|n| refusal(state, n, unheard, (task, asked))) {
+            for reason in candidates(state, task).filter_map(|n| refusal(state, n, closed, (task, asked))) {
                 *refused.entry(reason).or_default() += 1;
             }
             explain::no_node(&refused, task)
@@ -224,15 +327,15 @@ impl Choice {
     }
 
     /// Takes a task that was given a node: the next is asked there anew.
-    fn placed(&mut self, state: &State, unheard: &BTreeSet<NodeId>, id: NodeId, load: &Load) {
-        let Some(Place { node, rank, line }) = self.places.remove(&id) else {
+    fn placed(&mut self, state: &State, closed: Closed<'_>, id: NodeId, load: &Load) {
+        let Some(place) = self.places.remove(&id) else {
             return;
         };
-        self.fits.remove(&node, rank, rank.2);
+        self.fits.remove(&place.node, place.rank, place.tasks);
         self.known.insert(id);
-        self.add(state, unheard, id, None, load);
-        if let Some(class) = line {
-            self.open(state, unheard, class, Some((rank.3, id)), load);
+        self.add(state, closed, id, None, load);
+        if let Some(class) = place.line {
+            self.open(state, closed, class, Some((place.fullness, id)), load);
         }
     }
 }

@@ -19,7 +19,9 @@ fn one_by_one(
     let mut found = BTreeMap::new();
     for task in pending {
         let load = Load::of(scratch, task.service, now);
-        let chosen = choose(scratch, unheard, &task, &load);
+        let kept = BTreeSet::new();
+        let closed = Closed { unheard, kept: &kept };
+        let chosen = choose(scratch, closed, &task, &load);
         if let Ok(node) = chosen {
             scratch.edit_task(task.id, |t| {
                 t.node = Some(node);
@@ -32,19 +34,19 @@ fn one_by_one(
 }
 
 /// The best node for a task, or one line that counts which filter refused how many: one look at every node.
-fn choose(state: &State, unheard: &BTreeSet<NodeId>, task: &Task, load: &Load) -> Result<NodeId, String> {
-    let asked = filter::Asked::of(task);
+fn choose(state: &State, closed: Closed<'_>, task: &Task, load: &Load) -> Result<NodeId, String> {
+    let asked = filter::Asked::of(state, task);
     let mut refused: BTreeMap<filter::Refused, usize> = BTreeMap::new();
     let mut fits: Vec<&Arc<Node>> = Vec::new();
     for node in candidates(state, task) {
-        match refusal(state, node, unheard, (task, &asked)) {
+        match refusal(state, node, closed, (task, &asked)) {
             None => fits.push(node),
             Some(reason) => *refused.entry(reason).or_default() += 1,
         }
     }
     let others = |node: NodeId| load.others(task.slot, node);
     narrow(&mut fits, &task.spec.placement.spread, &others);
-    let best = fits.into_iter().min_by_key(|n| rank(state, n, task, load));
+    let best = fits.into_iter().min_by_key(|n| Rank::of(state, n, task, load));
     best.map(|n| n.id).ok_or_else(|| explain::no_node(&refused, task))
 }
 
@@ -87,6 +89,11 @@ struct Wish {
     most: u32,
     port: bool,
     only_zone: Option<u8>,
+    binpack: bool,
+    /// Generic resources.
+    gpus: u64,
+    /// A service that it does not want beside it.
+    shuns: Option<u8>,
 }
 
 fn host() -> impl Strategy<Value = Host> {
@@ -111,17 +118,25 @@ fn wish() -> impl Strategy<Value = Wish> {
         0u32..3,
         prop::bool::weighted(0.2),
         prop::option::weighted(0.3, 0u8..3),
+        prop::bool::weighted(0.4),
+        0u64..2,
+        prop::option::weighted(0.3, 1u8..4),
     );
     (numbers, asks).prop_map(
-        |((replicas, running, replacing), (spread, cpus, most, port, only_zone))| Wish {
-            replicas,
-            running,
-            replacing,
-            spread,
-            cpus,
-            most,
-            port,
-            only_zone,
+        |((replicas, running, replacing), (spread, cpus, most, port, only_zone, binpack, gpus, shuns))| {
+            Wish {
+                replicas,
+                running,
+                replacing,
+                spread,
+                cpus,
+                most,
+                port,
+                only_zone,
+                binpack,
+                gpus,
+                shuns,
+            }
         },
     )
 }
@@ -137,6 +152,7 @@ fn state(hosts: &[Host], wishes: &[Wish]) -> (State, Vec<TaskId>, BTreeSet<NodeI
             ("rack".into(), h.rack.to_string()),
         ]);
         n.description.cpus.0 = h.cpus * 1_000_000_000;
+        n.description.generic.counted.insert("gpu".into(), h.cpus);
         if h.down {
             n.status.state = NodeState::Down;
         }
@@ -162,6 +178,13 @@ fn state(hosts: &[Host], wishes: &[Wish]) -> (State, Vec<TaskId>, BTreeSet<NodeI
             .iter()
             .map(|z| format!("node.labels.zone=={z}"))
             .collect();
+        if w.binpack {
+            spec.placement.strategy = PlacementStrategy::Binpack;
+        }
+        spec.placement.affinity = w.shuns.iter().map(|s| format!("service!=s{s}")).collect();
+        if w.gpus > 0 {
+            spec.resources.reservations.generic.insert("gpu".into(), w.gpus);
+        }
         spec.resources.reservations.cpu.0 = w.cpus * 1_000_000_000;
         let spec = Arc::new(spec);
         for slot in 0..w.replicas {
@@ -178,7 +201,7 @@ fn state(hosts: &[Host], wishes: &[Wish]) -> (State, Vec<TaskId>, BTreeSet<NodeI
                 id: TaskId(service * 1_000 + id),
                 meta: Meta::default(),
                 service: ServiceId(service),
-                service_name: "web".into(),
+                service_name: format!("s{service}"),
                 slot: SlotKey::Replica(slot),
                 spec: spec.clone(),
                 spec_version: 1,
@@ -192,6 +215,7 @@ fn state(hosts: &[Host], wishes: &[Wish]) -> (State, Vec<TaskId>, BTreeSet<NodeI
                 running_at: None,
                 ended_at: None,
                 fence: 0,
+                granted: Default::default(),
                 addresses: Vec::new(),
                 host_ports: host_ports.clone().into_iter().collect(),
             };

@@ -271,6 +271,23 @@ impl State {
         self.loads.next_of(class, after)
     }
 
+    /// The node of a class that one follows, or its fullest.
+    pub(crate) fn before_of_class(
+        &self,
+        class: Class,
+        before: Option<(Fullness, NodeId)>,
+    ) -> Option<(Fullness, NodeId)> {
+        self.loads.before(class, before)
+    }
+
+    /// How it would be without some tasks and with others.
+    pub(crate) fn as_if(&self, gone: &[TaskId], there: impl IntoIterator<Item = Arc<Task>>) -> Self {
+        let mut state = self.clone();
+        gone.iter().for_each(|id| state.delete(Key::Task(*id)));
+        there.into_iter().for_each(|task| state.put(Object::Task(task)));
+        state
+    }
+
     /// Whether an address is held by a service or by a task that may still use it.
     pub fn address_in_use(&self, network: NetworkId, address: IpAddr) -> bool {
         self.addresses.contains_key(&(network, address))

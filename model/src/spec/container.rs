@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 use std::time::Duration;
 
-use super::Labels;
+use super::{Amounts, Labels};
 use crate::{Bytes, ConfigId, NanoCpus, SecretId};
 
 /// Grace between stop signal and kill when none is given.
@@ -234,6 +234,8 @@ pub struct Reservations {
     pub cpu: NanoCpus,
     /// Memory.
     pub memory: Bytes,
+    /// How many of each kind of generic resource.
+    pub generic: Amounts,
 }
 
 /// Where a container's output goes.

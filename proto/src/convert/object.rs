@@ -258,6 +258,7 @@ impl From<&m::NodeDescription> for w::NodeDescription {
             level: d.level.number(),
             tunnel_key: super::key_bytes(d.tunnel_key),
             answers: d.answers,
+            generic: super::spec::wire_generic(&d.generic),
         }
     }
 }
@@ -275,6 +276,7 @@ impl From<w::NodeDescription> for m::NodeDescription {
             level: Level::new(d.level),
             tunnel_key: super::key_of(&d.tunnel_key),
             answers: d.answers,
+            generic: super::spec::generic(d.generic),
         }
     }
 }
@@ -451,6 +453,7 @@ impl From<&m::Task> for w::Task {
             running_at_ms: t.running_at.map(|at| at.0),
             ended_at_ms: t.ended_at.map(|at| at.0),
             fence: t.fence,
+            granted: super::spec::wire_names(&t.granted),
         }
     }
 }
@@ -481,6 +484,7 @@ impl TryFrom<w::Task> for m::Task {
             running_at: t.running_at_ms.map(Timestamp),
             ended_at: t.ended_at_ms.map(Timestamp),
             fence: t.fence,
+            granted: super::spec::names(t.granted),
         })
     }
 }

@@ -5,7 +5,10 @@ use std::time::Duration;
 
 use model::ids::IdSource;
 use model::object::{Endpoint, Key, Meta, Object, Service, UpdateState, UpdateStatus};
-use model::spec::{OnDisconnect, PortSpec, PublishMode, REPLICAS_MAX, ServiceMode, ServiceSpec, UpdateOrder};
+use model::spec::{
+    OnDisconnect, PlacementStrategy, PortSpec, PublishMode, REPLICAS_MAX, ServiceMode, ServiceSpec,
+    UpdateOrder,
+};
 use model::units::format_duration;
 use model::{ConfigId, Level, NetworkId, SecretId, ServiceId, Timestamp};
 
@@ -68,11 +71,33 @@ pub(super) fn add(
 
 /// Refuses what hosts of an older build would get wrong.
 fn known_by_hosts(state: &State, spec: &ServiceSpec) -> Result<(), Refusal> {
+    if let Some(what) = placement_beyond(spec) {
+        let what = format!("service {}: {what}", spec.name);
+        level::needs(state, Level::PLACEMENT, &what, "leave it out")?;
+    }
     let Some(port) = spec.endpoint.ports.iter().find(|p| p.proxy) else {
         return Ok(());
     };
     let what = format!("service {}: proxy_protocol of port {}", spec.name, port.target);
     level::needs(state, Level::PROXY, &what, "not say who the client is")
+}
+
+/// What of a spec hosts below [`Level::PLACEMENT`] do not know.
+fn placement_beyond(spec: &ServiceSpec) -> Option<&'static str> {
+    let (task, placement) = (&spec.task, &spec.task.placement);
+    let beyond = [
+        (
+            placement.strategy != PlacementStrategy::default(),
+            "a placement strategy",
+        ),
+        (!placement.affinity.is_empty(), "an affinity"),
+        (
+            !task.resources.reservations.generic.is_empty(),
+            "a generic resource",
+        ),
+        (task.priority > 0, "a priority"),
+    ];
+    beyond.into_iter().find_map(|(is, what)| is.then_some(what))
 }
 
 /// Heartbeats within which agents find the next leader, with room: two until they notice, the election, and their pause.

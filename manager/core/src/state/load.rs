@@ -59,6 +59,18 @@ pub(crate) struct Fullness {
 impl Fullness {
     const LEAST: Self = Self { share: 0, tasks: 0 };
 
+    const MOST: Self = Self {
+        share: u32::MAX,
+        tasks: u32::MAX,
+    };
+
+    /// The share of a node that a task takes, in the same measure.
+    pub(crate) fn share_of(task: &Task, node: &Node) -> u32 {
+        let mut usage = Usage::default();
+        usage.add(task);
+        Self::of(&usage, (node.description.cpus, node.description.memory)).share
+    }
+
     fn of(usage: &Usage, size: Size) -> Self {
         let bare = u64::from(usage.bare);
         let share = |used: u64, bare_one: u64, all: u64, unit: u64| {
@@ -168,6 +180,21 @@ impl Loads {
             None => (Fullness::LEAST, NodeId(0)),
         };
         let (found, fullness, id) = self.by_class.get_next(&(class, fullness, id))?;
+        (*found == class).then_some((*fullness, *id))
+    }
+
+    /// The node of a class that one follows, or its fullest.
+    pub(super) fn before(
+        &self,
+        class: Class,
+        before: Option<(Fullness, NodeId)>,
+    ) -> Option<(Fullness, NodeId)> {
+        let (fullness, id) = match before {
+            Some((fullness, id)) if id.0 > 0 => (fullness, NodeId(id.0 - 1)),
+            Some(_) => return None,
+            None => (Fullness::MOST, NodeId(u128::MAX)),
+        };
+        let (found, fullness, id) = self.by_class.get_prev(&(class, fullness, id))?;
         (*found == class).then_some((*fullness, *id))
     }
 
