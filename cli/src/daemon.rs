@@ -39,7 +39,12 @@ pub(crate) struct Args {
     #[arg(long, value_enum, default_value = "auto", env = "RSWARM_WIREGUARD")]
     pub(crate) wireguard: Wireguard,
     /// What this node has beside CPU and memory: KIND=NUMBER, such as gpu=2, or once for each that has a name, gpu=UUID.
-    #[arg(long, value_name = "KIND=VALUE")]
+    #[arg(
+        long,
+        value_name = "KIND=VALUE",
+        value_delimiter = ',',
+        env = "RSWARM_NODE_GENERIC_RESOURCES"
+    )]
     pub(crate) node_generic_resource: Vec<String>,
     /// What is logged: error, warn, info, debug, or a filter of tracing.
     #[arg(long, default_value = "info,openraft=error", env = "RSWARM_LOG")]
