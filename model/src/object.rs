@@ -427,6 +427,8 @@ pub struct Task {
     pub host_ports: Vec<PortSpec>,
     /// Which generic resources of its node are its own, of those that have names.
     pub granted: Names,
+    /// It is to give its slot to a task on another node, with at most so many of its service at once; 0: it is not.
+    pub moving: u32,
 }
 
 impl Task {

@@ -259,7 +259,7 @@ impl Cluster {
 /// Two that have names, or of every other node three that are counted.
 fn generic(node: u64) -> GenericResources {
     let (mut own, gpu) = (GenericResources::default(), "gpu".to_owned());
-    if node % 2 == 0 {
+    if node.is_multiple_of(2) {
         own.counted.insert(gpu, 3);
     } else {
         own.named.insert(gpu, ["A", "B"].map(str::to_owned).into());

@@ -137,6 +137,7 @@ mod tests {
             host_ports: Vec::new(),
             fence: 0,
             granted: Default::default(),
+            moving: 0,
         }
     }
 

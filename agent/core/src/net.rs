@@ -538,6 +538,7 @@ mod tests {
             host_ports: Vec::new(),
             fence: 0,
             granted: Default::default(),
+            moving: 0,
         };
         let there = Backend {
             addresses: both(3),

@@ -712,6 +712,7 @@ fn unreachable_task(id: TaskId) -> Arc<Task> {
         ended_at: None,
         fence: 0,
         granted: Default::default(),
+        moving: 0,
         addresses: Vec::new(),
         host_ports: Vec::new(),
     })

@@ -383,6 +383,7 @@ mod tests {
             host_ports: Vec::new(),
             fence: 0,
             granted: Default::default(),
+            moving: 0,
         };
         let id = task.id.to_string();
         for (network, four, six) in [

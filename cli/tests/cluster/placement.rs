@@ -103,5 +103,31 @@ pub(crate) fn resources_are_given_out_and_taken_back(bed: &Bed) -> Outcome {
         equal(name, there.iter().all(|t| db.contains(&t.node) == beside), true)?;
     }
     let why = bed.ok(1, "service why far")?;
-    contains(&why, "affinity not satisfied (service!=db)")
+    contains(&why, "affinity not satisfied (service!=db)")?;
+
+    bed.ok(1, "node update --availability drain h3")?;
+    bed.ok(
+        1,
+        "service create -q -d --name web --replicas 6 web:v1 sleep 1000000",
+    )?;
+    bed.runs(1, "web", 6)?;
+    bed.ok(1, "node update --availability active h3")?;
+    let would = bed.ok(1, "service rebalance --dry-run web")?;
+    equal("floor(6 / 3) would move", would.matches(" leaves h").count(), 2)?;
+    equal(
+        "none has",
+        bed.running(1, "web")?.iter().filter(|t| t.node == "h3").count(),
+        0,
+    )?;
+    bed.ok(1, "service rebalance web")?;
+    until("two are on each", PATIENCE, || {
+        let tasks = bed.running(1, "web")?;
+        let on = |host: &str| tasks.iter().filter(|t| t.node == host).count();
+        Ok(is(["h1", "h2", "h3"].map(on), [2; 3]))
+    })?;
+    equal(
+        "the second moves none",
+        bed.ok(1, "service rebalance web")?.contains("leaves"),
+        false,
+    )
 }

@@ -7,6 +7,7 @@ pub mod level;
 mod network;
 mod node;
 mod pin;
+mod rebalance;
 mod service;
 mod stack;
 mod validate;
@@ -29,6 +30,7 @@ pub use join::{
 pub use network::{create_network, remove_networks, update_network};
 pub use node::{remove_nodes, update_node};
 pub use pin::{Pinning, ResolveImage};
+pub use rebalance::rebalance_service;
 pub use service::{create_service, remove_services, rollback_service, scale_services, update_service};
 pub use stack::{StackChange, StackVerdict, deploy_stack, remove_stacks};
 

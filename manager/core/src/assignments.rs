@@ -422,6 +422,7 @@ mod tests {
             ended_at: None,
             fence: 0,
             granted: Default::default(),
+            moving: 0,
             addresses: Vec::new(),
             host_ports: Vec::new(),
         }

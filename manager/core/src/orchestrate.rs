@@ -1,5 +1,6 @@
 //! A service → the tasks it should have: slots opened and closed, tasks replaced, rollouts driven.
 
+mod moves;
 mod node;
 mod restart;
 mod slots;
@@ -55,6 +56,7 @@ pub(crate) fn reconcile(
             &mut wake,
         );
     }
+    moves::drive(scratch, &service, now, ids);
     promote(scratch, &service, &leaving, now, &mut wake);
     finish_unplaced(scratch, id, now);
     reap::history(scratch, id);
@@ -233,6 +235,7 @@ pub(crate) fn make_task(
         ended_at: None,
         fence: 0,
         granted: Default::default(),
+        moving: 0,
         addresses: Vec::new(),
         host_ports: Vec::new(),
     })));

@@ -389,3 +389,98 @@ mod random {
         }
     }
 }
+
+/// Asks for a rebalance; answers how many tasks are to move.
+fn rebalance(sim: &mut Sim, parallelism: u32, dry_run: bool) -> usize {
+    let made = crate::admit::rebalance_service(&sim.state, "web", parallelism, dry_run);
+    sim.admit(made).keys.len()
+}
+
+fn counts(sim: &Sim) -> Vec<usize> {
+    let hosts = on(sim, "web");
+    let mut counts: Vec<usize> = hosts.chunk_by(|a, b| a == b).map(<[u128]>::len).collect();
+    counts.sort_unstable();
+    counts
+}
+
+#[test]
+fn a_rebalance_moves_as_many_as_a_new_node_lacks_a_few_at_once_and_start_first() {
+    for parallelism in [1, 3] {
+        let mut sim = cluster(3);
+        sim.create(named("web", 10));
+        put(&mut sim, Object::Node(node(4, "n4").into()));
+        assert_eq!(rebalance(&mut sim, parallelism, true), 2, "floor(10 / 4)");
+        sim.run(5);
+        assert!(!on(&sim, "web").contains(&4), "a dry run moves none");
+        assert_eq!(rebalance(&mut sim, parallelism, false), 2);
+        let mut most = 0;
+        for _ in 0..80 {
+            sim.settle();
+            let many = live(&sim).len();
+            most = most.max(many);
+            assert!(sim.running().len() >= 10, "start-first");
+            sim.step_agents();
+        }
+        assert_eq!(
+            most,
+            10 + (parallelism as usize).min(2),
+            "no more at once than asked for"
+        );
+        assert_eq!(counts(&sim), [2, 2, 3, 3]);
+        assert_eq!(
+            rebalance(&mut sim, parallelism, false),
+            0,
+            "the second moves none"
+        );
+    }
+}
+
+#[test]
+fn a_rebalance_heeds_spread_constraints_and_bounds() {
+    let mut sim = cluster(0);
+    // Zone a has one node, zone b three: half the tasks are in each.
+    for (id, zone) in [(1, "a"), (2, "b"), (3, "b"), (4, "b")] {
+        let mut host = node(id, &format!("n{id}"));
+        host.spec.labels = [("zone".to_owned(), zone.to_owned())].into();
+        put(&mut sim, Object::Node(host.into()));
+    }
+    let mut web = named("web", 6);
+    web.task.placement.spread = vec!["node.labels.zone".into()];
+    sim.create(web);
+    assert_eq!(counts(&sim), [1, 1, 1, 3]);
+    assert_eq!(rebalance(&mut sim, 1, false), 0, "it is as it was asked for");
+    let mut host = node(5, "n5");
+    host.spec.labels = [("zone".to_owned(), "c".to_owned())].into();
+    put(&mut sim, Object::Node(host.into()));
+    assert_eq!(rebalance(&mut sim, 1, false), 2);
+    sim.run(20);
+    assert_eq!(
+        on(&sim, "web").iter().filter(|n| **n == 5).count(),
+        2,
+        "a third of them"
+    );
+    assert_eq!(rebalance(&mut sim, 1, false), 0);
+}
+
+#[test]
+fn a_task_whose_successor_does_not_run_stays() {
+    let mut sim = cluster(1);
+    let mut web = named("web", 2);
+    web.task.restart.condition = model::spec::RestartCondition::None;
+    sim.create(web);
+    put(&mut sim, Object::Node(node(2, "n2").into()));
+    assert_eq!(rebalance(&mut sim, 1, false), 1);
+    sim.settle();
+    let fresh = live(&sim)
+        .into_iter()
+        .find(|t| t.status.state != TaskState::Running)
+        .expect("it is made")
+        .clone();
+    assert_eq!(fresh.node, Some(NodeId(2)));
+    let mut failed = fresh.clone();
+    failed.status.state = TaskState::Rejected;
+    put(&mut sim, Object::Task(failed.into()));
+    sim.run(20);
+    assert_eq!(on(&sim, "web"), [1, 1]);
+    assert!(live(&sim).iter().all(|t| t.moving == 0));
+}

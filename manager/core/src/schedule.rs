@@ -6,6 +6,7 @@ pub mod explain;
 pub mod filter;
 mod generic;
 mod preempt;
+pub(crate) mod rebalance;
 mod spread;
 
 use std::collections::{BTreeMap, BTreeSet};

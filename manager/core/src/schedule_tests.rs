@@ -216,6 +216,7 @@ fn state(hosts: &[Host], wishes: &[Wish]) -> (State, Vec<TaskId>, BTreeSet<NodeI
                 ended_at: None,
                 fence: 0,
                 granted: Default::default(),
+                moving: 0,
                 addresses: Vec::new(),
                 host_ports: host_ports.clone().into_iter().collect(),
             };

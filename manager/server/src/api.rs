@@ -494,6 +494,22 @@ impl Control for Api {
         Ok(updated(written))
     }
 
+    async fn rebalance_service(
+        &self,
+        request: Request<wire::RebalanceServiceRequest>,
+    ) -> Reply<wire::RebalanceServiceReply> {
+        let id = request_id(&request);
+        let wanted = request.into_inner();
+        let (admitted, _) = self
+            .write(id, move |state, _, _| {
+                admit::rebalance_service(state, &wanted.reference, wanted.parallelism, wanted.dry_run)
+            })
+            .await?;
+        Ok(Response::new(wire::RebalanceServiceReply {
+            tasks: admitted.keys.into_iter().map(id_text).collect(),
+        }))
+    }
+
     async fn deploy_stack(
         &self,
         request: Request<wire::DeployStackRequest>,

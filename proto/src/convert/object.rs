@@ -454,6 +454,7 @@ impl From<&m::Task> for w::Task {
             ended_at_ms: t.ended_at.map(|at| at.0),
             fence: t.fence,
             granted: super::spec::wire_names(&t.granted),
+            moving: t.moving,
         }
     }
 }
@@ -485,6 +486,7 @@ impl TryFrom<w::Task> for m::Task {
             ended_at: t.ended_at_ms.map(Timestamp),
             fence: t.fence,
             granted: super::spec::names(t.granted),
+            moving: t.moving,
         })
     }
 }
