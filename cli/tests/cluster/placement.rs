@@ -50,7 +50,7 @@ pub(crate) fn resources_are_given_out_and_taken_back(bed: &Bed) -> Outcome {
             .nth(1)
             .and_then(|t| t.split('"').next());
         let name = name.unwrap_or_default().to_owned();
-        let seen = bed.ok(1, &format!("exec {} env", task.id))?;
+        let seen = bed.ok(1, &format!("exec {} busybox env", task.id))?;
         contains(&seen, &format!("RSWARM_RESOURCE_GPU={name}\n"))?;
         contains(&seen, &format!("DOCKER_RESOURCE_GPU={name}\n"))?;
         own.insert(name);
