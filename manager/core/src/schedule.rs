@@ -39,7 +39,7 @@ pub(crate) fn schedule(
     let mut pending = pending(scratch, open);
     loop {
         let count = pending.len();
-        place(scratch, &pending, unheard, now, report, &mut room);
+        place(scratch, &pending, unheard, now, &mut room);
         // What was placed may be the company that others waited for.
         pending.retain(|t| {
             let waits = scratch.task(t.id).is_some_and(|t| t.node.is_none());
@@ -48,9 +48,53 @@ pub(crate) fn schedule(
         let placed = pending.len() < count;
         pending.retain(|t| affinity::wants_company(t));
         if !placed || pending.is_empty() {
-            return room.evicted;
+            break;
         }
     }
+    say_why(scratch, unheard, &room, report);
+    room.evicted
+}
+
+/// Writes why tasks have no node, once all that could be placed are: those that come later may take what was free.
+fn say_why(
+    scratch: &mut Scratch,
+    unheard: &BTreeSet<NodeId>,
+    room: &preempt::Room,
+    report: &mut BTreeMap<TaskId, String>,
+) {
+    let ids: Vec<TaskId> = room.unplaced.keys().copied().collect();
+    let closed = Closed {
+        unheard,
+        kept: &room.kept,
+    };
+    let mut like: Option<(Arc<Task>, String)> = None;
+    for task in pending(scratch, &ids) {
+        let known = like.take().filter(|(known, _)| {
+            let any = |t: &Task| matches!(t.slot, SlotKey::Replica(_)) && t.desired != DesiredState::Ready;
+            known.service == task.service && any(known) && any(&task) && alike(known, &task)
+        });
+        let text = known.map_or_else(|| no_node(scratch, closed, &task), |(_, text)| text);
+        let host = room.unplaced.get(&task.id).and_then(Option::as_ref);
+        let why = host.map_or_else(
+            || text.clone(),
+            |host| format!("{text}; it waits for room that is made on {host}"),
+        );
+        if task.status.error != why {
+            scratch.edit_task(task.id, |t| t.status.error.clone_from(&why));
+        }
+        report.insert(task.id, why);
+        like = Some((task, text));
+    }
+}
+
+/// What every node says to a task, in one line.
+fn no_node(state: &State, closed: Closed<'_>, task: &Task) -> String {
+    let asked = filter::Asked::of(state, task);
+    let mut refused: BTreeMap<filter::Refused, usize> = BTreeMap::new();
+    for reason in candidates(state, task).filter_map(|n| refusal(state, n, closed, (task, &asked))) {
+        *refused.entry(reason).or_default() += 1;
+    }
+    explain::no_node(&refused, task)
 }
 
 /// Tasks that wait for a node, in an order in which the same tasks always meet the same nodes.
@@ -70,7 +114,6 @@ fn place(
     pending: &[Arc<Task>],
     unheard: &BTreeSet<NodeId>,
     now: Timestamp,
-    report: &mut BTreeMap<TaskId, String>,
     room: &mut preempt::Room,
 ) {
     for of_service in pending.chunk_by(|a, b| (a.spec.priority, a.service) == (b.spec.priority, b.service)) {
@@ -103,20 +146,14 @@ fn place(
                     });
                     // A node that is drained or relabelled meanwhile gets nothing.
                     scratch.rely_on(Key::Node(node));
-                    report.remove(&task.id);
+                    room.unplaced.remove(&task.id);
                     if plain {
                         choice.placed(scratch, closed, node, &load);
                     }
                 }
                 None => {
-                    let mut why = choice.no_node(scratch, closed);
-                    if let Some(host) = room.make(scratch, unheard, task) {
-                        why = format!("{why}; it waits for room that is made on {host}");
-                    }
-                    if task.status.error != why {
-                        scratch.edit_task(task.id, |t| t.status.error.clone_from(&why));
-                    }
-                    report.insert(task.id, why);
+                    let host = room.make(scratch, unheard, task);
+                    room.unplaced.insert(task.id, host);
                 }
             }
             like = plain.then_some(choice);
@@ -217,8 +254,6 @@ struct Choice {
     /// Nodes that stand in no line (any more): the service is known there.
     known: BTreeSet<NodeId>,
     asked: filter::Asked,
-    /// Why none fits, once that was asked.
-    why: Option<String>,
 }
 
 /// A node that fits.
@@ -239,7 +274,6 @@ impl Choice {
             places: BTreeMap::new(),
             known: BTreeSet::new(),
             asked: filter::Asked::of(state, &task),
-            why: None,
             task,
         };
         if let SlotKey::Node(own) = choice.task.slot {
@@ -312,19 +346,6 @@ impl Choice {
             PlacementStrategy::Spread => best,
             PlacementStrategy::Binpack => !best,
         }))
-    }
-
-    /// Why there is no best, asked of every node.
-    fn no_node(&mut self, state: &State, closed: Closed<'_>) -> String {
-        let (task, asked) = (&*self.task, &self.asked);
-        let why = self.why.get_or_insert_with(|| {
-            let mut refused: BTreeMap<filter::Refused, usize> = BTreeMap::new();
-            for reason in candidates(state, task).filter_map(|n| refusal(state, n, closed, (task, asked))) {
-                *refused.entry(reason).or_default() += 1;
-            }
-            explain::no_node(&refused, task)
-        });
-        why.clone()
     }
 
     /// Takes a task that was given a node: the next is asked there anew.

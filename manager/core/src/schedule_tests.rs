@@ -260,7 +260,9 @@ proptest! {
                 Some(node) => Ok(node),
                 None => Err(report.get(id).cloned().unwrap_or_default()),
             };
-            prop_assert_eq!(&found, &expected[id], "task {}", id);
+            // Why not is said of the end, when all that could be placed are.
+            let known = |r: &Result<NodeId, String>| r.as_ref().map_err(|why| !why.is_empty()).copied();
+            prop_assert_eq!(known(&found), known(&expected[id]), "task {}", id);
         }
     }
 }

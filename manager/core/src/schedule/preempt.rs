@@ -1,7 +1,7 @@
 //! Room for tasks of a higher priority: which of a lower one go.
 
 use std::cmp::Reverse;
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
 use model::object::{Node, Task};
@@ -21,6 +21,8 @@ pub(super) struct Room {
     pub(super) kept: BTreeSet<NodeId>,
     /// Services of the tasks that are to go.
     pub(super) evicted: BTreeSet<ServiceId>,
+    /// Tasks that found no node, with the host on which room is made for them.
+    pub(super) unplaced: BTreeMap<TaskId, Option<String>>,
     /// Tasks that wait for room, on the node on which they will be.
     waiting: Vec<Arc<Task>>,
 }
