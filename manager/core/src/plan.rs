@@ -48,7 +48,8 @@ impl Dirty {
             match change.key {
                 Key::Service(id) => {
                     self.services.insert(id);
-                    self.room |= let_go(change.before.as_ref(), change.after.as_ref());
+                    self.room |= let_go(change.before.as_ref(), change.after.as_ref())
+                        || shuns_less(change.before.as_ref(), change.after.as_ref());
                 }
                 Key::Node(id) => {
                     self.nodes.insert(id);
@@ -101,6 +102,16 @@ fn let_go(before: Option<&Object>, after: Option<&Object>) -> bool {
     };
     let kept = vips(after);
     vips(before).iter().any(|v| !kept.contains(v))
+}
+
+/// Whether a service asks something else of what is beside it: others may have kept away for it.
+fn shuns_less(before: Option<&Object>, after: Option<&Object>) -> bool {
+    let Some(Object::Service(was)) = before else {
+        return false;
+    };
+    let was = &was.spec.task.placement.affinity;
+    let same = matches!(after, Some(Object::Service(is)) if is.spec.task.placement.affinity == *was);
+    !was.is_empty() && !same
 }
 
 /// What to do next.
