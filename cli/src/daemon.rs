@@ -10,6 +10,7 @@ use agent_worker::{Agent, AgentConfig, Encryption};
 use manager_server::{Manager, ManagerConfig, Membership, Side};
 use model::Level;
 use model::object::NodeRole;
+use model::spec::GenericResources;
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::watch;
 use tokio_stream::wrappers::{ReceiverStream, UnixListenerStream};
@@ -37,6 +38,14 @@ pub(crate) struct Args {
     /// What encrypts networks: the kernel's WireGuard where there is one and this process otherwise, or this process alone.
     #[arg(long, value_enum, default_value = "auto", env = "RSWARM_WIREGUARD")]
     pub(crate) wireguard: Wireguard,
+    /// What this node has beside CPU and memory: KIND=NUMBER, such as gpu=2, or once for each that has a name, gpu=UUID.
+    #[arg(
+        long,
+        value_name = "KIND=VALUE",
+        value_delimiter = ',',
+        env = "RSWARM_NODE_GENERIC_RESOURCES"
+    )]
+    pub(crate) node_generic_resource: Vec<String>,
     /// What is logged: error, warn, info, debug, or a filter of tracing.
     #[arg(long, default_value = "info,openraft=error", env = "RSWARM_LOG")]
     pub(crate) log: String,
@@ -94,6 +103,8 @@ pub(crate) async fn run(args: Args, socket: PathBuf) -> Result<u8, Fail> {
     if let Some(folder) = socket.parent() {
         fs::create_dir_all(folder).map_err(problem("make", folder))?;
     }
+    let generic =
+        GenericResources::parse(args.node_generic_resource.iter().map(String::as_str)).map_err(Fail::new)?;
     // A socket nobody answers at is what a killed daemon left; one that answers is another daemon's.
     if tokio::net::UnixStream::connect(&socket).await.is_ok() {
         return Err(Fail::new(format!(
@@ -120,6 +131,7 @@ pub(crate) async fn run(args: Args, socket: PathBuf) -> Result<u8, Fail> {
         hostname,
         dataplane: args.dataplane,
         exe: std::env::current_exe()?,
+        generic,
         version: env!("CARGO_PKG_VERSION").into(),
         level,
         encryption: match args.wireguard {

@@ -9,8 +9,9 @@ use model::object::{
     Availability, Config, Network, Node, NodeRole, NodeState, Secret, Service, SlotKey, Task,
 };
 use model::spec::{
-    FailureAction, Healthcheck, Hook, ImageRef, Mount, MountKind, NetProbe, OnDisconnect, PortSpec,
-    PublishMode, RestartCondition, ServiceMode, ServiceSpec, TaskSpec, UpdateConfig, UpdateOrder,
+    Amounts, FailureAction, GenericResources, Healthcheck, Hook, ImageRef, Mount, MountKind, Names, NetProbe,
+    OnDisconnect, PortSpec, PublishMode, RestartCondition, ServiceMode, ServiceSpec, TaskSpec, UpdateConfig,
+    UpdateOrder,
 };
 use model::{NetworkId, Timestamp};
 use serde_json::{Value, json};
@@ -138,7 +139,7 @@ fn task_spec(t: &TaskSpec) -> Value {
         },
         "Resources": {
             "Limits": {"NanoCPUs": t.resources.limits.cpu.0, "MemoryBytes": t.resources.limits.memory.0, "Pids": t.resources.limits.pids},
-            "Reservations": {"NanoCPUs": t.resources.reservations.cpu.0, "MemoryBytes": t.resources.reservations.memory.0},
+            "Reservations": {"NanoCPUs": t.resources.reservations.cpu.0, "MemoryBytes": t.resources.reservations.memory.0, "GenericResources": generic(&t.resources.reservations.generic)},
         },
         "RestartPolicy": {
             "Condition": match t.restart.condition { RestartCondition::Any => "any", RestartCondition::OnFailure => "on-failure", RestartCondition::None => "none" },
@@ -152,9 +153,12 @@ fn task_spec(t: &TaskSpec) -> Value {
             "Constraints": t.placement.constraints,
             "Preferences": t.placement.spread.iter().map(|s| json!({"Spread": {"SpreadDescriptor": s}})).collect::<Vec<_>>(),
             "MaxReplicas": t.placement.max_replicas_per_node,
+            "Strategy": t.placement.strategy.as_str(),
+            "Affinity": t.placement.affinity,
             "Platforms": t.placement.platforms.iter().map(|p| json!({"OS": p.os, "Architecture": p.arch})).collect::<Vec<_>>(),
         },
         "LogDriver": {"Name": t.log.name, "Options": t.log.options},
+        "Priority": t.priority,
         "Networks": t.networks.iter().map(|n| json!({"Target": n.network.to_string(), "Aliases": n.aliases, "Address": n.address.map(|a| a.to_string()), "Address6": n.address6.map(|a| a.to_string())})).collect::<Vec<_>>(),
         "ForceUpdate": t.force_update,
         "OnDisconnect": match t.on_disconnect {
@@ -162,6 +166,26 @@ fn task_spec(t: &TaskSpec) -> Value {
             OnDisconnect::StopAfter(after) => json!({"StopAfter": ns(after)}),
         },
     })
+}
+
+/// Docker's shape of generic resources that are counted.
+fn generic(amounts: &Amounts) -> Vec<Value> {
+    let of = |(kind, n)| json!({"DiscreteResourceSpec": {"Kind": kind, "Value": n}});
+    amounts.iter().map(of).collect()
+}
+
+/// Docker's shape of what a node has of them.
+fn generic_of(all: &GenericResources) -> Vec<Value> {
+    [generic(&all.counted), names(&all.named)].concat()
+}
+
+/// Docker's shape of those that have names.
+fn names(names: &Names) -> Vec<Value> {
+    let all = names
+        .iter()
+        .flat_map(|(kind, names)| names.iter().map(move |name| (kind, name)));
+    all.map(|(kind, name)| json!({"NamedResourceSpec": {"Kind": kind, "Value": name}}))
+        .collect()
 }
 
 /// What a service was asked to be.
@@ -269,6 +293,7 @@ pub(crate) fn task(t: &Task) -> Value {
             "ContainerStatus": t.status.container.as_ref().map(|c| json!({"ContainerID": c.id, "PID": c.pid, "ExitCode": c.exit_code})),
         },
         "NetworksAttachments": attachments(t),
+        "AssignedGenericResources": names(&t.granted),
     })
 }
 
@@ -280,7 +305,10 @@ pub(crate) fn node(n: &Node) -> Value {
         "Description": {
             "Hostname": n.description.hostname,
             "Platform": {"OS": n.description.platform.os, "Architecture": n.description.platform.arch},
-            "Resources": {"NanoCPUs": n.description.cpus.0, "MemoryBytes": n.description.memory.0},
+            "Resources": {
+                "NanoCPUs": n.description.cpus.0, "MemoryBytes": n.description.memory.0,
+                "GenericResources": generic_of(&n.description.generic),
+            },
             "Engine": {"EngineVersion": n.description.engine_version, "Labels": n.description.engine_labels},
             // As `wg` shows it.
             "WireGuardKey": n.description.tunnel_key.map(|key| BASE64_STANDARD.encode(key.0)),

@@ -34,6 +34,8 @@ mod many;
 mod members;
 #[path = "cluster/network.rs"]
 mod network;
+#[path = "cluster/placement.rs"]
+mod placement;
 #[path = "cluster/recovery.rs"]
 mod recovery;
 #[path = "cluster/rolling.rs"]
@@ -247,6 +249,11 @@ const ALL: &[(&str, Start, Scenario)] = &[
         "nodes are chosen by what they are, and say why not",
         Start::Cluster(1, 1),
         network::nodes_are_chosen_and_say_why_not,
+    ),
+    (
+        "resources are given out, and taken back for who is of a higher priority",
+        Start::Cluster(1, 2),
+        placement::resources_are_given_out_and_taken_back,
     ),
     (
         "packets of networks are lost, and nothing else",

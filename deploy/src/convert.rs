@@ -5,11 +5,11 @@ use std::str::FromStr;
 use std::time::Duration;
 
 use model::spec::{
-    Autoscale, ConfigRef, ConfigSpec, ContainerSpec, DnsConfig, EndpointMode, EndpointSpec, FailureAction,
-    FileTarget, Healthcheck, Hook, Labels, Limits, LogDriver, Mount, MountKind, NetworkAttachment,
-    NetworkSpec, OnDisconnect, Placement, PortSpec, Protocol, PublishMode, Reservations, Resources,
-    RestartCondition, RestartPolicy, SCALE_DOWN_AFTER, STACK_LABEL, SecretRef, SecretSpec, ServiceSpec,
-    StackSpec, TaskSpec, Ulimit, UpdateConfig, UpdateOrder, check_name,
+    Amounts, Autoscale, ConfigRef, ConfigSpec, ContainerSpec, DnsConfig, EndpointMode, EndpointSpec,
+    FailureAction, FileTarget, Healthcheck, Hook, Labels, Limits, LogDriver, Mount, MountKind,
+    NetworkAttachment, NetworkSpec, OnDisconnect, Placement, PortSpec, Protocol, PublishMode, Reservations,
+    Resources, RestartCondition, RestartPolicy, SCALE_DOWN_AFTER, STACK_LABEL, SecretRef, SecretSpec,
+    ServiceSpec, StackSpec, TaskSpec, Ulimit, UpdateConfig, UpdateOrder, check_name,
 };
 use model::units::parse_duration;
 use model::{Bytes, ConfigId, NanoCpus, NetworkId, SecretId};
@@ -317,6 +317,19 @@ impl Converter<'_> {
         (own, there)
     }
 
+    /// Affinities to services of this file are to those of this stack.
+    fn placement(&self, node: &Node) -> Placement {
+        let written = texts(node, &["deploy", "placement", "affinity"]);
+        let is_own = |name: &str| section(self.tree, "services").iter().any(|e| e.key == name);
+        let named = written.into_iter().map(|text| match text.rsplit_once('=') {
+            Some((operator, name)) if is_own(name.trim()) => {
+                format!("{operator}={}", self.scoped(name.trim()))
+            }
+            Some(_) | None => text,
+        });
+        placement(node, named.collect())
+    }
+
     fn service(&mut self, entry: &Entry) -> ServiceSpec {
         let (key, node) = (&entry.key, &entry.node);
         let path = format!("services.{key}");
@@ -336,13 +349,14 @@ impl Converter<'_> {
                 container: self.container(key, node, image),
                 resources: resources(node),
                 restart: job::restart_policy(node, &mode),
-                placement: placement(node),
+                placement: self.placement(node),
                 networks: self.attachments(key, node),
                 log: LogDriver {
                     name: text(node, &["logging", "driver"]),
                     options: pairs(node, &["logging", "options"]),
                 },
                 force_update: 0,
+                priority: parsed(node, &["deploy", "priority"]).unwrap_or(0),
                 on_disconnect: duration(node, &["deploy", "on_disconnect", "stop_after"])
                     .map_or(OnDisconnect::Keep, OnDisconnect::StopAfter),
             },
@@ -772,11 +786,22 @@ fn resources(node: &Node) -> Resources {
         reservations: Reservations {
             cpu: cpu(reservations),
             memory: memory(reservations),
+            generic: generic(reservations),
         },
     }
 }
 
-fn placement(node: &Node) -> Placement {
+/// Docker's shape: a list of `discrete_resource_spec: {kind, value}`.
+fn generic(reservations: Option<&Node>) -> Amounts {
+    let list = reservations.and_then(|n| at(n, &["generic_resources"]));
+    let asked = list.map_or(&[][..], Node::items).iter().filter_map(|item| {
+        let spec = at(item, &["discrete_resource_spec"])?;
+        Some((text(spec, &["kind"]), parsed::<u64>(spec, &["value"])?))
+    });
+    asked.collect()
+}
+
+fn placement(node: &Node, affinity: Vec<String>) -> Placement {
     let preferences = at(node, &["deploy", "placement", "preferences"]).map_or(&[][..], Node::items);
     Placement {
         constraints: texts(node, &["deploy", "placement", "constraints"]),
@@ -787,6 +812,10 @@ fn placement(node: &Node) -> Placement {
             .collect(),
         max_replicas_per_node: parsed(node, &["deploy", "placement", "max_replicas_per_node"]).unwrap_or(0),
         platforms: Vec::new(),
+        strategy: text(node, &["deploy", "placement", "strategy"])
+            .parse()
+            .unwrap_or_default(),
+        affinity,
     }
 }
 

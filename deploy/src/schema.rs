@@ -113,6 +113,8 @@ const fn refused(name: &'static str, why: &'static str) -> Key {
 const SWARM: &str = "ignoring unsupported option: containers of services do not have it";
 const LATER: &str = "is not supported yet: take it out";
 const U32: i64 = 0xffff_ffff;
+const PRIORITY: i64 = model::spec::PRIORITY_MAX as i64;
+const UNITS: i64 = model::spec::UNITS_MAX as i64;
 
 /// The whole file.
 pub(crate) const FILE: Shape = Shape::Object(&[
@@ -326,7 +328,13 @@ const DEPLOY: Shape = Shape::Object(&[
                 Shape::Object(&[
                     used("cpus", Shape::Cpus),
                     used("memory", Shape::Size),
-                    refused("generic_resources", LATER),
+                    used(
+                        "generic_resources",
+                        Shape::List(&Shape::Object(&[used(
+                            "discrete_resource_spec",
+                            Shape::Object(&[used("kind", Shape::Text), used("value", Shape::Int(1, UNITS))]),
+                        )])),
+                    ),
                     refused("devices", LATER),
                 ]),
             ),
@@ -352,6 +360,8 @@ const DEPLOY: Shape = Shape::Object(&[
                 Shape::List(&Shape::Object(&[used("spread", Shape::Text)])),
             ),
             used("max_replicas_per_node", Shape::Int(0, U32)),
+            used("strategy", Shape::Word(&["spread", "binpack"])),
+            used("affinity", Shape::Texts),
         ]),
     ),
     used("on_disconnect", Shape::OnDisconnect),
@@ -365,6 +375,7 @@ const DEPLOY: Shape = Shape::Object(&[
             used("scale_down_after", Shape::Duration),
         ]),
     ),
+    used("priority", Shape::Int(0, PRIORITY)),
 ]);
 
 const SCHEDULE: Shape = Shape::Object(&[

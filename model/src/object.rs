@@ -9,7 +9,8 @@ use ipnet::IpNet;
 
 use crate::job::JobStatus;
 use crate::spec::{
-    ConfigSpec, Labels, NetworkSpec, Platform, PortSpec, SecretSpec, ServiceMode, ServiceSpec, TaskSpec,
+    ConfigSpec, GenericResources, Labels, Names, NetworkSpec, Platform, PortSpec, SecretSpec, ServiceMode,
+    ServiceSpec, TaskSpec,
 };
 use crate::task_state::{DesiredState, TaskState};
 use crate::{
@@ -225,6 +226,8 @@ pub struct NodeDescription {
     pub tunnel_key: Option<TunnelKey>,
     /// Its kernel answers when others ask over the data plane whether it is reached.
     pub answers: bool,
+    /// What it has beside CPU and memory.
+    pub generic: GenericResources,
 }
 
 /// The public key of a host's end of encrypted networks (WireGuard: Curve25519).
@@ -563,6 +566,10 @@ pub struct Task {
     pub host_ports: Vec<PortSpec>,
     /// Of a job: the run it is part of; else 0.
     pub iteration: u64,
+    /// Which generic resources of its node are its own, of those that have names.
+    pub granted: Names,
+    /// It is to give its slot to a task on another node, with at most so many of its service at once; 0: it is not.
+    pub moving: u32,
 }
 
 impl Task {

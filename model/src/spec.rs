@@ -3,6 +3,7 @@
 mod autoscale;
 mod container;
 mod disconnect;
+mod generic;
 mod health;
 mod hook;
 mod image;
@@ -17,6 +18,7 @@ mod update;
 pub use autoscale::*;
 pub use container::*;
 pub use disconnect::*;
+pub use generic::*;
 pub use health::*;
 pub use hook::*;
 pub use image::*;

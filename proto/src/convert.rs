@@ -97,12 +97,14 @@ fn id_or_empty<T: PartialEq + ToString>(id: T, nil: T) -> String {
 mod tests {
     use super::*;
     use model::assignment::{ServiceEndpoints, ServiceNetwork};
-    use model::object::{NodeState, NodeStatus};
-    use model::spec::{EndpointMode, NetworkAttachment, OnDisconnect, TaskSpec};
+    use model::object::{NodeDescription, NodeState, NodeStatus};
+    use model::spec::{
+        EndpointMode, GenericResources, NetworkAttachment, OnDisconnect, PlacementStrategy, TaskSpec,
+    };
     use model::{NetworkId, ServiceId};
 
     #[test]
-    fn what_becomes_of_a_cut_off_task_survives_the_wire() {
+    fn what_is_asked_of_nodes_survives_the_wire() {
         for rule in [
             OnDisconnect::Keep,
             OnDisconnect::StopAfter(Duration::from_millis(12_345)),
@@ -114,6 +116,22 @@ mod tests {
             let wire = crate::types::TaskSpec::from(&spec);
             assert_eq!(TaskSpec::try_from(wire), Ok(spec));
         }
+        let mut spec = TaskSpec {
+            priority: 90,
+            ..TaskSpec::default()
+        };
+        spec.placement.strategy = PlacementStrategy::Binpack;
+        spec.placement.affinity = vec!["service==db".into()];
+        spec.resources.reservations.generic = [("gpu".to_owned(), 2)].into();
+        assert_eq!(TaskSpec::try_from(crate::types::TaskSpec::from(&spec)), Ok(spec));
+        let has = NodeDescription {
+            generic: GenericResources::parse(["gpu=A", "gpu=B", "fpga=2"]).unwrap(),
+            ..NodeDescription::default()
+        };
+        assert_eq!(
+            NodeDescription::from(crate::types::NodeDescription::from(&has)),
+            has
+        );
         let status = NodeStatus {
             state: NodeState::Down,
             message: "silent".into(),

@@ -23,6 +23,7 @@ mod ports_are_unique;
 mod readiness_is_told;
 mod rollback_is_final;
 mod rollout_keeps_serving;
+mod room_is_made_by_lower_ones;
 mod same_state;
 mod scaling_is_no_rollout;
 mod secrets_stay_near;
@@ -108,6 +109,11 @@ const ALWAYS: &[Always] = &[
     ("session_is_current", "I39", session_is_current::check),
     ("state_grows", "I12", state_grows::check),
     ("state_is_sound", "I29", state_is_sound::check),
+    (
+        "room_is_made_by_lower_ones",
+        "I41",
+        room_is_made_by_lower_ones::check,
+    ),
     ("stops_have_a_reason", "I41", stops_have_a_reason::check),
     ("task_is_fixed", "I14, I15", task_is_fixed::check),
     ("transition_by_owner", "I16, I19", transition_by_owner::check),

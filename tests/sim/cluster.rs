@@ -8,7 +8,7 @@ use manager_core::node_health::Unheard;
 use manager_core::{Action, Dirty, State, Txn, admit};
 use model::assignment::AssignmentSet;
 use model::object::{Availability, Key, Node, NodeDescription, NodeSpec, NodeStatus, Object, SlotKey};
-use model::spec::Platform;
+use model::spec::{GenericResources, Platform};
 use model::{Bytes, Level, NanoCpus, NodeId, ServiceId, TaskId, Timestamp};
 
 use super::Plant;
@@ -192,6 +192,7 @@ impl Cluster {
                     cpus: NanoCpus(NODE_CPUS),
                     memory: Bytes(8 << 30),
                     level: Level::OURS,
+                    generic: generic(id),
                     ..NodeDescription::default()
                 },
                 identity: Default::default(),
@@ -253,4 +254,15 @@ impl Cluster {
         self.lead()?;
         invariants::check_moment(self).map_or(Ok(()), Err)
     }
+}
+
+/// Two that have names, or of every other node three that are counted.
+fn generic(node: u64) -> GenericResources {
+    let (mut own, gpu) = (GenericResources::default(), "gpu".to_owned());
+    if node.is_multiple_of(2) {
+        own.counted.insert(gpu, 3);
+    } else {
+        own.named.insert(gpu, ["A", "B"].map(str::to_owned).into());
+    }
+    own
 }

@@ -10,8 +10,8 @@ use model::NanoCpus;
 use model::object::{Availability, Object, Service, UpdateState};
 use model::spec::{
     Concurrency, FailureAction, FileTarget, Healthcheck, NetProbe, NetworkAttachment, NetworkSpec,
-    OnDisconnect, Placement, PortSpec, PublishMode, RestartCondition, STACK_LABEL, Schedule, SecretRef,
-    SecretSpec, ServiceMode, ServiceSpec, StackSpec, UpdateOrder,
+    OnDisconnect, Placement, PlacementStrategy, PortSpec, PublishMode, RestartCondition, STACK_LABEL,
+    Schedule, SecretRef, SecretSpec, ServiceMode, ServiceSpec, StackSpec, UpdateOrder,
 };
 use model::task_state::DesiredState;
 use model::{NetworkId, SecretId};
@@ -212,6 +212,7 @@ impl Cluster {
         if self.rng.percent(15) {
             spec.task.placement.max_replicas_per_node = u32::try_from(1 + self.rng.below(2)).unwrap_or(1);
         }
+        self.place(&mut spec);
         self.rollout_knobs(&mut spec);
         let kind = match (spec.mode.is_job(), spec.schedule.is_some()) {
             (false, _) => "services created",
@@ -245,6 +246,32 @@ impl Cluster {
                 starting_deadline: Duration::from_secs(self.rng.below(2) * 5),
                 ..Schedule::default()
             });
+        }
+    }
+
+    /// Where it runs, beside whom, with what, and before whom.
+    fn place(&mut self, spec: &mut ServiceSpec) {
+        let task = &mut spec.task;
+        if self.rng.percent(30) {
+            task.placement.strategy = PlacementStrategy::Binpack;
+        }
+        if self.rng.percent(30) {
+            task.resources
+                .reservations
+                .generic
+                .insert("gpu".into(), 1 + self.rng.below(2));
+        }
+        if self.rng.percent(15) {
+            let other = self.rng.below(6);
+            let operator = if self.rng.percent(50) { "==" } else { "!=" };
+            if !spec.name.ends_with(&other.to_string()) {
+                task.placement.affinity = vec![format!("service{operator}s{other}")];
+            }
+        }
+        if self.rng.percent(30) {
+            task.priority = u32::try_from((1 + self.rng.below(3)) * 30).unwrap_or(0);
+            // Whoever it finds in its way serves no more.
+            self.healthy_updates.clear();
         }
     }
 
@@ -338,7 +365,9 @@ impl Cluster {
             3 => spec.task.placement.constraints = vec!["node.labels.disk==ssd".into()],
             _ => spec.task.container.image = self.image(),
         }
-        let well = self.is_well(service) && spec.task != service.spec.task;
+        let higher = |s: &Arc<Service>| s.spec.task.priority > spec.task.priority;
+        let safe = !self.state.services().any(higher);
+        let well = safe && self.is_well(service) && spec.task != service.spec.task;
         let (id, name) = (service.id, spec.name.clone());
         self.healthy_updates.remove(&id);
         let moved = spec.task.placement != service.spec.task.placement;
@@ -416,6 +445,7 @@ impl Cluster {
             let mut spec = (*service.spec).clone();
             spec.task.container.image = "healed".into();
             spec.task.placement = Placement::default();
+            spec.task.resources.reservations.generic.clear();
             spec.task.restart.condition = RestartCondition::Any;
             spec.task.restart.max_attempts = 0;
             if spec.mode.is_job() {

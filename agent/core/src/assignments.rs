@@ -138,6 +138,8 @@ mod tests {
             host_ports: Vec::new(),
             iteration: 0,
             fence: 0,
+            granted: Default::default(),
+            moving: 0,
         }
     }
 

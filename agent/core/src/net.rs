@@ -538,6 +538,8 @@ mod tests {
             host_ports: Vec::new(),
             iteration: 0,
             fence: 0,
+            granted: Default::default(),
+            moving: 0,
         };
         let there = Backend {
             addresses: both(3),

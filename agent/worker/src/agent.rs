@@ -49,6 +49,8 @@ pub struct AgentConfig {
     pub dataplane: String,
     /// Binary that is its own shim.
     pub exe: PathBuf,
+    /// What this host has beside CPU and memory.
+    pub generic: model::spec::GenericResources,
     /// Version it reports.
     pub version: String,
     /// What this build knows of messages.
@@ -230,6 +232,7 @@ impl Shared {
             level: self.config.level,
             tunnel_key: *self.network.key().borrow(),
             answers: Dataplane::has_ipv6(),
+            generic: self.config.generic.clone(),
             ..NodeDescription::default()
         }
     }

@@ -732,6 +732,8 @@ fn unreachable_task(id: TaskId) -> Arc<Task> {
         running_at: None,
         ended_at: None,
         fence: 0,
+        granted: Default::default(),
+        moving: 0,
         addresses: Vec::new(),
         host_ports: Vec::new(),
         iteration: 0,

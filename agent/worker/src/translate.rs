@@ -209,6 +209,7 @@ pub(crate) fn container(
         .iter()
         .map(|e| template(e, task, place))
         .collect::<Result<Vec<_>, _>>()?;
+    env.extend(resource_env(task));
     // Last, so that nothing else has its name.
     env.push(format!("RSWARM_FENCE={}", task.fence));
     Ok(ContainerConfig {
@@ -398,6 +399,27 @@ fn translate_mount(
         source,
         read_only: mount.read_only,
     })
+}
+
+/// Which generic resources are a task's own, under our name and Docker's: those with names by name, of others how many.
+fn resource_env(task: &Task) -> Vec<String> {
+    let asked = task.spec.resources.reservations.generic.iter();
+    let lines = asked.flat_map(|(kind, count)| {
+        let fits = |c: char| {
+            if c.is_ascii_alphanumeric() {
+                c.to_ascii_uppercase()
+            } else {
+                '_'
+            }
+        };
+        let kind_there: String = kind.chars().map(fits).collect();
+        let own = task.granted.get(kind).map_or_else(
+            || count.to_string(),
+            |names| names.iter().map(String::as_str).collect::<Vec<_>>().join(","),
+        );
+        ["RSWARM", "DOCKER"].map(|whose| format!("{whose}_RESOURCE_{kind_there}={own}"))
+    });
+    lines.collect()
 }
 
 /// Lines of `/etc/hosts` by which a task finds itself: its addresses in the first of its networks.

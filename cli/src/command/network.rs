@@ -378,6 +378,8 @@ mod tests {
             host_ports: Vec::new(),
             iteration: 0,
             fence: 0,
+            granted: Default::default(),
+            moving: 0,
         };
         let id = task.id.to_string();
         for (network, four, six) in [

@@ -7,8 +7,8 @@ use model::object::{Object, Service};
 use model::spec::ServiceSpec;
 use model::units::parse_duration;
 use proto::control::{
-    CreateRequest, GetRequest, RemoveRequest, RollbackServiceRequest, Scale, ScaleServicesRequest, Spec,
-    Steer, SteerRolloutRequest, UpdateRequest, spec,
+    CreateRequest, GetRequest, RebalanceServiceRequest, RemoveRequest, RollbackServiceRequest, Scale,
+    ScaleServicesRequest, Spec, Steer, SteerRolloutRequest, UpdateRequest, spec,
 };
 use proto::types::Kind;
 use serde_json::json;
@@ -73,6 +73,16 @@ pub(crate) enum Command {
     Promote(SteerArgs),
     /// Go back to the spec from before a rollout.
     Abort(SteerArgs),
+    /// Move tasks to nodes that have fewer of them, each once its successor runs.
+    Rebalance {
+        /// How many move at once.
+        #[arg(long, default_value_t = 1, value_parser = clap::value_parser!(u32).range(1..))]
+        parallelism: u32,
+        /// Only show which would move.
+        #[arg(long)]
+        dry_run: bool,
+        service: String,
+    },
     /// Show why tasks have no node: what each node says to them, and to one more where all have one.
     Why(WhyArgs),
     /// Run a job once more, now.
@@ -275,6 +285,11 @@ pub(crate) async fn run(client: &Client, command: Command) -> Result<u8, Fail> {
             return attached(client, &target, &wait, &Board::new(wait.quiet)).await;
         }
         Command::Runs { service, format } => job::runs(&*get(client, &service).await?, format)?,
+        Command::Rebalance {
+            parallelism,
+            dry_run,
+            service,
+        } => rebalance(client, service, parallelism, dry_run).await?,
         Command::Rm { services } => {
             client
                 .control()
@@ -357,6 +372,35 @@ async fn why(client: &Client, args: &WhyArgs) -> Result<(), Fail> {
     if waiting > shown {
         render::progress(&format!("{} more tasks have no node", waiting - shown));
     }
+    Ok(())
+}
+
+/// Prints the tasks that move, with the nodes that they leave.
+async fn rebalance(client: &Client, service: String, parallelism: u32, dry_run: bool) -> Result<(), Fail> {
+    let name = service.clone();
+    let request = RebalanceServiceRequest {
+        reference: service,
+        parallelism,
+        dry_run,
+    };
+    let moving = client
+        .control()
+        .await?
+        .rebalance_service(request)
+        .await?
+        .into_inner()
+        .tasks;
+    let nodes = client.nodes(&[]).await?;
+    for id in &moving {
+        let Object::Task(task) = client.get(Kind::Task, id).await? else {
+            continue;
+        };
+        let host = nodes.iter().find(|(n, _)| Some(n.id) == task.node);
+        let host = host.map_or("a node that is gone", |(n, _)| n.description.hostname.as_str());
+        render::line(format!("{} leaves {host}", task.name()));
+    }
+    let (count, verb) = (moving.len(), if dry_run { "would move" } else { "move" });
+    render::progress(&format!("{name}: {count} tasks {verb}"));
     Ok(())
 }
 

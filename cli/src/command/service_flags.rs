@@ -4,7 +4,8 @@ use std::time::Duration;
 
 use deploy::grammar;
 use model::spec::{
-    EndpointMode, FailureAction, RestartCondition, ServiceMode, ServiceSpec, UpdateConfig, UpdateOrder,
+    Amounts, EndpointMode, FailureAction, PlacementStrategy, RestartCondition, ServiceMode, ServiceSpec,
+    UpdateConfig, UpdateOrder, parse_amount,
 };
 use model::units::parse_duration;
 use model::{Bytes, NanoCpus};
@@ -131,6 +132,12 @@ pub(crate) struct SpecArgs {
     cap_drop: Vec<String>,
     #[arg(long)]
     placement_pref: Vec<String>,
+    /// Which of the nodes that fit is taken: spread, the emptiest, or binpack, the fullest.
+    #[arg(long)]
+    strategy: Option<PlacementStrategy>,
+    /// 0 to 100: where there is no room for its tasks, those of a lower one make some.
+    #[arg(long)]
+    priority: Option<u32>,
     #[arg(long)]
     log_driver: Option<String>,
     #[arg(long)]
@@ -172,6 +179,12 @@ pub(crate) struct CreateArgs {
     network: Vec<String>,
     #[arg(long)]
     constraint: Vec<String>,
+    /// service==NAME or service!=NAME: a task of that service is on its node, or none is.
+    #[arg(long)]
+    affinity: Vec<String>,
+    /// KIND=NUMBER, such as gpu=1.
+    #[arg(long)]
+    generic_resource: Vec<String>,
     #[arg(long)]
     secret: Vec<String>,
     #[arg(long)]
@@ -226,6 +239,16 @@ pub(crate) struct UpdateArgs {
     constraint_add: Vec<String>,
     #[arg(long)]
     constraint_rm: Vec<String>,
+    #[arg(long)]
+    affinity_add: Vec<String>,
+    #[arg(long)]
+    affinity_rm: Vec<String>,
+    /// KIND=NUMBER, in the place of what it asked for of that kind.
+    #[arg(long)]
+    generic_resource_add: Vec<String>,
+    /// A kind that it asks for no more.
+    #[arg(long)]
+    generic_resource_rm: Vec<String>,
     #[arg(long)]
     secret_add: Vec<String>,
     #[arg(long)]
@@ -282,6 +305,18 @@ fn order(text: &str) -> Result<UpdateOrder, Fail> {
     }
 }
 
+/// How many of each kind of generic resource.
+fn amounts(texts: &[String]) -> Result<Amounts, Fail> {
+    let mut all = Amounts::new();
+    for text in texts {
+        let (kind, count) = parse_amount(text).map_err(Fail::new)?;
+        if all.insert(kind.clone(), count).is_some() {
+            return Err(Fail::new(format!("generic resource {kind} is asked for twice")));
+        }
+    }
+    Ok(all)
+}
+
 impl SpecArgs {
     /// Puts what was given into a spec; the rest stays.
     fn apply(&self, s: &mut ServiceSpec) -> Result<(), Fail> {
@@ -334,6 +369,8 @@ impl SpecArgs {
                 .ok_or_else(|| Fail::new(format!("{pref}: write spread=node.labels.NAME")))?;
             s.task.placement.spread.push(label.into());
         }
+        set(&self.strategy, &mut s.task.placement.strategy);
+        set(&self.priority, &mut s.task.priority);
         set(&self.log_driver, &mut s.task.log.name);
         s.task.log.options.extend(pairs(&self.log_opt));
         let restart = &mut s.task.restart;
@@ -515,6 +552,8 @@ pub(super) fn from_create(args: &CreateArgs) -> Result<ServiceSpec, Fail> {
     }
     s.task.networks = all(&args.network, grammar::parse_network)?;
     s.task.placement.constraints.clone_from(&args.constraint);
+    s.task.placement.affinity.clone_from(&args.affinity);
+    s.task.resources.reservations.generic = amounts(&args.generic_resource)?;
     s.endpoint.ports = all(&args.publish, grammar::parse_ports)?
         .into_iter()
         .flatten()
@@ -555,6 +594,12 @@ pub(super) fn from_update(args: &UpdateArgs, old: &ServiceSpec) -> Result<Servic
         .constraints
         .retain(|c| !args.constraint_rm.contains(c));
     s.task.placement.constraints.extend(args.constraint_add.clone());
+    let affinity = &mut s.task.placement.affinity;
+    affinity.retain(|a| !args.affinity_rm.contains(a));
+    affinity.extend(args.affinity_add.clone());
+    let generic = &mut s.task.resources.reservations.generic;
+    generic.retain(|kind, _| !args.generic_resource_rm.contains(kind));
+    generic.extend(amounts(&args.generic_resource_add)?);
     for target in all(&args.publish_rm, grammar::parse_ports)?.into_iter().flatten() {
         s.endpoint
             .ports

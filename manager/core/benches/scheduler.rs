@@ -93,6 +93,8 @@ fn task(service: &Service, spec: &Arc<model::spec::TaskSpec>, slot: u32, id: u12
         running_at: None,
         ended_at: None,
         fence: 0,
+        granted: Default::default(),
+        moving: 0,
         addresses: Vec::new(),
         host_ports: Vec::new(),
         iteration: 0,

@@ -9,6 +9,7 @@ pub mod level;
 mod network;
 mod node;
 mod pin;
+mod rebalance;
 mod rollout;
 mod service;
 mod stack;
@@ -36,6 +37,7 @@ pub use join::{
 pub use network::{create_network, remove_networks, update_network};
 pub use node::{remove_nodes, update_node};
 pub use pin::{Pinning, ResolveImage};
+pub use rebalance::rebalance_service;
 pub use rollout::{Steer, rollback_service, steer_rollout};
 pub use service::{create_service, remove_services, scale_services, update_service};
 pub use stack::{StackChange, StackVerdict, deploy_stack, remove_stacks};

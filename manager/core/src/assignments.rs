@@ -423,6 +423,8 @@ mod tests {
             running_at: None,
             ended_at: None,
             fence: 0,
+            granted: Default::default(),
+            moving: 0,
             addresses: Vec::new(),
             host_ports: Vec::new(),
             iteration: 0,

@@ -37,6 +37,8 @@ mod admit_tests;
 #[cfg(test)]
 mod orchestrate_tests;
 #[cfg(test)]
+mod placement_tests;
+#[cfg(test)]
 mod readiness_tests;
 
 pub use admit::{Admitted, Refusal, RefusalKind};

@@ -487,6 +487,8 @@ mod tests {
             host_ports: Vec::new(),
             iteration: 0,
             fence: 0,
+            granted: Default::default(),
+            moving: 0,
         };
         let objects: Vec<Object> = state.objects().chain([Object::Task(task.into())]).collect();
         state = State::from_objects(1, objects);

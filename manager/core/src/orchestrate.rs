@@ -2,6 +2,7 @@
 
 pub(crate) mod cron;
 pub(crate) mod job;
+mod moves;
 mod node;
 mod restart;
 pub(crate) mod revision;
@@ -65,6 +66,7 @@ pub(crate) fn reconcile(
             &mut wake,
         );
     }
+    moves::drive(scratch, &service, now, ids);
     promote(scratch, &service, &leaving, now, &mut wake);
     finish_unplaced(scratch, id, now);
     reap::history(scratch, id);
@@ -253,6 +255,8 @@ pub(crate) fn make_task(
         running_at: None,
         ended_at: None,
         fence: 0,
+        granted: Default::default(),
+        moving: 0,
         addresses: Vec::new(),
         host_ports: Vec::new(),
         iteration,

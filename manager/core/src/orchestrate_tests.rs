@@ -266,6 +266,12 @@ impl Sim {
         self.settle();
     }
 
+    /// One step of every agent, and a quarter of a second.
+    pub(crate) fn step_agents(&mut self) {
+        self.agents();
+        self.now = self.now + Duration::from_millis(250);
+    }
+
     pub(crate) fn watch(&mut self) {
         (self.fewest, self.most) = (usize::MAX, 0);
     }

@@ -3,7 +3,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use model::ids::IdSource;
-use model::object::{Key, Object};
+use model::object::{Key, Object, Task};
 use model::{NodeId, ServiceId, TaskId, Timestamp};
 
 use crate::allocate;
@@ -48,7 +48,8 @@ impl Dirty {
             match change.key {
                 Key::Service(id) => {
                     self.services.insert(id);
-                    self.room |= let_go(change.before.as_ref(), change.after.as_ref());
+                    self.room |= let_go(change.before.as_ref(), change.after.as_ref())
+                        || shuns_less(change.before.as_ref(), change.after.as_ref());
                 }
                 Key::Node(id) => {
                     self.nodes.insert(id);
@@ -103,6 +104,16 @@ fn let_go(before: Option<&Object>, after: Option<&Object>) -> bool {
     vips(before).iter().any(|v| !kept.contains(v))
 }
 
+/// Whether a service asks something else of what is beside it: others may have kept away for it.
+fn shuns_less(before: Option<&Object>, after: Option<&Object>) -> bool {
+    let Some(Object::Service(was)) = before else {
+        return false;
+    };
+    let was = &was.spec.task.placement.affinity;
+    let same = matches!(after, Some(Object::Service(is)) if is.spec.task.placement.affinity == *was);
+    !was.is_empty() && !same
+}
+
 /// What to do next.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub struct Plan {
@@ -132,29 +143,42 @@ pub fn plan(state: &State, dirty: &Dirty, unheard: &Unheard, now: Timestamp, ids
         rely(&mut scratch, touched, Key::Node(node));
     }
     let mut wake = BTreeMap::new();
-    for id in &services {
-        let touched = scratch.touched();
-        if let Some(at) = orchestrate::reconcile(&mut scratch, *id, now, ids) {
-            wake.insert(*id, at);
-        }
-        rely(&mut scratch, touched, Key::Service(*id));
-    }
-    let room = dirty.room || dirty.all;
     let mut report = BTreeMap::new();
-    let open: Vec<TaskId> = (scratch.unplaced())
-        .filter(|t| room || services.contains(&t.service))
-        .filter(|t| t.desired.is_live())
-        .map(|t| t.id)
-        .collect();
-    allocate::allocate(&mut scratch, &open, now, &mut report);
-    if unheard.settles_at.is_none() {
-        schedule::schedule(&mut scratch, &open, &unheard.nodes, now, &mut report);
+    let room = dirty.room || dirty.all;
+    loop {
+        for id in &services {
+            let touched = scratch.touched();
+            if let Some(at) = orchestrate::reconcile(&mut scratch, *id, now, ids) {
+                wake.insert(*id, at);
+            }
+            rely(&mut scratch, touched, Key::Service(*id));
+        }
+        let open: Vec<TaskId> = (scratch.unplaced())
+            .filter(|t| room || services.contains(&t.service) || looks_again(t))
+            .filter(|t| t.desired.is_live())
+            .map(|t| t.id)
+            .collect();
+        allocate::allocate(&mut scratch, &open, now, &mut report);
+        if unheard.settles_at.is_some() {
+            break;
+        }
+        // Those that make room get successors, which must not wait for the next entry to be told why they have none.
+        services = schedule::schedule(&mut scratch, &open, &unheard.nodes, now, &mut report);
+        if services.is_empty() {
+            break;
+        }
     }
     Plan {
         txn: scratch.into_txn(),
         wake,
         report,
     }
+}
+
+/// Whether a task that waits for a node is looked at in every plan: another's task may be the company it waits for, and where it
+/// waits for room nobody else must take that.
+fn looks_again(task: &Task) -> bool {
+    task.spec.priority > 0 || schedule::affinity::wants_company(task)
 }
 
 /// What was decided for a service or a node is stale once that has changed: a slot that was closed may be wanted again.

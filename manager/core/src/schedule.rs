@@ -1,69 +1,144 @@
 //! Pending → Assigned, or why not.
 
+pub mod affinity;
 pub mod constraint;
 pub mod explain;
 pub mod filter;
+mod generic;
+mod preempt;
+pub(crate) mod rebalance;
 mod spread;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
 use model::object::{Key, Node, SlotKey, Task};
+use model::spec::PlacementStrategy;
 use model::task_state::{DesiredState, TaskState};
 use model::{NodeId, ServiceId, TaskId, Timestamp};
 
-use crate::state::{Scratch, State};
+pub(crate) use preempt::PREEMPTED;
+
+use crate::state::{Class, Fullness, Scratch, State};
 
 /// Ended tasks of a service on a node within [`FAILURE_WINDOW_MS`] that make the node a last resort.
 const FAILURES_MAX: usize = 5;
 /// How long a failure counts against a node: 5 minutes.
 const FAILURE_WINDOW_MS: u64 = 300_000;
 
-/// Gives pending tasks a node; those that fit nowhere say why and stay Pending. Who is `unheard` gets none.
+/// Gives pending tasks a node, those of the highest priority first; those that fit nowhere say why and stay Pending, or make room.
+/// Who is `unheard` gets none. Answers the services of which tasks were told to make room.
 pub(crate) fn schedule(
     scratch: &mut Scratch,
     open: &[TaskId],
     unheard: &BTreeSet<NodeId>,
     now: Timestamp,
     report: &mut BTreeMap<TaskId, String>,
+) -> BTreeSet<ServiceId> {
+    let mut room = preempt::Room::default();
+    let mut pending = pending(scratch, open);
+    loop {
+        let count = pending.len();
+        place(scratch, &pending, unheard, now, &mut room);
+        // What was placed may be the company that others waited for.
+        pending.retain(|t| {
+            let waits = scratch.task(t.id).is_some_and(|t| t.node.is_none());
+            waits && !room.waits(t.id)
+        });
+        let placed = pending.len() < count;
+        pending.retain(|t| affinity::wants_company(t));
+        if !placed || pending.is_empty() {
+            break;
+        }
+    }
+    say_why(scratch, unheard, &room, report);
+    room.evicted
+}
+
+/// Writes why tasks have no node, once all that could be placed are: those that come later may take what was free.
+fn say_why(
+    scratch: &mut Scratch,
+    unheard: &BTreeSet<NodeId>,
+    room: &preempt::Room,
+    report: &mut BTreeMap<TaskId, String>,
 ) {
-    let nodes: Vec<Arc<Node>> = scratch.nodes().cloned().collect();
+    let ids: Vec<TaskId> = room.unplaced.keys().copied().collect();
+    let closed = Closed {
+        unheard,
+        kept: &room.kept,
+    };
+    let mut like: Option<(Arc<Task>, String)> = None;
+    for task in pending(scratch, &ids) {
+        let known = like.take().filter(|(known, _)| {
+            let any = |t: &Task| matches!(t.slot, SlotKey::Replica(_)) && t.desired != DesiredState::Ready;
+            known.service == task.service && any(known) && any(&task) && alike(known, &task)
+        });
+        let text = known.map_or_else(|| no_node(scratch, closed, &task), |(_, text)| text);
+        let host = room.unplaced.get(&task.id).and_then(Option::as_ref);
+        let why = host.map_or_else(
+            || text.clone(),
+            |host| format!("{text}; it waits for room that is made on {host}"),
+        );
+        if task.status.error != why {
+            scratch.edit_task(task.id, |t| t.status.error.clone_from(&why));
+        }
+        report.insert(task.id, why);
+        like = Some((task, text));
+    }
+}
+
+/// What every node says to a task, in one line.
+fn no_node(state: &State, closed: Closed<'_>, task: &Task) -> String {
+    let asked = filter::Asked::of(state, task);
+    let mut refused: BTreeMap<filter::Refused, usize> = BTreeMap::new();
+    for reason in candidates(state, task).filter_map(|n| refusal(state, n, closed, (task, &asked))) {
+        *refused.entry(reason).or_default() += 1;
+    }
+    explain::no_node(&refused, task)
+}
+
+/// Tasks that wait for a node, in an order in which the same tasks always meet the same nodes.
+fn pending(scratch: &Scratch, open: &[TaskId]) -> Vec<Arc<Task>> {
     let mut pending: Vec<Arc<Task>> = open
         .iter()
         .filter_map(|id| scratch.task(*id))
         .filter(|t| t.status.state == TaskState::Pending && t.node.is_none())
         .cloned()
         .collect();
-    // By service and slot, so that the same tasks always meet the same nodes.
-    pending.sort_by_key(|t| (t.service, t.slot, t.id));
-    for of_service in pending.chunk_by(|a, b| a.service == b.service) {
+    pending.sort_by_key(|t| (std::cmp::Reverse(t.spec.priority), t.service, t.slot, t.id));
+    pending
+}
+
+fn place(
+    scratch: &mut Scratch,
+    pending: &[Arc<Task>],
+    unheard: &BTreeSet<NodeId>,
+    now: Timestamp,
+    room: &mut preempt::Room,
+) {
+    for of_service in pending.chunk_by(|a, b| (a.spec.priority, a.service) == (b.spec.priority, b.service)) {
         let Some(first) = of_service.first() else { continue };
         let mut load = Load::of(scratch, first.service, now);
-        let mut like: Option<(Arc<Task>, Choice)> = None;
-        for (at, task) in of_service.iter().enumerate() {
-            let is_like = |(known, _): &(Arc<Task>, Choice)| alike(known, task);
-            // Of one alone nothing has to be kept.
-            let many = like.as_ref().is_some_and(is_like)
-                || of_service.get(at + 1).is_some_and(|next| alike(task, next));
-            let chosen = if many && is_plain(task, &load) {
-                // Each like the one before finds the nodes as that one left them.
-                let known = like.take().filter(|(known, _)| alike(known, task));
-                let choice = match known {
-                    Some((_, choice)) => choice,
-                    None => Choice::of(scratch, &nodes, unheard, task, &load),
-                };
-                let best = choice.best();
-                like = Some((task.clone(), choice));
-                best.ok_or_else(|| like.as_ref().map_or_else(String::new, |(_, c)| c.no_node(task)))
-            } else {
-                like = None;
-                choose(scratch, &nodes, unheard, task, &load)
+        let mut like: Option<Choice> = None;
+        for task in of_service {
+            let closed = Closed {
+                unheard,
+                kept: &room.kept,
             };
-            match chosen {
-                Ok(node) => {
+            // Each like the one before finds the nodes as that one left them.
+            let plain = is_plain(task, &load);
+            let known = like.take().filter(|known| plain && alike(&known.task, task));
+            let mut choice = known.unwrap_or_else(|| {
+                let task = if plain { Arc::new(next(task)) } else { task.clone() };
+                Choice::of(scratch, closed, task, &load)
+            });
+            match choice.best() {
+                Some(node) => {
                     load.put(task.slot, node);
+                    let granted = scratch.node(node).map(|n| generic::grant(scratch, n, task));
                     scratch.edit_task(task.id, |t| {
                         t.node = Some(node);
+                        t.granted = granted.unwrap_or_default();
                         t.status.state = TaskState::Assigned;
                         t.status.at = now;
                         t.status.message = "scheduler assigned task to node".into();
@@ -71,26 +146,41 @@ pub(crate) fn schedule(
                     });
                     // A node that is drained or relabelled meanwhile gets nothing.
                     scratch.rely_on(Key::Node(node));
-                    if let Some((_, choice)) = &mut like {
-                        choice.placed(scratch, node, task, &load);
+                    room.unplaced.remove(&task.id);
+                    if plain {
+                        choice.placed(scratch, closed, node, &load);
                     }
                 }
-                Err(why) => {
-                    if task.status.error != why {
-                        scratch.edit_task(task.id, |t| t.status.error.clone_from(&why));
-                    }
-                    report.insert(task.id, why);
+                None => {
+                    let host = room.make(scratch, unheard, task);
+                    room.unplaced.insert(task.id, host);
                 }
             }
+            like = plain.then_some(choice);
         }
     }
 }
 
+/// Nodes that get no tasks for now.
+#[derive(Debug, Clone, Copy)]
+struct Closed<'a> {
+    unheard: &'a BTreeSet<NodeId>,
+    /// Where tasks that came before wait for room.
+    kept: &'a BTreeSet<NodeId>,
+}
+
 /// Whether a task is one of many that any node may take: of a slot that has no other task, and not one that replaces another.
 fn is_plain(task: &Task, load: &Load) -> bool {
-    matches!(task.slot, SlotKey::Replica(_))
-        && task.desired != DesiredState::Ready
-        && load.slots.get(&task.slot).is_none_or(Vec::is_empty)
+    matches!(task.slot, SlotKey::Replica(_)) && task.desired != DesiredState::Ready && !load.has(task.slot)
+}
+
+/// A task like a plain one, of a slot that nobody has: it stands for all that are alike.
+fn next(task: &Task) -> Task {
+    Task {
+        id: TaskId::NIL,
+        slot: SlotKey::Replica(u32::MAX),
+        ..task.clone()
+    }
 }
 
 /// Whether two tasks of a service ask the same of a node.
@@ -101,124 +191,191 @@ fn alike(one: &Task, other: &Task) -> bool {
         && one.host_ports == other.host_ports
 }
 
-/// The best node for a task, or one line that counts which filter refused how many.
-fn choose(
-    state: &State,
-    nodes: &[Arc<Node>],
-    unheard: &BTreeSet<NodeId>,
-    task: &Task,
-    load: &Load,
-) -> Result<NodeId, String> {
-    let own;
-    let nodes = match task.slot {
-        SlotKey::Node(id) => {
-            own = state.node(id).cloned();
-            own.as_slice()
-        }
-        SlotKey::Replica(_) => nodes,
-    };
-    let asked = filter::Asked::of(task);
-    let mut refused: BTreeMap<filter::Refused, usize> = BTreeMap::new();
-    let mut fits: Vec<&Arc<Node>> = Vec::new();
-    for node in nodes {
-        match refusal(state, node, unheard, (task, &asked)) {
-            None => fits.push(node),
-            Some(reason) => *refused.entry(reason).or_default() += 1,
-        }
-    }
-    let others = |node: NodeId| load.others(task.slot, node);
-    spread::narrow(&mut fits, &task.spec.placement.spread, &others);
-    let best = fits.into_iter().min_by_key(|n| rank(state, n, task, load));
-    best.map(|n| n.id).ok_or_else(|| explain::no_node(&refused, task))
-}
-
 fn refusal(
     state: &State,
     node: &Node,
-    unheard: &BTreeSet<NodeId>,
+    closed: Closed<'_>,
     (task, asked): (&Task, &filter::Asked),
 ) -> Option<filter::Refused> {
     let reason = filter::check_by(state, node, task, asked);
-    reason.or(unheard.contains(&node.id).then_some(filter::Refused::Unheard))
+    let unheard = || {
+        closed
+            .unheard
+            .contains(&node.id)
+            .then_some(filter::Refused::Unheard)
+    };
+    let kept = || closed.kept.contains(&node.id).then_some(filter::Refused::Kept);
+    reason.or_else(unheard).or_else(kept)
 }
 
-/// What makes a node better than another, least first: tasks of the service do not fail there, clients of other nodes are sent
-/// there, it has fewer tasks of the service, then of all.
-type Rank = (bool, bool, usize, u32, NodeId);
-
-fn rank(state: &State, node: &Node, task: &Task, load: &Load) -> Rank {
-    (
-        load.failed(task.spec_version, node.id) >= FAILURES_MAX,
-        !node.status.unreached.is_empty(),
-        load.others(task.slot, node.id),
-        state.usage(node.id).tasks,
-        node.id,
-    )
+/// What makes a node better than another, least first.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+struct Rank {
+    /// Tasks of the service fail there.
+    fails: bool,
+    /// Clients of other nodes are not sent there.
+    unreached: bool,
+    /// Tasks of the service there, where they are spread.
+    others: usize,
+    /// How full it is: the share of it that is reserved, and will be, its size, and its tasks. Turned round where few nodes are to be used: of two
+    /// that are empty the larger.
+    full: [u64; 3],
+    /// Its id, turned round as well, so that nodes of a class stand as they do in their line.
+    id: u128,
 }
 
-/// The nodes for tasks that are alike: what [`choose`] finds for each, kept up to date, so that none looks at all nodes.
+impl Rank {
+    fn of(state: &State, node: &Node, task: &Task, load: &Load) -> Self {
+        let fullness = state.fullness(node.id);
+        let (share, tasks) = (u64::from(fullness.share), u64::from(fullness.tasks));
+        let (others, full, id) = match task.spec.placement.strategy {
+            PlacementStrategy::Spread => {
+                let then = share + u64::from(Fullness::share_of(task, node));
+                (load.others(task.slot, node.id), [then, 0, tasks], node.id.0)
+            }
+            PlacementStrategy::Binpack => (0, [!share, !node.description.memory.0, !tasks], !node.id.0),
+        };
+        Self {
+            fails: load.failed(task.spec_version, node.id) >= FAILURES_MAX,
+            unreached: !node.status.unreached.is_empty(),
+            others,
+            full,
+            id,
+        }
+    }
+}
+
+/// The nodes for tasks that are alike: the best for each, as if it had looked at all nodes by itself (a property test does). It
+/// looks at those where the service has tasks, and at the best of each class of the others: a line is opened as far as it is used.
 struct Choice {
+    task: Arc<Task>,
     fits: spread::Tree<Rank>,
-    places: BTreeMap<NodeId, (Arc<Node>, Rank)>,
+    places: BTreeMap<NodeId, Place>,
+    /// Nodes that stand in no line (any more): the service is known there.
+    known: BTreeSet<NodeId>,
     asked: filter::Asked,
-    refused: BTreeMap<filter::Refused, usize>,
+}
+
+/// A node that fits.
+struct Place {
+    node: Arc<Node>,
+    rank: Rank,
+    /// Tasks of the service there.
+    tasks: usize,
+    fullness: Fullness,
+    /// Whether it stands for the nodes of its class that come after it.
+    line: Option<Class>,
 }
 
 impl Choice {
-    fn of(state: &State, nodes: &[Arc<Node>], unheard: &BTreeSet<NodeId>, task: &Task, load: &Load) -> Self {
+    fn of(state: &State, closed: Closed<'_>, task: Arc<Task>, load: &Load) -> Self {
         let mut choice = Self {
             fits: spread::Tree::new(&task.spec.placement.spread),
             places: BTreeMap::new(),
-            asked: filter::Asked::of(task),
-            refused: BTreeMap::new(),
+            known: BTreeSet::new(),
+            asked: filter::Asked::of(state, &task),
+            task,
         };
-        for node in nodes {
-            match refusal(state, node, unheard, (task, &choice.asked)) {
-                None => choice.add(state, node.clone(), task, load),
-                Some(reason) => *choice.refused.entry(reason).or_default() += 1,
+        if let SlotKey::Node(own) = choice.task.slot {
+            choice.add(state, closed, own, None, load);
+            return choice;
+        }
+        choice.known.extend(load.nodes());
+        for id in load.nodes() {
+            choice.add(state, closed, id, None, load);
+        }
+        for (class, one) in state.classes() {
+            let refuses = |node: &Arc<Node>| choice.asked.refuses_class(node, &choice.task);
+            if !state.node(one).is_none_or(refuses) {
+                choice.open(state, closed, class, None, load);
             }
         }
         choice
     }
 
-    fn add(&mut self, state: &State, node: Arc<Node>, task: &Task, load: &Load) {
-        let rank = rank(state, &node, task, load);
-        self.fits.insert(&node, rank, load.others(task.slot, node.id));
-        self.places.insert(node.id, (node, rank));
+    /// Adds a node, if it fits.
+    fn add(
+        &mut self,
+        state: &State,
+        closed: Closed<'_>,
+        id: NodeId,
+        line: Option<Class>,
+        load: &Load,
+    ) -> bool {
+        let Some(node) = state.node(id) else { return false };
+        if refusal(state, node, closed, (&self.task, &self.asked)).is_some() {
+            return false;
+        }
+        let place = Place {
+            node: node.clone(),
+            rank: Rank::of(state, node, &self.task, load),
+            tasks: load.others(self.task.slot, id),
+            fullness: state.fullness(id),
+            line,
+        };
+        self.fits.insert(node, place.rank, place.tasks);
+        self.places.insert(id, place);
+        true
+    }
+
+    /// Adds the best of a class after one that it had.
+    fn open(
+        &mut self,
+        state: &State,
+        closed: Closed<'_>,
+        class: Class,
+        mut after: Option<(Fullness, NodeId)>,
+        load: &Load,
+    ) {
+        let strategy = self.task.spec.placement.strategy;
+        let next = |after| match strategy {
+            PlacementStrategy::Spread => state.next_of_class(class, after),
+            PlacementStrategy::Binpack => state.before_of_class(class, after),
+        };
+        while let Some((fullness, id)) = next(after) {
+            after = Some((fullness, id));
+            if !self.known.contains(&id) && self.add(state, closed, id, Some(class), load) {
+                return;
+            }
+        }
     }
 
     fn best(&self) -> Option<NodeId> {
-        self.fits.best().map(|(.., id)| id)
-    }
-
-    fn no_node(&self, task: &Task) -> String {
-        explain::no_node(&self.refused, task)
+        let best = self.fits.best()?.id;
+        Some(NodeId(match self.task.spec.placement.strategy {
+            PlacementStrategy::Spread => best,
+            PlacementStrategy::Binpack => !best,
+        }))
     }
 
     /// Takes a task that was given a node: the next is asked there anew.
-    fn placed(&mut self, state: &State, node: NodeId, task: &Task, load: &Load) {
-        let Some((node, rank)) = self.places.remove(&node) else {
+    fn placed(&mut self, state: &State, closed: Closed<'_>, id: NodeId, load: &Load) {
+        let Some(place) = self.places.remove(&id) else {
             return;
         };
-        self.fits.remove(&node, rank, rank.2);
-        // As the next one, of a slot that nobody has.
-        let next = Task {
-            id: TaskId::NIL,
-            slot: SlotKey::Replica(u32::MAX),
-            ..task.clone()
-        };
-        match filter::check_by(state, &node, &next, &self.asked) {
-            None => self.add(state, node, &next, load),
-            Some(reason) => *self.refused.entry(reason).or_default() += 1,
+        self.fits.remove(&place.node, place.rank, place.tasks);
+        self.known.insert(id);
+        self.add(state, closed, id, None, load);
+        if let Some(class) = place.line {
+            self.open(state, closed, class, Some((place.fullness, id)), load);
         }
     }
+}
+
+/// The nodes that a task may be on: of a global service its own.
+fn candidates<'a>(state: &'a State, task: &Task) -> impl Iterator<Item = &'a Arc<Node>> + 'a {
+    let (own, any) = match task.slot {
+        SlotKey::Node(id) => (state.node(id), None),
+        SlotKey::Replica(_) => (None, Some(state.nodes())),
+    };
+    own.into_iter().chain(any.into_iter().flatten())
 }
 
 /// What the tasks of a service mean for the nodes; kept up to date while its tasks are placed.
 struct Load {
     tasks: BTreeMap<NodeId, usize>,
-    /// Nodes of each slot's live tasks: two while it is handed over.
-    slots: BTreeMap<SlotKey, Vec<NodeId>>,
+    /// Live tasks of each slot by their node: two while it is handed over.
+    slots: BTreeMap<(SlotKey, NodeId), usize>,
     failures: BTreeMap<(u64, NodeId), usize>,
 }
 
@@ -245,15 +402,25 @@ impl Load {
 
     fn put(&mut self, slot: SlotKey, node: NodeId) {
         *self.tasks.entry(node).or_default() += 1;
-        self.slots.entry(slot).or_default().push(node);
+        *self.slots.entry((slot, node)).or_default() += 1;
+    }
+
+    /// Whether a slot has a live task somewhere.
+    fn has(&self, slot: SlotKey) -> bool {
+        let all = (slot, NodeId(0))..=(slot, NodeId(u128::MAX));
+        self.slots.range(all).next().is_some()
+    }
+
+    /// Nodes where the service has live tasks, or some that failed not long ago.
+    fn nodes(&self) -> impl Iterator<Item = NodeId> {
+        let failed = self.failures.keys().map(|(_, node)| *node);
+        let all: BTreeSet<NodeId> = self.tasks.keys().copied().chain(failed).collect();
+        all.into_iter()
     }
 
     /// Live tasks of other slots: the one that is replaced will be gone, and must not push its successor elsewhere.
     fn others(&self, slot: SlotKey, node: NodeId) -> usize {
-        let own = self
-            .slots
-            .get(&slot)
-            .map_or(0, |nodes| nodes.iter().filter(|n| **n == node).count());
+        let own = self.slots.get(&(slot, node)).copied().unwrap_or(0);
         self.tasks.get(&node).copied().unwrap_or(0) - own
     }
 

@@ -14,13 +14,14 @@ fn one_by_one(
     unheard: &BTreeSet<NodeId>,
     now: Timestamp,
 ) -> BTreeMap<TaskId, Result<NodeId, String>> {
-    let nodes: Vec<Arc<Node>> = scratch.nodes().cloned().collect();
     let mut pending: Vec<Arc<Task>> = open.iter().filter_map(|id| scratch.task(*id)).cloned().collect();
     pending.sort_by_key(|t| (t.service, t.slot, t.id));
     let mut found = BTreeMap::new();
     for task in pending {
         let load = Load::of(scratch, task.service, now);
-        let chosen = choose(scratch, &nodes, unheard, &task, &load);
+        let kept = BTreeSet::new();
+        let closed = Closed { unheard, kept: &kept };
+        let chosen = choose(scratch, closed, &task, &load);
         if let Ok(node) = chosen {
             scratch.edit_task(task.id, |t| {
                 t.node = Some(node);
@@ -30,6 +31,41 @@ fn one_by_one(
         found.insert(task.id, chosen);
     }
     found
+}
+
+/// The best node for a task, or one line that counts which filter refused how many: one look at every node.
+fn choose(state: &State, closed: Closed<'_>, task: &Task, load: &Load) -> Result<NodeId, String> {
+    let asked = filter::Asked::of(state, task);
+    let mut refused: BTreeMap<filter::Refused, usize> = BTreeMap::new();
+    let mut fits: Vec<&Arc<Node>> = Vec::new();
+    for node in candidates(state, task) {
+        match refusal(state, node, closed, (task, &asked)) {
+            None => fits.push(node),
+            Some(reason) => *refused.entry(reason).or_default() += 1,
+        }
+    }
+    let others = |node: NodeId| load.others(task.slot, node);
+    narrow(&mut fits, &task.spec.placement.spread, &others);
+    let best = fits.into_iter().min_by_key(|n| Rank::of(state, n, task, load));
+    best.map(|n| n.id).ok_or_else(|| explain::no_node(&refused, task))
+}
+
+/// Keeps the nodes of the branches that have the fewest tasks of the service, one preference after the other.
+fn narrow(nodes: &mut Vec<&Arc<Node>>, preferences: &[String], tasks: &dyn Fn(NodeId) -> usize) {
+    for preference in preferences {
+        let mut branches: BTreeMap<&str, usize> = BTreeMap::new();
+        for node in nodes.iter() {
+            *branches.entry(spread::value(node, preference)).or_default() += tasks(node.id);
+        }
+        let Some(fewest) = branches.values().min().copied() else {
+            return;
+        };
+        let Some((branch, _)) = branches.into_iter().find(|(_, count)| *count == fewest) else {
+            return;
+        };
+        let branch = branch.to_owned();
+        nodes.retain(|n| spread::value(n, preference) == branch);
+    }
 }
 
 #[derive(Debug, Clone)]
@@ -53,11 +89,16 @@ struct Wish {
     most: u32,
     port: bool,
     only_zone: Option<u8>,
+    binpack: bool,
+    /// Generic resources.
+    gpus: u64,
+    /// A service that it does not want beside it.
+    shuns: Option<u8>,
 }
 
 fn host() -> impl Strategy<Value = Host> {
     let rare = || prop::bool::weighted(0.1);
-    (0u8..3, 0u8..3, 1u64..6, rare(), rare(), rare()).prop_map(
+    (0u8..3, 0u8..2, 1u64..4, rare(), rare(), rare()).prop_map(
         |(zone, rack, cpus, down, unreached, unheard)| Host {
             zone,
             rack,
@@ -77,17 +118,25 @@ fn wish() -> impl Strategy<Value = Wish> {
         0u32..3,
         prop::bool::weighted(0.2),
         prop::option::weighted(0.3, 0u8..3),
+        prop::bool::weighted(0.4),
+        0u64..2,
+        prop::option::weighted(0.3, 1u8..4),
     );
     (numbers, asks).prop_map(
-        |((replicas, running, replacing), (spread, cpus, most, port, only_zone))| Wish {
-            replicas,
-            running,
-            replacing,
-            spread,
-            cpus,
-            most,
-            port,
-            only_zone,
+        |((replicas, running, replacing), (spread, cpus, most, port, only_zone, binpack, gpus, shuns))| {
+            Wish {
+                replicas,
+                running,
+                replacing,
+                spread,
+                cpus,
+                most,
+                port,
+                only_zone,
+                binpack,
+                gpus,
+                shuns,
+            }
         },
     )
 }
@@ -103,6 +152,7 @@ fn state(hosts: &[Host], wishes: &[Wish]) -> (State, Vec<TaskId>, BTreeSet<NodeI
             ("rack".into(), h.rack.to_string()),
         ]);
         n.description.cpus.0 = h.cpus * 1_000_000_000;
+        n.description.generic.counted.insert("gpu".into(), h.cpus);
         if h.down {
             n.status.state = NodeState::Down;
         }
@@ -128,6 +178,13 @@ fn state(hosts: &[Host], wishes: &[Wish]) -> (State, Vec<TaskId>, BTreeSet<NodeI
             .iter()
             .map(|z| format!("node.labels.zone=={z}"))
             .collect();
+        if w.binpack {
+            spec.placement.strategy = PlacementStrategy::Binpack;
+        }
+        spec.placement.affinity = w.shuns.iter().map(|s| format!("service!=s{s}")).collect();
+        if w.gpus > 0 {
+            spec.resources.reservations.generic.insert("gpu".into(), w.gpus);
+        }
         spec.resources.reservations.cpu.0 = w.cpus * 1_000_000_000;
         let spec = Arc::new(spec);
         for slot in 0..w.replicas {
@@ -144,7 +201,7 @@ fn state(hosts: &[Host], wishes: &[Wish]) -> (State, Vec<TaskId>, BTreeSet<NodeI
                 id: TaskId(service * 1_000 + id),
                 meta: Meta::default(),
                 service: ServiceId(service),
-                service_name: "web".into(),
+                service_name: format!("s{service}"),
                 slot: SlotKey::Replica(slot),
                 spec: spec.clone(),
                 spec_version: 1,
@@ -158,6 +215,8 @@ fn state(hosts: &[Host], wishes: &[Wish]) -> (State, Vec<TaskId>, BTreeSet<NodeI
                 running_at: None,
                 ended_at: None,
                 fence: 0,
+                granted: Default::default(),
+                moving: 0,
                 addresses: Vec::new(),
                 host_ports: host_ports.clone().into_iter().collect(),
                 iteration: 0,
@@ -188,7 +247,7 @@ proptest! {
     #![proptest_config(ProptestConfig { cases: 400, failure_persistence: None, ..ProptestConfig::default() })]
     #[test]
     fn many_find_what_each_by_itself_finds(
-        hosts in prop::collection::vec(host(), 1..9),
+        hosts in prop::collection::vec(host(), 1..16),
         wishes in prop::collection::vec(wish(), 1..4),
     ) {
         let (state, open, unheard) = state(&hosts, &wishes);
@@ -202,7 +261,9 @@ proptest! {
                 Some(node) => Ok(node),
                 None => Err(report.get(id).cloned().unwrap_or_default()),
             };
-            prop_assert_eq!(&found, &expected[id], "task {}", id);
+            // Why not is said of the end, when all that could be placed are.
+            let known = |r: &Result<NodeId, String>| r.as_ref().map_err(|why| !why.is_empty()).copied();
+            prop_assert_eq!(known(&found), known(&expected[id]), "task {}", id);
         }
     }
 }

@@ -2,6 +2,7 @@
 
 mod apply;
 mod find;
+mod load;
 mod scratch;
 
 use std::net::IpAddr;
@@ -10,12 +11,14 @@ use std::sync::Arc;
 use imbl::{OrdMap, OrdSet};
 use model::object::{Cluster, Config, Key, Network, Node, NodeRole, Object, Secret, Service, SlotKey, Task};
 use model::spec::{Protocol, PublishMode};
-use model::{Bytes, ConfigId, NanoCpus, NetworkId, NodeId, SecretId, ServiceId, TaskId, Timestamp};
+use model::{ConfigId, NetworkId, NodeId, SecretId, ServiceId, TaskId, Timestamp};
 use sha2::{Digest, Sha256};
 
 use crate::txn::Answer;
 
 pub use find::{FindError, Kind};
+pub use load::Usage;
+pub(crate) use load::{Class, Fullness};
 pub(crate) use scratch::Scratch;
 
 /// Everything the cluster remembers. A clone costs nothing and never changes.
@@ -36,7 +39,7 @@ pub struct State {
     by_service: OrdSet<(ServiceId, SlotKey, TaskId)>,
     by_node: OrdSet<(NodeId, TaskId)>,
     unplaced: OrdSet<TaskId>,
-    usage: OrdMap<NodeId, Usage>,
+    loads: load::Loads,
     // With the holder: within one entry the next holder may be written before the last one lets go.
     addresses: OrdMap<(NetworkId, IpAddr), u128>,
     ports: OrdMap<(Protocol, u16), ServiceId>,
@@ -57,17 +60,6 @@ fn name_key(kind: Kind, name: &str) -> NameKey {
 
 /// Requests whose answers are remembered: far more than can be under way during an election.
 pub const ANSWERS_MAX: usize = 4096;
-
-/// What the unfinished tasks of a node take of it.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
-pub struct Usage {
-    /// Reserved CPU.
-    pub cpu: NanoCpus,
-    /// Reserved memory.
-    pub memory: Bytes,
-    /// Number of tasks.
-    pub tasks: u32,
-}
 
 impl State {
     /// An empty state.
@@ -257,7 +249,43 @@ impl State {
 
     /// What the unfinished tasks of a node take of it.
     pub fn usage(&self, id: NodeId) -> Usage {
-        self.usage.get(&id).copied().unwrap_or_default()
+        self.loads.usage(id)
+    }
+
+    /// How full a node is.
+    pub(crate) fn fullness(&self, id: NodeId) -> Fullness {
+        self.loads.fullness(id)
+    }
+
+    /// Every class of nodes, with one of them.
+    pub(crate) fn classes(&self) -> Vec<(Class, NodeId)> {
+        self.loads.classes()
+    }
+
+    /// The node of a class that follows one, or its emptiest.
+    pub(crate) fn next_of_class(
+        &self,
+        class: Class,
+        after: Option<(Fullness, NodeId)>,
+    ) -> Option<(Fullness, NodeId)> {
+        self.loads.next_of(class, after)
+    }
+
+    /// The node of a class that one follows, or its fullest.
+    pub(crate) fn before_of_class(
+        &self,
+        class: Class,
+        before: Option<(Fullness, NodeId)>,
+    ) -> Option<(Fullness, NodeId)> {
+        self.loads.before(class, before)
+    }
+
+    /// How it would be without some tasks and with others.
+    pub(crate) fn as_if(&self, gone: &[TaskId], there: impl IntoIterator<Item = Arc<Task>>) -> Self {
+        let mut state = self.clone();
+        gone.iter().for_each(|id| state.delete(Key::Task(*id)));
+        there.into_iter().for_each(|task| state.put(Object::Task(task)));
+        state
     }
 
     /// Whether an address is held by a service or by a task that may still use it.
@@ -308,6 +336,7 @@ impl State {
         match object {
             Object::Cluster(o) => self.cluster = Some(o),
             Object::Node(o) => {
+                self.loads.put_node(&o);
                 self.nodes.insert(o.id, o);
             }
             Object::Service(o) => {
@@ -320,7 +349,10 @@ impl State {
                 }
                 self.services.insert(o.id, o);
             }
-            Object::Task(o) => self.put_task(o),
+            Object::Task(o) => {
+                let old = self.tasks.get(&o.id).cloned();
+                self.put_task(old.as_deref(), o);
+            }
             Object::Network(o) => {
                 self.names.insert(name_key(Kind::Network, &o.spec.name), o.id.0);
                 self.networks.insert(o.id, o);
@@ -336,31 +368,43 @@ impl State {
         }
     }
 
-    fn put_task(&mut self, task: Arc<Task>) {
-        self.by_service.insert((task.service, task.slot, task.id));
-        if !task.status.state.is_terminal() {
-            for address in &task.addresses {
-                self.addresses.insert(*address, task.id.0);
-            }
-        }
-        match task.node {
-            Some(node) => {
-                self.by_node.insert((node, task.id));
-                if !task.status.state.is_terminal() {
-                    let mut usage = self.usage(node);
-                    let taken = &task.spec.resources.reservations;
-                    usage.cpu.0 = usage.cpu.0.saturating_add(taken.cpu.0);
-                    usage.memory.0 = usage.memory.0.saturating_add(taken.memory.0);
-                    usage.tasks += 1;
-                    self.usage.insert(node, usage);
-                }
-            }
-            None if !task.status.state.is_terminal() => {
-                self.unplaced.insert(task.id);
-            }
-            None => {}
-        }
+    /// Puts a task in the place of what it was.
+    fn put_task(&mut self, old: Option<&Task>, task: Arc<Task>) {
+        self.index_task(old, Some(&task));
         self.tasks.insert(task.id, task);
+    }
+
+    /// Brings the indexes from what a task was to what it is. What is the same in both is left as it is: most of what is written
+    /// of tasks is how far they are.
+    fn index_task(&mut self, old: Option<&Task>, new: Option<&Task>) {
+        let slot = |t: &Task| (t.service, t.slot, t.id);
+        between(old.map(slot), new.map(slot), &mut self.by_service);
+        let place = |t: &Task| t.node.map(|node| (node, t.id));
+        between(old.and_then(place), new.and_then(place), &mut self.by_node);
+        let waits = |t: &Task| (t.node.is_none() && !t.status.state.is_terminal()).then_some(t.id);
+        between(old.and_then(waits), new.and_then(waits), &mut self.unplaced);
+        let (was, is) = (old.map_or(&[][..], held), new.map_or(&[][..], held));
+        if was != is
+            && let Some(TaskId(id)) = old.or(new).map(|t| t.id)
+        {
+            was.iter().for_each(|a| release(&mut self.addresses, a, &id));
+            self.addresses.extend(is.iter().map(|a| (*a, id)));
+        }
+        let takes = |t: &Task| t.node.filter(|_| !t.status.state.is_terminal());
+        let (was, is) = (old.and_then(takes), new.and_then(takes));
+        let same = was == is
+            && old
+                .zip(new)
+                .is_some_and(|(old, new)| Arc::ptr_eq(&old.spec, &new.spec));
+        if same {
+            return;
+        }
+        if let Some((node, task)) = was.zip(old) {
+            self.loads.remove_task(node, task);
+        }
+        if let Some((node, task)) = is.zip(new) {
+            self.loads.add_task(node, task);
+        }
     }
 
     fn delete(&mut self, key: Key) {
@@ -368,13 +412,15 @@ impl State {
         match key {
             Key::Cluster => self.cluster = None,
             Key::Node(id) => {
+                self.loads.remove_node(id);
                 self.nodes.remove(&id);
             }
             Key::Service(id) => {
                 self.services.remove(&id);
             }
             Key::Task(id) => {
-                self.tasks.remove(&id);
+                let old = self.tasks.remove(&id);
+                self.index_task(old.as_deref(), None);
             }
             Key::Network(id) => {
                 self.networks.remove(&id);
@@ -390,7 +436,8 @@ impl State {
 
     fn unindex(&mut self, key: Key) {
         match key {
-            Key::Cluster | Key::Node(_) => {}
+            // Written over what they were.
+            Key::Cluster | Key::Node(_) | Key::Task(_) => {}
             Key::Service(id) => {
                 if let Some(old) = self.services.get(&id).cloned() {
                     release(&mut self.names, &name_key(Kind::Service, &old.spec.name), &id.0);
@@ -407,11 +454,6 @@ impl State {
                     }
                 }
             }
-            Key::Task(id) => {
-                if let Some(old) = self.tasks.get(&id).cloned() {
-                    self.unindex_task(&old);
-                }
-            }
             Key::Network(id) => {
                 if let Some(old) = self.networks.get(&id) {
                     release(&mut self.names, &name_key(Kind::Network, &old.spec.name), &id.0);
@@ -426,28 +468,6 @@ impl State {
                 if let Some(old) = self.configs.get(&id) {
                     release(&mut self.names, &name_key(Kind::Config, &old.spec.name), &id.0);
                 }
-            }
-        }
-    }
-
-    fn unindex_task(&mut self, old: &Task) {
-        self.by_service.remove(&(old.service, old.slot, old.id));
-        self.unplaced.remove(&old.id);
-        let unfinished = !old.status.state.is_terminal();
-        if unfinished {
-            for address in &old.addresses {
-                release(&mut self.addresses, address, &old.id.0);
-            }
-        }
-        if let Some(node) = old.node {
-            self.by_node.remove(&(node, old.id));
-            if unfinished {
-                let mut usage = self.usage(node);
-                let taken = &old.spec.resources.reservations;
-                usage.cpu.0 = usage.cpu.0.saturating_sub(taken.cpu.0);
-                usage.memory.0 = usage.memory.0.saturating_sub(taken.memory.0);
-                usage.tasks = usage.tasks.saturating_sub(1);
-                self.usage.insert(node, usage);
             }
         }
     }
@@ -487,6 +507,7 @@ impl State {
         if rebuilt.by_service != self.by_service
             || rebuilt.by_node != self.by_node
             || rebuilt.unplaced != self.unplaced
+            || !rebuilt.loads.agrees(&self.loads)
             || rebuilt.addresses != self.addresses
             || rebuilt.ports != self.ports
             || rebuilt.names != self.names
@@ -498,6 +519,28 @@ impl State {
         } else {
             Err(problems)
         }
+    }
+}
+
+/// The addresses that a task may still use.
+fn held(task: &Task) -> &[(NetworkId, IpAddr)] {
+    if task.status.state.is_terminal() {
+        &[]
+    } else {
+        &task.addresses
+    }
+}
+
+/// Puts what is in the place of what was, where they differ.
+fn between<K: Ord + Clone>(was: Option<K>, is: Option<K>, index: &mut OrdSet<K>) {
+    if was == is {
+        return;
+    }
+    if let Some(was) = was {
+        index.remove(&was);
+    }
+    if let Some(is) = is {
+        index.insert(is);
     }
 }
 

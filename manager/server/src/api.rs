@@ -529,6 +529,22 @@ impl Control for Api {
         Ok(updated(written))
     }
 
+    async fn rebalance_service(
+        &self,
+        request: Request<wire::RebalanceServiceRequest>,
+    ) -> Reply<wire::RebalanceServiceReply> {
+        let id = Asked::of(&request);
+        let wanted = request.into_inner();
+        let (admitted, _) = self
+            .write(id, move |state, _, _| {
+                admit::rebalance_service(state, &wanted.reference, wanted.parallelism, wanted.dry_run)
+            })
+            .await?;
+        Ok(Response::new(wire::RebalanceServiceReply {
+            tasks: admitted.keys.into_iter().map(id_text).collect(),
+        }))
+    }
+
     async fn steer_rollout(&self, request: Request<wire::SteerRolloutRequest>) -> Reply<wire::UpdateReply> {
         let id = Asked::of(&request);
         let request = request.into_inner();

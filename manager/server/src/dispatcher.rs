@@ -18,6 +18,7 @@ use manager_core::{Action, State, admit, assignments};
 use model::assignment::AssignmentSet;
 use model::ids::IdSource;
 use model::object::{NodeDescription, NodeRole, NodeStatus, TunnelKey};
+use model::spec::GenericResources;
 use model::{Level, NodeId, TaskId, Timestamp};
 use proto::status;
 use proto::{dispatch as wire, types};
@@ -120,6 +121,8 @@ struct Session {
     told: Option<Told>,
     /// The key it said; it is written once the cluster's level allows it.
     key: Option<TunnelKey>,
+    /// It has generic resources; they are written once the level allows it.
+    generic: bool,
     /// Set when the node leaves: it is told to have nothing.
     leaving: bool,
 }
@@ -232,6 +235,11 @@ impl Dispatcher {
             description.address.clone_from(&known.description.address);
         }
         let key = description.tunnel_key;
+        let generic = description.generic != GenericResources::default();
+        if written < Level::PLACEMENT {
+            // Older managers would not see them.
+            description.generic = GenericResources::default();
+        }
         description.answers &= written >= Level::ENCRYPTED;
         description.tunnel_key = key.filter(|key| admit::level::may_say_key(&state, node, key));
         // That it is heard of says nothing of its data plane.
@@ -258,6 +266,7 @@ impl Dispatcher {
                 open: Some(open),
                 told: Some(told),
                 key,
+                generic,
                 leaving: false,
             };
             if let Some(old) = nodes.sessions.insert(node, session) {
@@ -376,7 +385,10 @@ impl Dispatcher {
             let waits = |key: &TunnelKey| admit::level::may_say_key(&state, *node, key);
             let known = (state.node(*node)).is_some_and(|n| {
                 let unsaid = n.description.tunnel_key.is_none() && session.key.as_ref().is_some_and(waits);
-                n.description.level >= written && !unsaid
+                let lacks = written >= Level::PLACEMENT
+                    && session.generic
+                    && n.description.generic == GenericResources::default();
+                n.description.level >= written && !unsaid && !lacks
             });
             if !known {
                 watch.end(*node);

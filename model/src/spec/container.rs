@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 use std::time::Duration;
 
-use super::{Healthcheck, Hook, Labels};
+use super::{Amounts, Healthcheck, Hook, Labels};
 use crate::{Bytes, ConfigId, NanoCpus, SecretId};
 
 /// Grace between stop signal and kill when none is given.
@@ -219,6 +219,8 @@ pub struct Reservations {
     pub cpu: NanoCpus,
     /// Memory.
     pub memory: Bytes,
+    /// How many of each kind of generic resource.
+    pub generic: Amounts,
 }
 
 /// Where a container's output goes.

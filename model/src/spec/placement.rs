@@ -11,7 +11,46 @@ pub struct Placement {
     pub max_replicas_per_node: u32,
     /// Platforms the image runs on; empty: any.
     pub platforms: Vec<Platform>,
+    /// Which of the nodes that fit is the best.
+    pub strategy: PlacementStrategy,
+    /// `service==NAME` or `service!=NAME`, all of which must hold when a task is placed: the node has a task of that service, or
+    /// none. Kept as written; parsed by the manager.
+    pub affinity: Vec<String>,
 }
+
+/// Which of the nodes that fit is the best.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum PlacementStrategy {
+    /// The one with the fewest tasks of the service, then the emptiest.
+    #[default]
+    Spread,
+    /// The fullest, so that few nodes are used.
+    Binpack,
+}
+
+impl PlacementStrategy {
+    /// Its name.
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            Self::Spread => "spread",
+            Self::Binpack => "binpack",
+        }
+    }
+}
+
+impl std::str::FromStr for PlacementStrategy {
+    type Err = String;
+    fn from_str(text: &str) -> Result<Self, String> {
+        match text {
+            "spread" => Ok(Self::Spread),
+            "binpack" => Ok(Self::Binpack),
+            other => Err(format!("there is no strategy {other}: use spread or binpack")),
+        }
+    }
+}
+
+/// Highest priority of a task. It is 0 where none is given.
+pub const PRIORITY_MAX: u32 = 100;
 
 /// Operating system and processor, in Go's words (`linux`, `amd64`); empty matches any.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Default)]

@@ -136,4 +136,6 @@ pub struct TaskSpec {
     pub force_update: u64,
     /// What becomes of it when its node is cut off.
     pub on_disconnect: OnDisconnect,
+    /// Where there is no room for it, tasks of a lower one make some: 0 to [`PRIORITY_MAX`](super::PRIORITY_MAX).
+    pub priority: u32,
 }

@@ -258,6 +258,7 @@ impl From<&m::NodeDescription> for w::NodeDescription {
             level: d.level.number(),
             tunnel_key: super::key_bytes(d.tunnel_key),
             answers: d.answers,
+            generic: super::spec::wire_generic(&d.generic),
         }
     }
 }
@@ -275,6 +276,7 @@ impl From<w::NodeDescription> for m::NodeDescription {
             level: Level::new(d.level),
             tunnel_key: super::key_of(&d.tunnel_key),
             answers: d.answers,
+            generic: super::spec::generic(d.generic),
         }
     }
 }
@@ -522,6 +524,8 @@ impl From<&m::Task> for w::Task {
             ended_at_ms: t.ended_at.map(|at| at.0),
             fence: t.fence,
             iteration: t.iteration,
+            granted: super::spec::wire_names(&t.granted),
+            moving: t.moving,
         }
     }
 }
@@ -553,6 +557,8 @@ impl TryFrom<w::Task> for m::Task {
             ended_at: t.ended_at_ms.map(Timestamp),
             fence: t.fence,
             iteration: t.iteration,
+            granted: super::spec::names(t.granted),
+            moving: t.moving,
         })
     }
 }

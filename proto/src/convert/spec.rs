@@ -83,11 +83,13 @@ impl From<&m::TaskSpec> for w::TaskSpec {
                     nano_cpus: s.resources.limits.cpu.0,
                     memory_bytes: s.resources.limits.memory.0,
                     pids: s.resources.limits.pids,
+                    generic: Vec::new(),
                 }),
                 reservations: Some(w::Limits {
                     nano_cpus: s.resources.reservations.cpu.0,
                     memory_bytes: s.resources.reservations.memory.0,
                     pids: 0,
+                    generic: wire_amounts(&s.resources.reservations.generic),
                 }),
             }),
             restart: Some((&s.restart).into()),
@@ -98,6 +100,7 @@ impl From<&m::TaskSpec> for w::TaskSpec {
                 options: s.log.options.clone(),
             }),
             force_update: s.force_update,
+            priority: s.priority,
             stop_after_ns: match s.on_disconnect {
                 m::OnDisconnect::Keep => None,
                 m::OnDisconnect::StopAfter(after) => Some(nanos(after)),
@@ -126,6 +129,7 @@ impl TryFrom<w::TaskSpec> for m::TaskSpec {
                 reservations: m::Reservations {
                     cpu: NanoCpus(reservations.nano_cpus),
                     memory: Bytes(reservations.memory_bytes),
+                    generic: amounts(reservations.generic),
                 },
             },
             restart: need(s.restart, "restart")?.try_into()?,
@@ -136,6 +140,7 @@ impl TryFrom<w::TaskSpec> for m::TaskSpec {
                 options: log.options,
             },
             force_update: s.force_update,
+            priority: s.priority,
             on_disconnect: s.stop_after_ns.map_or(m::OnDisconnect::Keep, |ns| {
                 m::OnDisconnect::StopAfter(Duration::from_nanos(ns))
             }),
@@ -470,6 +475,48 @@ impl TryFrom<w::RestartPolicy> for m::RestartPolicy {
     }
 }
 
+fn wire_amounts(amounts: &m::Amounts) -> Vec<w::GenericResource> {
+    let of = |(kind, count): (&String, &u64)| w::GenericResource {
+        kind: kind.clone(),
+        count: *count,
+        names: Vec::new(),
+    };
+    amounts.iter().map(of).collect()
+}
+
+fn amounts(wire: Vec<w::GenericResource>) -> m::Amounts {
+    wire.into_iter().map(|r| (r.kind, r.count)).collect()
+}
+
+/// Of each kind the names.
+pub(super) fn wire_names(names: &m::Names) -> Vec<w::GenericResource> {
+    let of = |(kind, names): (&String, &std::collections::BTreeSet<String>)| w::GenericResource {
+        kind: kind.clone(),
+        count: 0,
+        names: names.iter().cloned().collect(),
+    };
+    names.iter().map(of).collect()
+}
+
+pub(super) fn names(wire: Vec<w::GenericResource>) -> m::Names {
+    let named = wire.into_iter().filter(|r| !r.names.is_empty());
+    named.map(|r| (r.kind, r.names.into_iter().collect())).collect()
+}
+
+pub(super) fn wire_generic(all: &m::GenericResources) -> Vec<w::GenericResource> {
+    let mut wire = wire_amounts(&all.counted);
+    wire.extend(wire_names(&all.named));
+    wire
+}
+
+pub(super) fn generic(wire: Vec<w::GenericResource>) -> m::GenericResources {
+    let (named, counted) = wire.into_iter().partition(|r| !r.names.is_empty());
+    m::GenericResources {
+        counted: amounts(counted),
+        named: names(named),
+    }
+}
+
 impl From<&m::Placement> for w::Placement {
     fn from(p: &m::Placement) -> Self {
         Self {
@@ -477,6 +524,12 @@ impl From<&m::Placement> for w::Placement {
             spread: p.spread.clone(),
             max_replicas_per_node: p.max_replicas_per_node,
             platforms: wire(&p.platforms),
+            strategy: match p.strategy {
+                m::PlacementStrategy::Spread => w::Strategy::Spread,
+                m::PlacementStrategy::Binpack => w::Strategy::Binpack,
+            }
+            .into(),
+            affinity: p.affinity.clone(),
         }
     }
 }
@@ -484,6 +537,11 @@ impl From<&m::Placement> for w::Placement {
 impl From<w::Placement> for m::Placement {
     fn from(p: w::Placement) -> Self {
         Self {
+            strategy: match p.strategy() {
+                w::Strategy::Spread => m::PlacementStrategy::Spread,
+                w::Strategy::Binpack => m::PlacementStrategy::Binpack,
+            },
+            affinity: p.affinity,
             constraints: p.constraints,
             spread: p.spread,
             max_replicas_per_node: p.max_replicas_per_node,

@@ -6,8 +6,8 @@ use std::time::Duration;
 use model::ids::IdSource;
 use model::object::{Endpoint, Key, Meta, Object, Service};
 use model::spec::{
-    OnDisconnect, PROGRESS_DEADLINE, PortSpec, PublishMode, REPLICAS_MAX, RestartPolicy, ServiceMode,
-    ServiceSpec, UpdateConfig, UpdateOrder,
+    OnDisconnect, PROGRESS_DEADLINE, PlacementStrategy, PortSpec, PublishMode, REPLICAS_MAX, RestartPolicy,
+    ServiceMode, ServiceSpec, UpdateConfig, UpdateOrder,
 };
 use model::units::format_duration;
 use model::{ConfigId, Level, NetworkId, SecretId, ServiceId, Timestamp};
@@ -73,6 +73,10 @@ pub(super) fn add(
 
 /// Refuses what hosts of an older build would get wrong.
 fn known_by_hosts(state: &State, spec: &ServiceSpec) -> Result<(), Refusal> {
+    if let Some(what) = placement_beyond(spec) {
+        let what = format!("service {}: {what}", spec.name);
+        level::needs(state, Level::PLACEMENT, &what, "leave it out")?;
+    }
     if let Some((what, they_would)) = health::unknown(&spec.task.container) {
         let what = format!("service {}: {what}", spec.name);
         level::needs(state, Level::HEALTH, &what, they_would)?;
@@ -110,6 +114,24 @@ fn known_by_hosts(state: &State, spec: &ServiceSpec) -> Result<(), Refusal> {
         level::needs(state, Level::JOBS, &what, "not know when its tasks are done")?;
     }
     Ok(())
+}
+
+/// What of a spec hosts below [`Level::PLACEMENT`] do not know.
+fn placement_beyond(spec: &ServiceSpec) -> Option<&'static str> {
+    let (task, placement) = (&spec.task, &spec.task.placement);
+    let beyond = [
+        (
+            placement.strategy != PlacementStrategy::default(),
+            "a placement strategy",
+        ),
+        (!placement.affinity.is_empty(), "an affinity"),
+        (
+            !task.resources.reservations.generic.is_empty(),
+            "a generic resource",
+        ),
+        (task.priority > 0, "a priority"),
+    ];
+    beyond.into_iter().find_map(|(is, what)| is.then_some(what))
 }
 
 /// Heartbeats within which agents find the next leader, with room: two until they notice, the election, and their pause.

@@ -4,14 +4,15 @@ use std::time::Duration;
 
 use model::object::Cluster;
 use model::spec::{
-    Autoscale, CPU_MIN, ContainerSpec, IMAGE_MAX, ImageRef, Labels, MEMORY_MIN, Mount, MountKind,
-    OnDisconnect, Protocol, PublishMode, REPLICAS_MAX, STOP_AFTER_MAX, STOP_AFTER_MIN, ServiceMode,
-    ServiceSpec, UpdateConfig, check_name,
+    Autoscale, CPU_MIN, ContainerSpec, IMAGE_MAX, ImageRef, KINDS_MAX, Labels, MEMORY_MIN, Mount, MountKind,
+    OnDisconnect, PRIORITY_MAX, Protocol, PublishMode, REPLICAS_MAX, STOP_AFTER_MAX, STOP_AFTER_MIN,
+    ServiceMode, ServiceSpec, UpdateConfig, check_name, parse_amount,
 };
 use model::units::format_duration;
 use model::{Bytes, NanoCpus};
 
 use super::{Refusal, job};
+use crate::schedule::affinity::{self, AFFINITIES_MAX};
 use crate::schedule::constraint::{self, CONSTRAINTS_MAX};
 
 /// Most labels of one object, and most bytes of one label's key and value: objects stay below a Raft entry.
@@ -116,6 +117,23 @@ pub(super) fn service(spec: &ServiceSpec) -> Result<(), Refusal> {
     }
     for text in &placement.constraints {
         constraint::parse(text).map_err(|e| at(e.to_string()))?;
+    }
+    if placement.affinity.len() > AFFINITIES_MAX {
+        return Err(at(format!("more than {AFFINITIES_MAX} affinities")));
+    }
+    for text in &placement.affinity {
+        let affinity = affinity::parse(text).map_err(at)?;
+        if affinity.together && affinity.service == spec.name {
+            return Err(at(format!(
+                "its affinity \"{text}\" is to itself, so the first task would find no node: leave it out"
+            )));
+        }
+    }
+    if spec.task.priority > PRIORITY_MAX {
+        return Err(at(format!(
+            "priority {} is not between 0 and {PRIORITY_MAX}",
+            spec.task.priority
+        )));
     }
     for text in &placement.spread {
         if !text.starts_with("node.labels.") && !text.starts_with("engine.labels.") {
@@ -308,6 +326,14 @@ fn resources(spec: &ServiceSpec) -> Result<(), String> {
             "it reserves {} of memory, more than its limit of {}",
             reserved.memory, limits.memory
         ));
+    }
+    if reserved.generic.len() > KINDS_MAX {
+        return Err(format!(
+            "it reserves more than {KINDS_MAX} kinds of generic resources"
+        ));
+    }
+    for (kind, count) in &reserved.generic {
+        parse_amount(&format!("{kind}={count}"))?;
     }
     Ok(())
 }

@@ -141,6 +141,8 @@ fn task(service: ServiceId, n: u64, made: Timestamp, end: End, spec: &Arc<TaskSp
         addresses: Vec::new(),
         host_ports: Vec::new(),
         iteration: 0,
+        granted: Default::default(),
+        moving: 0,
     }
 }
 

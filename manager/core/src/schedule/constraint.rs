@@ -182,6 +182,11 @@ fn key(name: &str) -> Option<Key> {
 }
 
 impl Constraint {
+    /// Whether it is about a node's name or address, in which nodes that are alike otherwise differ.
+    pub(super) fn is_of_one(&self) -> bool {
+        matches!(self.key, Key::Id | Key::Hostname | Key::Ip)
+    }
+
     /// Whether it holds on a node. Values are compared without regard to case. A label that is missing is none of any values,
     /// matches nothing and is no number.
     pub fn holds(&self, node: &Node) -> bool {

@@ -46,6 +46,9 @@ fn words(refused: Refused) -> &'static str {
         Refused::HostPort => "host-mode port already in use",
         Refused::MaxReplicas => "max replicas per node limit exceeded",
         Refused::CannotEncrypt => "cannot encrypt networks",
+        Refused::Generic => "insufficient generic resources",
+        Refused::Affinity => "affinity not satisfied",
+        Refused::Kept => "kept for tasks of higher priority",
         Refused::Unheard => "not heard of since the leader changed",
     }
 }
@@ -59,7 +62,9 @@ fn asked_of(refused: Refused, task: &Task) -> String {
     let placement = &task.spec.placement;
     let mut list: Vec<String> = Vec::new();
     match refused {
-        Refused::NotReady | Refused::CannotEncrypt | Refused::Unheard => {}
+        Refused::NotReady | Refused::CannotEncrypt | Refused::Kept | Refused::Unheard => {}
+        Refused::Generic => list.extend(reservations.generic.iter().map(|(kind, n)| format!("{kind}={n}"))),
+        Refused::Affinity => list.clone_from(&placement.affinity),
         Refused::Resources => {
             if reservations.cpu.0 > 0 {
                 list.push(format!("reserves {} CPUs", reservations.cpu));
@@ -100,10 +105,11 @@ pub fn service_why(state: &State, id: ServiceId) -> (Vec<(Task, Vec<NodeReason>)
         waiting.into_iter().take(TASKS_MAX).collect()
     };
     let said = asked.into_iter().map(|task| {
+        let asked = filter::Asked::of(state, &task);
         let nodes = state.nodes().map(|n| NodeReason {
             node: n.id,
             hostname: n.description.hostname.clone(),
-            reason: filter::check(state, n, &task)
+            reason: filter::check_by(state, n, &task, &asked)
                 .map(|r| format!("{}{}", words(r), asked_of(r, &task)))
                 .unwrap_or_default(),
         });

@@ -4,7 +4,9 @@ use model::object::{Availability, Node, NodeState, Task};
 use model::spec::{Platform, TaskSpec};
 use model::task_state::DesiredState;
 
+use super::affinity::Neighbours;
 use super::constraint::{self, Constraint};
+use super::generic;
 use crate::state::State;
 
 /// Which filter refused, in the order in which they are asked.
@@ -24,23 +26,44 @@ pub enum Refused {
     MaxReplicas,
     /// A network is encrypted, and the node cannot do that.
     CannotEncrypt,
+    /// Too few of a generic resource are free.
+    Generic,
+    /// A service that it wants beside it has no task there, or one that it does not want has, or does not want it.
+    Affinity,
+    /// What is free there is for a task of a higher priority, which waits for more.
+    Kept,
     /// The leader is new, and has not heard of the node yet (see [`crate::node_health::Unheard`]).
     Unheard,
 }
 
 /// What a task asks of every node, read once.
 #[derive(Debug)]
-pub(super) struct Asked(Option<Vec<Constraint>>);
+pub(super) struct Asked {
+    constraints: Option<Vec<Constraint>>,
+    neighbours: Neighbours,
+}
 
 impl Asked {
     /// One that cannot be read holds nowhere; admission refuses those.
-    pub(super) fn of(task: &Task) -> Self {
+    pub(super) fn of(state: &State, task: &Task) -> Self {
         let all = task.spec.placement.constraints.iter();
-        Self(all.map(|c| constraint::parse(c).ok()).collect())
+        Self {
+            constraints: all.map(|c| constraint::parse(c).ok()).collect(),
+            neighbours: Neighbours::of(state, task),
+        }
+    }
+
+    /// Whether what nodes of its class have in common speaks against this one.
+    pub(super) fn refuses_class(&self, node: &Node, task: &Task) -> bool {
+        let holds = |all: &Vec<Constraint>| all.iter().all(|c| c.is_of_one() || c.holds(node));
+        !takes(node)
+            || !self.constraints.as_ref().is_some_and(holds)
+            || !runs_on(node, &task.spec.placement.platforms)
+            || cannot_encrypt(node, task)
     }
 
     fn holds(&self, node: &Node) -> bool {
-        self.0
+        self.constraints
             .as_ref()
             .is_some_and(|all| all.iter().all(|c| c.holds(node)))
     }
@@ -48,12 +71,12 @@ impl Asked {
 
 /// The first filter that refuses the node, if any.
 pub fn check(state: &State, node: &Node, task: &Task) -> Option<Refused> {
-    check_by(state, node, task, &Asked::of(task))
+    check_by(state, node, task, &Asked::of(state, task))
 }
 
 /// The same, where what is asked was read before.
 pub(super) fn check_by(state: &State, node: &Node, task: &Task, asked: &Asked) -> Option<Refused> {
-    if node.status.state != NodeState::Ready || node.spec.availability != Availability::Active {
+    if !takes(node) {
         return Some(Refused::NotReady);
     }
     if !has_room(state, node, task) {
@@ -68,15 +91,25 @@ pub(super) fn check_by(state: &State, node: &Node, task: &Task, asked: &Asked) -
     if port_taken(state, node, task) {
         return Some(Refused::HostPort);
     }
-    if node.description.tunnel_key.is_none() && is_encrypted(task) {
+    if cannot_encrypt(node, task) {
         return Some(Refused::CannotEncrypt);
+    }
+    if !generic::has_room(state, node, task) {
+        return Some(Refused::Generic);
+    }
+    if !asked.neighbours.hold(state, node, task) {
+        return Some(Refused::Affinity);
     }
     let most = task.spec.placement.max_replicas_per_node as usize;
     (most > 0 && others_there(state, node, task) >= most).then_some(Refused::MaxReplicas)
 }
 
-fn is_encrypted(task: &Task) -> bool {
-    task.spec.networks.iter().any(|n| n.encrypted)
+fn takes(node: &Node) -> bool {
+    node.status.state == NodeState::Ready && node.spec.availability == Availability::Active
+}
+
+fn cannot_encrypt(node: &Node, task: &Task) -> bool {
+    node.description.tunnel_key.is_none() && task.spec.networks.iter().any(|n| n.encrypted)
 }
 
 /// Live tasks of other slots of the same service on a node.
@@ -99,7 +132,7 @@ pub fn constraints_hold(node: &Node, constraints: &[String]) -> bool {
 }
 
 /// Unfinished tasks of the same service on a node.
-fn siblings<'a>(
+pub(super) fn siblings<'a>(
     state: &'a State,
     node: &Node,
     task: &'a Task,
@@ -112,7 +145,7 @@ fn siblings<'a>(
 }
 
 /// Whether `old` gives back what it holds before `task` starts. One that starts first finds it taken.
-fn replaces(task: &Task, old: &Task) -> bool {
+pub(super) fn replaces(task: &Task, old: &Task) -> bool {
     task.desired == DesiredState::Ready && old.service == task.service && old.slot == task.slot
 }
 

@@ -3,29 +3,10 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
-use model::NodeId;
 use model::object::Node;
 
-/// Keeps the nodes of the branches that have the fewest tasks of the service, one preference after the other.
-pub(super) fn narrow(nodes: &mut Vec<&Arc<Node>>, preferences: &[String], tasks: &dyn Fn(NodeId) -> usize) {
-    for preference in preferences {
-        let mut branches: BTreeMap<&str, usize> = BTreeMap::new();
-        for node in nodes.iter() {
-            *branches.entry(value(node, preference)).or_default() += tasks(node.id);
-        }
-        let Some(fewest) = branches.values().min().copied() else {
-            return;
-        };
-        let Some((branch, _)) = branches.into_iter().find(|(_, count)| *count == fewest) else {
-            return;
-        };
-        let branch = branch.to_owned();
-        nodes.retain(|n| value(n, preference) == branch);
-    }
-}
-
-/// Nodes by the branches they are on, each with the tasks of the service there: what [`narrow`] keeps is found without looking at
-/// every node.
+/// Nodes by the branches they are on, each with the tasks of the service there: the branch with the fewest is found without
+/// looking at every node.
 pub(super) struct Tree<R> {
     preferences: Vec<String>,
     root: Branch<R>,
@@ -132,7 +113,7 @@ impl<R: Ord + Copy> Branch<R> {
 }
 
 /// The value of a label by which tasks are spread; a missing one is a branch of its own.
-fn value<'a>(node: &'a Node, preference: &str) -> &'a str {
+pub(super) fn value<'a>(node: &'a Node, preference: &str) -> &'a str {
     let found = if let Some(name) = preference.strip_prefix("node.labels.") {
         node.spec.labels.get(name)
     } else if let Some(name) = preference.strip_prefix("engine.labels.") {

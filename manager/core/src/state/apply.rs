@@ -8,6 +8,7 @@ use model::object::{Key, Meta, Object, Task, TaskStatus};
 use model::task_state::TaskState;
 
 use super::State;
+use crate::schedule::PREEMPTED;
 use crate::txn::{Action, Change, Changes, Entry, Stale};
 
 impl State {
@@ -142,6 +143,11 @@ impl State {
 
 /// The task with a newer sighting, or nothing when the sighting is old.
 fn reported(old: &Task, seen: &TaskStatus, entry: &Entry) -> Option<Task> {
+    let mut seen = seen.clone();
+    // Its agent knows that it is to end, and not for whom.
+    if seen.error.is_empty() && old.status.error.starts_with(PREEMPTED) {
+        seen.error.clone_from(&old.status.error);
+    }
     let later = seen.at >= old.status.at && seen.is_news_to(&old.status);
     let newer = seen.state > old.status.state || (seen.state == old.status.state && later);
     // An agent moves a task only within its own part of the ladder: what becomes of a lost one is the manager's to say.
@@ -151,11 +157,11 @@ fn reported(old: &Task, seen: &TaskStatus, entry: &Entry) -> Option<Task> {
         return None;
     }
     let mut new = old.clone();
-    new.status = seen.clone();
-    if seen.state == TaskState::Running && new.running_at.is_none() {
+    new.status = seen;
+    if new.status.state == TaskState::Running && new.running_at.is_none() {
         new.running_at = Some(entry.now);
     }
-    if seen.state.is_terminal() {
+    if new.status.state.is_terminal() {
         new.ended_at = Some(entry.now);
     }
     new.meta.version = entry.index;

@@ -16,7 +16,8 @@ use crate::txn::{Action, Txn};
 pub(crate) struct Scratch {
     now: State,
     origin: State,
-    touched: BTreeMap<Key, ()>,
+    /// What was touched, as it was.
+    touched: BTreeMap<Key, Option<Object>>,
     relied: BTreeSet<Key>,
 }
 
@@ -48,21 +49,26 @@ impl Scratch {
     }
 
     pub(crate) fn put(&mut self, object: Object) {
-        self.touched.insert(object.key(), ());
+        self.touch(object.key());
         self.now.put(object);
     }
 
     pub(crate) fn delete(&mut self, key: Key) {
-        self.touched.insert(key, ());
+        self.touch(key);
         self.now.delete(key);
+    }
+
+    fn touch(&mut self, key: Key) {
+        self.touched.entry(key).or_insert_with(|| self.now.object(key));
     }
 
     /// Changes a task in place; one that is gone stays gone.
     pub(crate) fn edit_task(&mut self, id: TaskId, edit: impl FnOnce(&mut Task)) {
-        if let Some(task) = self.now.task(id) {
-            let mut task = (**task).clone();
+        if let Some(old) = self.now.task(id).cloned() {
+            let mut task = (*old).clone();
             edit(&mut task);
-            self.put(Object::Task(Arc::new(task)));
+            (self.touched.entry(Key::Task(id))).or_insert_with(|| Some(Object::Task(old.clone())));
+            self.now.put_task(Some(&old), Arc::new(task));
         }
     }
 
@@ -80,12 +86,13 @@ impl Scratch {
     pub(crate) fn into_txn(self) -> Txn {
         let mut txn = Txn::default();
         let mut deletes = Vec::new();
-        for key in self.touched.keys() {
-            let (was, is) = (self.origin.object(*key), self.now.object(*key));
-            if was == is {
+        for (key, was) in &self.touched {
+            let is = self.now.object(*key);
+            if *was == is {
                 continue;
             }
-            txn.expect.push((*key, self.origin.version(*key)));
+            txn.expect
+                .push((*key, was.as_ref().map_or(0, |o| o.meta().version)));
             match is {
                 Some(object) => txn.actions.push(Action::Put(object)),
                 None => deletes.push(Action::Delete(*key)),

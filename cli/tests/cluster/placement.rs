@@ -1,0 +1,133 @@
+//! Generic resources, affinity, strategy and priority, as an operator meets them.
+
+use std::collections::BTreeSet;
+use std::time::{Duration, Instant};
+
+use crate::bed::{Bed, Outcome, PATIENCE, contains, equal, is, until, within};
+
+/// How soon a task of a high priority runs on a full cluster.
+const PREEMPTS: Duration = Duration::from_secs(5);
+
+/// Hosts with two GPUs each give out every one once; who finds none says so, and who is of a higher priority gets one.
+pub(crate) fn resources_are_given_out_and_taken_back(bed: &Bed) -> Outcome {
+    for number in 2..=3 {
+        let (host, has) = (bed.host(number), format!("gpu=h{number}-a,gpu=h{number}-b"));
+        host.kill();
+        host.boot_with(&[("RSWARM_NODE_GENERIC_RESOURCES", &has)])?;
+        host.answers()?;
+    }
+    until("the GPUs are known", PATIENCE, || {
+        let seen = (2..=3).map(|n| bed.ok(1, &format!("node inspect h{n}")));
+        let seen = seen.collect::<Result<Vec<_>, _>>()?;
+        Ok(is(
+            seen.iter().map(|s| s.matches("NamedResourceSpec").count()).sum(),
+            4,
+        ))
+    })?;
+    bed.refused(
+        1,
+        "service create --generic-resource 'g/u=1' web:v1",
+        "no kind of generic resource",
+    )?;
+    bed.refused(
+        1,
+        "service create --generic-resource gpu=x web:v1",
+        "asks for a number",
+    )?;
+    bed.refused(1, "service create --priority 101 web:v1", "not between 0 and 100")?;
+    bed.refused(1, "service create --affinity db web:v1", "no affinity")?;
+    bed.ok(
+        1,
+        "service create -q -d --name low --replicas 5 --generic-resource gpu=1 web:v1 sleep 1000000",
+    )?;
+    let low = bed.runs(1, "low", 4)?;
+    let mut own = BTreeSet::new();
+    for task in &low {
+        let env = bed.ok(1, &format!("inspect --type task {}", task.id))?;
+        let after = env.split("\"NamedResourceSpec\"").nth(1).unwrap_or_default();
+        let name = after
+            .split("\"Value\": \"")
+            .nth(1)
+            .and_then(|t| t.split('"').next());
+        let name = name.unwrap_or_default().to_owned();
+        let seen = bed.ok(1, &format!("exec {} busybox env", task.id))?;
+        contains(&seen, &format!("RSWARM_RESOURCE_GPU={name}\n"))?;
+        contains(&seen, &format!("DOCKER_RESOURCE_GPU={name}\n"))?;
+        own.insert(name);
+    }
+    equal("each has its own", own.len(), 4)?;
+    until("the fifth says why it waits", PATIENCE, || {
+        let why = bed.ok(1, "service ps --no-trunc low")?;
+        Ok(is(
+            why.contains("insufficient generic resources (gpu=1) on 3 nodes"),
+            true,
+        ))
+    })?;
+    let began = Instant::now();
+    bed.ok(
+        1,
+        "service create -q -d --name high --replicas 2 --priority 90 --generic-resource gpu=1 web:v1 sleep 1000000",
+    )?;
+    bed.runs(1, "high", 2)?;
+    within(
+        "tasks of priority 90 run on a full cluster",
+        began.elapsed(),
+        PREEMPTS,
+    )?;
+    equal(
+        "no more of the others go than needed",
+        bed.running(1, "low")?.len(),
+        2,
+    )?;
+    contains(
+        &bed.ok(1, "service ps --no-trunc low")?,
+        "preempted by high.1 (priority 90)",
+    )?;
+    bed.ok(1, "service rm high")?;
+    bed.runs(1, "low", 4)?;
+
+    bed.ok(
+        1,
+        "service create -q -d --name db --strategy binpack --replicas 2 web:v1 sleep 1000000",
+    )?;
+    let db: BTreeSet<String> = bed.runs(1, "db", 2)?.into_iter().map(|t| t.node).collect();
+    equal("few nodes are used", db.len(), 1)?;
+    for (name, affinity, beside) in [("near", "service==db", true), ("far", "service!=db", false)] {
+        bed.ok(
+            1,
+            &format!(
+                "service create -q -d --name {name} --affinity '{affinity}' --replicas 2 web:v1 sleep 1000000"
+            ),
+        )?;
+        let there = bed.runs(1, name, 2)?;
+        equal(name, there.iter().all(|t| db.contains(&t.node) == beside), true)?;
+    }
+    let why = bed.ok(1, "service why far")?;
+    contains(&why, "affinity not satisfied (service!=db)")?;
+
+    bed.ok(1, "node update --availability drain h3")?;
+    bed.ok(
+        1,
+        "service create -q -d --name web --replicas 6 web:v1 sleep 1000000",
+    )?;
+    bed.runs(1, "web", 6)?;
+    bed.ok(1, "node update --availability active h3")?;
+    let would = bed.ok(1, "service rebalance --dry-run web")?;
+    equal("floor(6 / 3) would move", would.matches(" leaves h").count(), 2)?;
+    equal(
+        "none has",
+        bed.running(1, "web")?.iter().filter(|t| t.node == "h3").count(),
+        0,
+    )?;
+    bed.ok(1, "service rebalance web")?;
+    until("two are on each", PATIENCE, || {
+        let tasks = bed.running(1, "web")?;
+        let on = |host: &str| tasks.iter().filter(|t| t.node == host).count();
+        Ok(is(["h1", "h2", "h3"].map(on), [2; 3]))
+    })?;
+    equal(
+        "the second moves none",
+        bed.ok(1, "service rebalance web")?.contains("leaves"),
+        false,
+    )
+}
