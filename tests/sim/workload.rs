@@ -452,9 +452,10 @@ impl Cluster {
                 spec.task.container.image = "exit".into();
                 spec.task.restart.condition = RestartCondition::OnFailure;
                 spec.schedule = None;
+            } else {
+                spec.update.canary = 0;
+                spec.update.progress_deadline = Duration::ZERO;
             }
-            spec.update.canary = 0;
-            spec.update.progress_deadline = Duration::ZERO;
             let name = service.id.to_string();
             let made = admit::update_service(&self.state, &name, None, spec, now);
             self.ask("services repaired", made)?;
