@@ -195,8 +195,9 @@ impl Cluster {
             match (&change.before, &change.after) {
                 (_, Some(Object::Task(t))) => {
                     line.push_str(&format!(
-                        " {}/{:?} {} {}→{} on {:?}",
+                        " {}/v{} {:?} {} {}→{} on {:?}",
                         t.name(),
+                        t.spec_version,
                         t.spec.container.image,
                         &t.id.short(),
                         t.status.state.as_str(),
