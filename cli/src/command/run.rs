@@ -77,8 +77,14 @@ pub(crate) async fn run(client: &Client, args: RunArgs) -> Result<u8, Fail> {
         _ = tokio::signal::ctrl_c() => None,
     };
     let name = &spec.name;
-    if args.rm {
-        remove(client, &id).await?;
+    if args.rm
+        && let Err(error) = remove(client, &id).await
+    {
+        // How the container ended is what was asked for.
+        eprintln!(
+            "{name} is not removed: {}: `rswarm service rm {name}` does that",
+            error.message
+        );
     }
     match ended {
         Some(ended) => ended,

@@ -32,11 +32,26 @@ pub(crate) fn history(scratch: &mut Scratch, id: ServiceId) {
         let run = open.contains(&task.iteration).then_some(task.iteration);
         slots.entry((task.slot, run)).or_default().push(task.clone());
     }
-    for mut tasks in slots.into_values() {
+    let rolled = (scratch.service(id))
+        .filter(|s| s.is_between_specs())
+        .map(|s| s.spec_version);
+    for ((_, run), mut tasks) in slots {
         tasks.sort_by_key(|t| (t.meta.created_at, t.id));
         let Some(last) = tasks.pop() else { continue };
         let counted = counted(&last.spec.restart);
-        let more = kept(limit, counted) - 1;
+        let mut more = kept(limit, counted) - 1;
+        // That a slot of a run completed is known by the task that did, and since when a rollout tries a slot by the first.
+        let needed = |t: &Task| {
+            (run.is_some() && t.status.state == TaskState::Complete) || rolled == Some(t.spec_version)
+        };
+        if let Some(at) = tasks
+            .iter()
+            .position(|t| needed(t))
+            .filter(|_| run.is_some() || more > 0)
+        {
+            tasks.remove(at);
+            more = more.saturating_sub(1);
+        }
         if counted > 0 {
             // What the manager stopped is counted by no policy, so it goes first, but for the last that ran well.
             let grows = last.spec.restart.backs_off();

@@ -2,6 +2,7 @@
 
 use super::*;
 use model::object::{REVISIONS_BYTES, REVISIONS_MAX, SlotKey};
+use model::spec::Autoscale;
 
 use crate::admit::Steer;
 
@@ -399,4 +400,89 @@ fn what_docker_takes_without_a_word_is_refused() {
         let refused = admit::create_service(&sim.state, asked, sim.now, &mut sim.ids).expect_err(part);
         assert!(refused.to_string().contains(part), "{part}: {refused}");
     }
+}
+
+#[test]
+fn a_rollout_that_had_its_time_and_is_resumed_has_it_again_and_no_more() {
+    for order in [UpdateOrder::StopFirst, UpdateOrder::StartFirst] {
+        let mut sim = Sim::new(2);
+        let mut web = spec("a", 2);
+        web.update.progress_deadline = Duration::from_secs(20);
+        web.update.order = order;
+        sim.create(web);
+        sim.update(image("unready"));
+        sim.run(40);
+        assert_eq!(sim.rollout(), Some(UpdateState::Paused), "{order:?}");
+        sim.steer(Steer::Resume).expect("resumed");
+        sim.run(10);
+        assert_eq!(
+            sim.rollout(),
+            Some(UpdateState::Updating),
+            "{order:?}: it has its time"
+        );
+        sim.run(30);
+        assert_eq!(
+            sim.rollout(),
+            Some(UpdateState::Paused),
+            "{order:?}: and not for ever"
+        );
+    }
+}
+
+#[test]
+fn what_fails_fast_and_goes_on_holds_up_no_other_slot_and_ends() {
+    let mut sim = Sim::new(3);
+    let mut web = spec("a", 1);
+    web.mode = ServiceMode::Global;
+    web.update.failure_action = FailureAction::Continue;
+    web.update.progress_deadline = Duration::from_secs(120);
+    sim.create(web);
+    sim.update(image("missing"));
+    sim.run(400);
+    assert_eq!(sim.rollout(), Some(UpdateState::Completed), "{}", sim.message());
+    assert_eq!(sim.message(), "update completed; 3 of 3 slots failed");
+    assert_eq!(sim.images().concat(), "aaa");
+}
+
+#[test]
+fn who_chooses_the_replicas_stays_when_the_spec_goes_back_and_begins_with_what_there_is() {
+    let rule = |min, max| {
+        Some(Autoscale {
+            min,
+            max,
+            cpu: Some(50),
+            memory: None,
+            scale_down_after: Duration::from_secs(60),
+        })
+    };
+    let mut sim = Sim::new(2);
+    sim.create(spec("a", 6));
+    sim.update(image("b"));
+    sim.run(60);
+    // A file without a number, deployed for the first time with a rule.
+    sim.update(|s| {
+        s.mode = ServiceMode::Replicated { replicas: 1 };
+        s.autoscale = rule(2, 20);
+    });
+    sim.run(10);
+    assert_eq!(sim.running().len(), 6, "what there is");
+    sim.back_to(None).expect("back");
+    sim.run(60);
+    assert_eq!(sim.images().concat(), "aaaaaa");
+    assert_eq!(
+        sim.web().spec.autoscale,
+        rule(2, 20),
+        "the rule is not the spec's past (trap D5)"
+    );
+    let mut asked = (*sim.web().spec).clone();
+    asked.mode = ServiceMode::Replicated { replicas: 8 };
+    let admitted = admit::update_service(&sim.state, "web", None, asked, sim.now).expect("taken");
+    assert!(
+        admitted
+            .warnings
+            .iter()
+            .any(|w| w.contains("8 replicas are not taken")),
+        "{:?}",
+        admitted.warnings
+    );
 }

@@ -235,6 +235,10 @@ impl Dispatcher {
             description.address.clone_from(&known.description.address);
         }
         let key = description.tunnel_key;
+        if !description.generic.is_sound() {
+            tracing::warn!(%node, "what the node says of its generic resources is not as it may be, and is left out");
+            description.generic = GenericResources::default();
+        }
         let generic = description.generic != GenericResources::default();
         if written < Level::PLACEMENT {
             // Older managers would not see them.

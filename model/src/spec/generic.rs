@@ -32,6 +32,15 @@ impl GenericResources {
         self.counted.get(kind).copied().unwrap_or(0) + named
     }
 
+    /// Whether a host may say this of itself: as [`GenericResources::parse`] reads it.
+    pub fn is_sound(&self) -> bool {
+        let counted = self.counted.iter().map(|(kind, n)| format!("{kind}={n}"));
+        let named =
+            (self.named.iter()).flat_map(|(kind, names)| names.iter().map(move |n| format!("{kind}={n}")));
+        let texts: Vec<String> = counted.chain(named).take(KINDS_MAX * (NAMES_MAX + 1)).collect();
+        Self::parse(texts.iter().map(String::as_str)).is_ok_and(|read| read == *self)
+    }
+
     /// Reads what a host is started with: `gpu=2`, or once for each that has a name `gpu=UUID1`, as Docker has it.
     ///
     /// # Errors

@@ -41,8 +41,25 @@ impl ServiceSpec {
             &c.cap_drop,
             &self.task.placement.constraints,
         ];
-        let words = words.into_iter().flatten().map(String::len);
-        let pairs = (self.labels.iter().chain(&c.labels).chain(&c.sysctls)).map(|(k, v)| k.len() + v.len());
+        let hooks = [&c.pre_start, &c.post_start, &c.pre_stop].into_iter().flatten();
+        let hooks = hooks
+            .flat_map(|h| h.command.iter().chain(&h.env))
+            .map(|w| w.len() + 16);
+        let checks = [&c.healthcheck, &c.readiness].into_iter().flatten();
+        let checks = checks.flat_map(|h| &h.test).map(|w| w.len() + 16);
+        let words = words
+            .into_iter()
+            .flatten()
+            .chain(&self.task.placement.affinity)
+            .map(String::len);
+        let words = words.chain(hooks).chain(checks);
+        let pairs = (self
+            .labels
+            .iter()
+            .chain(&c.labels)
+            .chain(&c.sysctls)
+            .chain(&self.task.log.options))
+        .map(|(k, v)| k.len() + v.len());
         let entries = c.mounts.len() + c.secrets.len() + c.configs.len() + c.hosts.len() + c.ulimits.len();
         let entries = entries + self.endpoint.ports.len() + self.task.networks.len();
         // Small fields, and the average mount or port.

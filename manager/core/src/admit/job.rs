@@ -9,7 +9,7 @@ use model::spec::{Concurrency, HISTORY_MAX, RUNS_ACTIVE_MAX, RestartCondition, S
 
 use super::service::{host_ports, missing};
 use super::{Admitted, Refusal, RefusalKind, validate};
-use crate::orchestrate::job;
+use crate::orchestrate::{job, revision};
 use crate::state::{Kind, Scratch, State};
 
 /// Checks what of a job does not depend on the state.
@@ -76,6 +76,9 @@ pub(super) fn change(
     status.forget(&spec);
     scratch.edit_service(service.id, |s| {
         s.spec_version += u64::from(other);
+        if other && s.made.is_some() {
+            s.made = Some(revision::made("update", now));
+        }
         s.endpoint = endpoint;
         s.job = Some(status);
         s.spec = Arc::new(spec);

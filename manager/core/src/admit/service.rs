@@ -227,7 +227,7 @@ pub(super) fn change(
     known_by_hosts(scratch, &spec)?;
     resolve(scratch, &mut spec)?;
     let old = &service.spec;
-    keep_scaled(&mut spec, old);
+    keep_scaled(&mut spec, old, warnings);
     if spec.name != old.name {
         return Err(Refusal::invalid(format!(
             "service {} cannot be renamed: create {} and remove the old one",
@@ -258,18 +258,27 @@ pub(super) fn change(
     Ok(())
 }
 
-/// The cluster's own choice stands while it has one: who deploys a file again does not know it.
-fn keep_scaled(spec: &mut ServiceSpec, old: &ServiceSpec) {
-    if let (Some(rule), Some(_)) = (&spec.autoscale, &old.autoscale)
-        && let (ServiceMode::Replicated { replicas: new }, ServiceMode::Replicated { replicas }) =
-            (&mut spec.mode, &old.mode)
-    {
-        *new = match (*new, *replicas) {
-            (0, _) => 0,
-            // Somebody had stopped it.
-            (asked, 0) => asked.clamp(rule.min, rule.max),
-            (_, scaled) => scaled.clamp(rule.min, rule.max),
-        };
+/// The cluster's own choice stands, and what there is when it begins to choose: who deploys a file does not know the number.
+fn keep_scaled(spec: &mut ServiceSpec, old: &ServiceSpec, warnings: &mut Vec<String>) {
+    let Some(rule) = &spec.autoscale else { return };
+    let (ServiceMode::Replicated { replicas: new }, ServiceMode::Replicated { replicas }) =
+        (&mut spec.mode, &old.mode)
+    else {
+        return;
+    };
+    let asked = *new;
+    *new = match (asked, *replicas) {
+        (0, _) => 0,
+        // Somebody had stopped it.
+        (asked, 0) => asked.clamp(rule.min, rule.max),
+        (_, scaled) => scaled.clamp(rule.min, rule.max),
+    };
+    if *new != asked && asked != 1 {
+        warnings.push(format!(
+            "service {}: {asked} replicas are not taken: the cluster chooses between {} and {}, and has {new}; service scale changes \
+             that until it chooses anew",
+            spec.name, rule.min, rule.max
+        ));
     }
 }
 

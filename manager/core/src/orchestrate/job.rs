@@ -227,9 +227,10 @@ impl<'a> Slots<'a> {
             } else {
                 DesiredState::Running
             };
-            // What is tried again in a run is what was tried before.
-            let spec = match tasks.last() {
-                Some(last) => (last.spec.clone(), last.spec_version),
+            // What is tried again in a run is what was tried before, and a run of a schedule has one spec.
+            let of_run = tasks.last().or_else(|| self.tasks.values().flatten().next());
+            let spec = match of_run.filter(|_| !tasks.is_empty() || self.service.spec.schedule.is_some()) {
+                Some(other) => (other.spec.clone(), other.spec_version),
                 None => (
                     Arc::new(self.service.spec.task.clone()),
                     self.service.spec_version,
@@ -314,6 +315,14 @@ fn settle(scratch: &mut Scratch, service: &Service, run: u64, wanted: &BTreeSet<
         over &= for_good;
     }
     over &= !slots.values().flatten().any(|t| is_live(t));
+    // Where it was begun and did not complete, as the node was lost or drained, it failed; where nowhere is any node for it, it waits.
+    let lost = (slots.iter())
+        .filter(|(slot, tasks)| !wanted.contains(slot) && !completed_in(tasks))
+        .count();
+    if service.spec.mode.is_global() {
+        failed += u32::try_from(lost).unwrap_or(u32::MAX);
+        over &= !(wanted.is_empty() && slots.is_empty());
+    }
     let done = completed(scratch, service.id, run);
     let found = (service.job.as_ref()).and_then(|job| job.runs.iter().find(|r| r.iteration == run));
     let Some(mut result) = found.cloned() else { return };

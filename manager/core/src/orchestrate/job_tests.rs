@@ -520,3 +520,26 @@ fn a_job_keeps_its_promises_whatever_is_asked_meanwhile() {
         );
     }
 }
+
+#[test]
+fn a_global_job_is_done_only_where_it_ran_to_its_end() {
+    // A typo in a constraint is no success.
+    let mut nowhere = sim(2);
+    let mut spec = job("exit", 0, 0);
+    spec.mode = ServiceMode::GlobalJob;
+    spec.task.placement.constraints = vec!["node.labels.disk==sdd".into()];
+    create(&mut nowhere, spec.clone());
+    run(&mut nowhere, 10);
+    assert_eq!(last(&nowhere).state, RunState::Active, "it waits for a node");
+    // Nor is a node that was lost in the middle.
+    let mut lost = sim(2);
+    spec.task.placement.constraints.clear();
+    spec.task.container.image = "a".into();
+    create(&mut lost, spec);
+    run(&mut lost, 5);
+    for node in [1, 2] {
+        lost.node_spec(node, |n| n.availability = Availability::Drain);
+    }
+    run(&mut lost, 10);
+    assert_eq!((last(&lost).state, last(&lost).failed), (RunState::Failed, 2));
+}

@@ -10,7 +10,7 @@ use crate::allocate;
 use crate::state::{Scratch, State};
 
 /// Whether the cluster writes down where specs come from: older builds would lose it.
-fn keeps_history(state: &State) -> bool {
+pub(crate) fn keeps_history(state: &State) -> bool {
     state.cluster().is_some_and(|c| c.level >= Level::ROLLOUTS)
 }
 
@@ -19,7 +19,7 @@ pub(crate) fn first(state: &State, now: Timestamp) -> Option<Made> {
     keeps_history(state).then(|| made("create", now))
 }
 
-fn made(cause: &str, at: Timestamp) -> Made {
+pub(crate) fn made(cause: &str, at: Timestamp) -> Made {
     Made {
         at,
         by: String::new(),
@@ -84,6 +84,8 @@ pub(crate) fn roll_back(
     let Some(earlier) = earlier else { return };
     let spec = ServiceSpec {
         mode: service.spec.mode.clone(),
+        // So does who chooses it.
+        autoscale: service.spec.autoscale.clone(),
         name: service.spec.name.clone(),
         ..(**earlier).clone()
     };

@@ -4,6 +4,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
+use std::time::Duration;
 
 use model::ids::IdSource;
 use model::object::{Key, Service, SlotKey, Task, UpdateState, UpdateStatus};
@@ -13,9 +14,9 @@ use model::units::format_duration;
 use model::{ServiceId, Timestamp};
 
 use super::restart::{ended_by_itself, wait_after};
-use super::revision::roll_back;
+use super::revision::{self, roll_back};
 use super::{SlotTasks, Wake, by_slot, is_live, make_task};
-use crate::state::Scratch;
+use crate::state::{Scratch, State};
 
 /// How far one slot is.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -52,7 +53,7 @@ pub(super) fn drive(
     let Some(status) = service.update.clone().filter(watches) else {
         return;
     };
-    let config = config_of(&service, &status);
+    let config = config_of(scratch, &service, &status);
     let mut slots = slots_of(scratch, id, wanted);
     let status = count(&service, status, &config, &slots, now);
     if service.update.as_ref() != Some(&status) {
@@ -184,7 +185,7 @@ pub(super) fn spec_for_slot(service: &Service, last: Option<&Task>) -> (Arc<Task
     (Arc::new(service.spec.task.clone()), service.spec_version)
 }
 
-fn config_of(service: &Service, status: &UpdateStatus) -> UpdateConfig {
+fn config_of(state: &State, service: &Service, status: &UpdateStatus) -> UpdateConfig {
     let mut config = match status.state {
         UpdateState::RollbackStarted | UpdateState::RollbackPaused | UpdateState::RollbackCompleted => {
             service.spec.rollback.clone()
@@ -193,6 +194,10 @@ fn config_of(service: &Service, status: &UpdateStatus) -> UpdateConfig {
             service.spec.update.clone()
         }
     };
+    if !revision::keeps_history(state) {
+        // Older managers, who may lead next, wait for ever.
+        config.progress_deadline = Duration::ZERO;
+    }
     if service.endpoint.ports.iter().any(|p| p.mode == PublishMode::Host) {
         // The old task holds the port until it ends: a new one beside it would wait for ever.
         config.order = UpdateOrder::StopFirst;
@@ -221,14 +226,17 @@ fn count(
     status
 }
 
-fn of_rollout(service: &Service, status: &UpdateStatus, task: &Task) -> bool {
-    task.spec_version == service.spec_version && task.meta.created_at >= status.started_at
+/// Also of one that was paused and goes on.
+fn of_rollout(service: &Service, task: &Task) -> bool {
+    task.spec_version == service.spec_version
 }
 
 /// Whether a task of the new spec ended before it ran, or within `monitor` of running; a canary at any time, until it is promoted.
 fn failed_in_rollout(service: &Service, status: &UpdateStatus, config: &UpdateConfig, task: &Task) -> bool {
     let watched = |ran| task.over_at().since(ran) <= config.monitor || canaries(status, config).is_some();
-    of_rollout(service, status, task) && ended_by_itself(task) && task.running_at.is_none_or(watched)
+    // What went wrong before it was resumed is forgiven.
+    let counts = ended_by_itself(task) && task.over_at() >= status.started_at;
+    of_rollout(service, task) && counts && task.running_at.is_none_or(watched)
 }
 
 /// When a slot has had its time, if it was begun and there is a bound.
@@ -238,9 +246,9 @@ fn deadline_of(
     config: &UpdateConfig,
     tasks: &SlotTasks,
 ) -> Option<Timestamp> {
-    let mut new = tasks.iter().filter(|t| of_rollout(service, status, t));
+    let mut new = tasks.iter().filter(|t| of_rollout(service, t));
     let first = new.next().filter(|_| !config.progress_deadline.is_zero())?;
-    Some(first.meta.created_at + config.progress_deadline)
+    Some(first.meta.created_at.max(status.started_at) + config.progress_deadline)
 }
 
 /// Whether a slot has had its time.
@@ -264,7 +272,7 @@ fn is_overdue(
     tasks: &SlotTasks,
     now: Timestamp,
 ) -> bool {
-    let ran = || (tasks.iter()).any(|t| of_rollout(service, status, t) && t.running_at.is_some());
+    let ran = || (tasks.iter()).any(|t| of_rollout(service, t) && t.running_at.is_some());
     is_late(service, status, config, tasks, now) && !ran()
 }
 
@@ -343,7 +351,7 @@ fn late(
 ) -> Option<String> {
     let slots = by_slot(scratch, service.id);
     let tasks = (slots.values()).find(|tasks| is_overdue(service, status, config, tasks, now))?;
-    let task = (tasks.iter().rev()).find(|t| of_rollout(service, status, t))?;
+    let task = (tasks.iter().rev()).find(|t| of_rollout(service, t))?;
     let why = match task.status.error.as_str() {
         "" => task.status.state.as_str(),
         error => error,
@@ -520,22 +528,22 @@ fn begin(
         .unwrap_or_default();
     let canaries = (service.update.as_ref()).and_then(|u| canaries(u, config));
     let most = canaries.map_or(usize::MAX, |most| most.saturating_sub(begun));
-    for slot in waiting.into_iter().take(parallel.saturating_sub(busy).min(most)) {
-        let tasks = &slots[&slot];
-        // A slot whose new task failed before is tried again no sooner than the restart policy says.
-        let retry_at = if failed.contains(&slot) {
-            let last = tasks
-                .iter()
-                .rev()
-                .find(|t| ended_by_itself(t) && service.is_current(t));
-            last.map_or(now, |t| t.over_at() + wait_after(tasks, t).max(config.monitor))
-        } else {
-            now
-        };
-        if retry_at > now {
-            wake.at(retry_at);
-            continue;
+    // A slot whose new task failed before is tried again no sooner than the restart policy says, and holds up no other meanwhile.
+    let may_begin = |slot: &SlotKey| {
+        let last = (slots[slot].iter().rev()).find(|t| ended_by_itself(t) && service.is_current(t));
+        let retry_at = last
+            .filter(|_| failed.contains(slot))
+            .map(|t| t.over_at() + wait_after(&slots[slot], t).max(config.monitor));
+        match retry_at {
+            Some(at) if at > now => {
+                wake.at(at);
+                false
+            }
+            Some(_) | None => true,
         }
+    };
+    let next: Vec<SlotKey> = waiting.into_iter().filter(may_begin).collect();
+    for slot in next.into_iter().take(parallel.saturating_sub(busy).min(most)) {
         let desired = match config.order {
             UpdateOrder::StopFirst => DesiredState::Ready,
             UpdateOrder::StartFirst => DesiredState::Running,

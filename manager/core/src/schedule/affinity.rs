@@ -77,7 +77,10 @@ impl Neighbours {
             return true;
         }
         // A task that is replaced goes as its successor comes.
-        let own = |t: &Task| t.service == task.service && t.slot == task.slot;
+        let own = |t: &Task| {
+            let follows = t.iteration == task.iteration || !t.desired.is_live();
+            t.service == task.service && t.slot == task.slot && follows
+        };
         let there = || {
             let tasks = state.tasks_of_node(node.id);
             tasks.filter(|t| t.id != TaskId::NIL && !t.status.state.is_terminal() && !own(t))

@@ -146,7 +146,10 @@ pub(super) fn siblings<'a>(
 
 /// Whether `old` gives back what it holds before `task` starts. One that starts first finds it taken.
 pub(super) fn replaces(task: &Task, old: &Task) -> bool {
-    task.desired == DesiredState::Ready && old.service == task.service && old.slot == task.slot
+    let same = old.service == task.service && old.slot == task.slot;
+    // Runs of a job that go on at the same time do not follow one another.
+    let follows = old.iteration == task.iteration || !old.desired.is_live();
+    task.desired == DesiredState::Ready && same && follows
 }
 
 fn has_room(state: &State, node: &Node, task: &Task) -> bool {
