@@ -56,6 +56,10 @@ pub(super) fn drive(
     let config = config_of(scratch, &service, &status);
     let mut slots = slots_of(scratch, id, wanted);
     let status = count(&service, status, &config, &slots, now);
+    let deadlines = slots
+        .values()
+        .filter_map(|tasks| deadline_of(&service, &status, &config, tasks));
+    deadlines.filter(|at| *at > now).for_each(|at| wake.at(at));
     if service.update.as_ref() != Some(&status) {
         scratch.edit_service(id, |s| s.update = Some(status.clone()));
     }
@@ -98,16 +102,15 @@ pub(super) fn drive(
         ids,
         wake,
     );
-    for (slot, p) in &progress {
+    for p in progress.values() {
         match p {
             Progress::Watched(until) => wake.at(*until),
-            Progress::Changing => {
-                let deadline = deadline_of(&service, &status, &config, &slots[slot]);
-                if let Some(at) = deadline.filter(|at| *at > now) {
-                    wake.at(at);
-                }
-            }
-            Progress::Old | Progress::Done(_) | Progress::Empty | Progress::Vacant | Progress::GivenUp => {}
+            Progress::Done(_)
+            | Progress::GivenUp
+            | Progress::Changing
+            | Progress::Old
+            | Progress::Empty
+            | Progress::Vacant => {}
         }
     }
     let over =
@@ -246,7 +249,12 @@ fn deadline_of(
     config: &UpdateConfig,
     tasks: &SlotTasks,
 ) -> Option<Timestamp> {
-    let mut new = tasks.iter().filter(|t| of_rollout(service, t));
+    // What was withdrawn when it was paused is no try.
+    let tried = |t: &Arc<Task>| {
+        let since = |at: Timestamp| at >= status.started_at;
+        since(t.meta.created_at) || is_live(t) || (ended_by_itself(t) && since(t.over_at()))
+    };
+    let mut new = tasks.iter().filter(|t| of_rollout(service, t) && tried(t));
     let first = new.next().filter(|_| !config.progress_deadline.is_zero())?;
     Some(first.meta.created_at.max(status.started_at) + config.progress_deadline)
 }
