@@ -14,7 +14,7 @@ use model::{ServiceId, Timestamp};
 
 use super::restart::{ended_by_itself, wait_after};
 use super::revision::roll_back;
-use super::{SlotTasks, Wake, by_slot, is_live, make_task};
+use super::{SlotTasks, Wake, by_slot, is_live, make_task, order};
 use crate::state::Scratch;
 
 /// How far one slot is.
@@ -83,16 +83,19 @@ pub(super) fn drive(
         wait_for_promotion(scratch, id, &status, &config);
         return;
     }
-    begin(
-        scratch,
-        &service,
-        &slots,
-        (&progress, begun),
-        &config,
-        now,
-        ids,
-        wake,
-    );
+    let begins = progress.values().any(|p| *p == Progress::Old);
+    if begins && !order::holds_up(scratch, &service, &status, begun) {
+        begin(
+            scratch,
+            &service,
+            &slots,
+            (&progress, begun),
+            &config,
+            now,
+            ids,
+            wake,
+        );
+    }
     for (slot, p) in &progress {
         match p {
             Progress::Watched(until) => wake.at(*until),
@@ -469,9 +472,6 @@ fn begin(
         .filter(|(_, p)| **p == Progress::Old)
         .map(|(s, _)| *s)
         .collect();
-    if waiting.is_empty() {
-        return;
-    }
     let busy = progress
         .values()
         .filter(|p| matches!(p, Progress::Changing | Progress::Watched(_)))
