@@ -170,7 +170,9 @@ pub fn plan(state: &State, dirty: &Dirty, unheard: &Unheard, now: Timestamp, ids
     } else {
         dirty.nodes.iter().copied().collect()
     };
-    services.extend(dirty.waited_for.iter().flat_map(|name| state.dependents(name)));
+    if state.has_dependents() {
+        services.extend(dirty.waited_for.iter().flat_map(|name| state.dependents(name)));
+    }
     // A node that is lost ends what removed services were kept for as well.
     if dirty.freed || (!nodes.is_empty() && state.has_dependents()) {
         services.extend(state.orphaned());

@@ -15,16 +15,25 @@ use super::{holds_slot, is_live};
 use crate::state::{Kind, Scratch, State};
 
 /// Whether a task of this spec may not run yet: no other task of its service runs, and what it depends on does not hold. What comes
-/// to fail later stops nothing.
+/// to fail later stops nothing. A run of a job also lets a rollout end first, as it has none of its own that would.
 pub(super) fn holds_back(scratch: &mut Scratch, id: ServiceId, spec: &TaskSpec) -> bool {
     if spec.depends_on.is_empty() {
         return false;
     }
     let why = match running(scratch, id) {
         Some(task) => Ok(vec![Key::Task(task.id)]),
-        None => met(scratch, spec),
+        None => lets_run(scratch, id, spec),
     };
     relies(scratch, why)
+}
+
+fn lets_run(state: &State, id: ServiceId, spec: &TaskSpec) -> Result<Vec<Key>, String> {
+    if state.service(id).is_some_and(|s| s.spec.mode.is_job()) {
+        unchanging(state, spec, |s| {
+            s.update.as_ref().is_some_and(|u| u.state.is_active())
+        })?;
+    }
+    met(state, spec)
 }
 
 /// Whether a rollout may not change slots yet: what the new spec depends on is itself being changed, or does not hold. One
@@ -92,7 +101,7 @@ pub fn task_waits(state: &State, task: &Task) -> Option<String> {
     if !waits || running(state, task.service).is_some() {
         return None;
     }
-    met(state, &task.spec).err()
+    lets_run(state, task.service, &task.spec).err()
 }
 
 /// Why a rollout has not begun yet; none: it has, or there is none.
@@ -128,16 +137,22 @@ fn met(state: &State, spec: &TaskSpec) -> Result<Vec<Key>, String> {
 
 /// The same, of what is not being changed either.
 fn settled(state: &State, spec: &TaskSpec) -> Result<Vec<Key>, String> {
+    unchanging(state, spec, Service::is_between_specs)?;
+    met(state, spec)
+}
+
+/// # Errors
+/// What a spec depends on and is being changed.
+fn unchanging(state: &State, spec: &TaskSpec, changes: impl Fn(&Service) -> bool) -> Result<(), String> {
     for dependency in &spec.depends_on {
-        let Some(service) = named(state, &dependency.service) else {
+        let Some(service) = named(state, &dependency.service).filter(|s| changes(s)) else {
             continue;
         };
-        if let Some(update) = service.update.as_ref().filter(|_| service.is_between_specs()) {
-            let why = update.message.as_str();
-            return Err(waits_for(dependency, update.state.as_str(), why));
+        if let Some(update) = &service.update {
+            return Err(waits_for(dependency, update.state.as_str(), &update.message));
         }
     }
-    met(state, spec)
+    Ok(())
 }
 
 fn waits_for(dependency: &Dependency, what: &str, why: &str) -> String {
@@ -241,3 +256,7 @@ fn run_completed(state: &State, service: &Service) -> Result<Vec<Key>, String> {
         None => Err("it has not run yet".into()),
     }
 }
+
+#[cfg(test)]
+#[path = "order_tests.rs"]
+mod tests;
