@@ -1,5 +1,6 @@
 //! `depends_on`: what has to hold of other services before one starts.
 
+use std::collections::btree_map::Entry::Vacant;
 use std::collections::{BTreeMap, BTreeSet};
 
 use model::spec::{DEPENDENCIES_MAX, Dependency, DependencyCondition, ServiceSpec};
@@ -155,8 +156,8 @@ fn circle<'a>(start: &'a str, on: &impl Fn(&str) -> &'a [Entry]) -> Option<Vec<&
                 way.reverse();
                 return Some(way);
             }
-            if !from.contains_key(next.key.as_str()) {
-                from.insert(&next.key, key);
+            if let Vacant(first) = from.entry(&next.key) {
+                first.insert(key);
                 todo.push(&next.key);
             }
         }

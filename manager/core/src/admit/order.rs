@@ -1,5 +1,6 @@
 //! What services depend on: whether there is such a service, and whether it can ever hold.
 
+use std::collections::btree_map::Entry;
 use std::collections::{BTreeMap, BTreeSet};
 
 use model::ServiceId;
@@ -97,8 +98,8 @@ pub(super) fn circle(state: &State, id: ServiceId) -> Result<(), Refusal> {
                     way.join(" -> ")
                 )));
             }
-            if !from.contains_key(&next) {
-                from.insert(next, at);
+            if let Entry::Vacant(first) = from.entry(next) {
+                first.insert(at);
                 todo.push(next);
             }
         }

@@ -200,11 +200,8 @@ fn check(state: &State, dependency: &Dependency) -> Result<Vec<Key>, String> {
 /// One task runs; where that is the end of it, one that ended well counts as well.
 fn started(state: &State, service: &Service) -> Result<Vec<Key>, String> {
     let ends = service.spec.mode.is_job() || service.spec.task.restart.condition != RestartCondition::Any;
-    let ran = |t: &&Arc<Task>| match t.status.state {
-        TaskState::Running => t.desired == DesiredState::Running,
-        TaskState::Complete => ends,
-        _ => false,
-    };
+    let runs = |t: &Task| t.status.state == TaskState::Running && t.desired == DesiredState::Running;
+    let ran = |t: &&Arc<Task>| runs(t) || (ends && t.status.state == TaskState::Complete);
     match state.tasks_of_service(service.id).find(ran) {
         Some(task) => Ok(vec![Key::Task(task.id)]),
         None if service.spec.mode == (ServiceMode::Replicated { replicas: 0 }) => {

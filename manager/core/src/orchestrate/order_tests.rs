@@ -350,7 +350,9 @@ fn the_next_run_of_a_job_lets_a_rollout_end_first() {
     let both = |image: &str| {
         let mut job = needs(&[on("web", Healthy)], job("exit"));
         job.task.container.env = vec![format!("V={image}")];
-        vec![spec(image, 2), job]
+        let mut web = spec(image, 2);
+        web.update.order = UpdateOrder::StartFirst;
+        vec![web, job]
     };
     deploy(&mut sim, both("a")).unwrap();
     sim.run(10);
@@ -418,7 +420,7 @@ fn tasks_of_a_lost_node_keep_nothing_and_old_specs_in_a_circle_do_not_either() {
     remove(&mut sim, &["db", "web"]);
     sim.settle();
     assert!(sim.tasks("db").iter().all(|t| t.desired == DesiredState::Running));
-    sim.node_seen(u128::from(node.0 as u64), model::object::NodeState::Down);
+    sim.node_seen(node.0, model::object::NodeState::Down);
     sim.settle();
     assert!(
         sim.tasks("db").iter().all(|t| !t.desired.is_live()),
@@ -454,8 +456,7 @@ fn changes_of_a_service_wake_those_that_wait_for_it() {
             txn,
         };
         dirty.add(&sim.state.apply(&entry).expect("of this state"));
-        let next = plan(&sim.state, &dirty, &Unheard::default(), sim.now, &mut sim.ids);
-        (next, dirty)
+        plan(&sim.state, &dirty, &Unheard::default(), sim.now, &mut sim.ids)
     };
     let db = sim.tasks("db").first().map(|t| (*t).clone()).expect("there");
     let ready = Action::TaskStatus {
@@ -467,19 +468,14 @@ fn changes_of_a_service_wake_those_that_wait_for_it() {
         },
     };
     let actions = vec![ready];
-    let (next, _) = commit(
+    let next = commit(
         &mut sim,
         Txn {
             expect: Vec::new(),
             actions,
         },
     );
-    let run = |a: &Action| match a {
-        Action::Put(model::object::Object::Task(t)) => {
-            t.service_name == "web" && t.desired == DesiredState::Running
-        }
-        _ => false,
-    };
+    let run = |a: &Action| matches!(a, Action::Put(model::object::Object::Task(t)) if t.service_name == "web" && t.desired == DesiredState::Running);
     assert!(next.txn.actions.iter().any(run), "{next:?}");
     commit(&mut sim, next.txn);
     sim.run(2);
@@ -495,7 +491,7 @@ fn changes_of_a_service_wake_those_that_wait_for_it() {
             ..web.status
         },
     };
-    let (mut next, _) = commit(
+    let mut next = commit(
         &mut sim,
         Txn {
             expect: Vec::new(),
@@ -503,7 +499,7 @@ fn changes_of_a_service_wake_those_that_wait_for_it() {
         },
     );
     while !next.txn.is_empty() {
-        (next, _) = commit(&mut sim, next.txn);
+        next = commit(&mut sim, next.txn);
     }
     assert!(sim.tasks("db").iter().all(|t| !t.desired.is_live()));
     assert!(sim.tasks("web").is_empty());
