@@ -486,9 +486,10 @@ impl Cluster {
             // What stays away would be waited for.
             let comes = |d: &Dependency| {
                 let other = self.state.services().find(|s| s.spec.name == d.service);
-                other.map_or(d.optional, |s| match d.condition {
-                    DependencyCondition::Completed => s.spec.mode.is_job(),
-                    _ => s.spec.mode != ServiceMode::Replicated { replicas: 0 },
+                other.map_or(d.optional, |s| match (d.condition, &s.spec.mode) {
+                    (DependencyCondition::Completed, mode) => mode.is_job(),
+                    (_, ServiceMode::Replicated { replicas }) => *replicas > 0,
+                    (_, mode) => !mode.is_job(),
                 })
             };
             spec.task.depends_on.retain(comes);
