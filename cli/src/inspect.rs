@@ -159,6 +159,7 @@ fn task_spec(t: &TaskSpec) -> Value {
         },
         "LogDriver": {"Name": t.log.name, "Options": t.log.options},
         "Priority": t.priority,
+        "DependsOn": t.depends_on.iter().map(|d| json!({"Service": d.service, "Condition": d.condition.as_str(), "Required": !d.optional})).collect::<Vec<_>>(),
         "Networks": t.networks.iter().map(|n| json!({"Target": n.network.to_string(), "Aliases": n.aliases, "Address": n.address.map(|a| a.to_string()), "Address6": n.address6.map(|a| a.to_string())})).collect::<Vec<_>>(),
         "ForceUpdate": t.force_update,
         "OnDisconnect": match t.on_disconnect {

@@ -411,8 +411,14 @@ fn reason(service: &Service, tasks: &BTreeMap<TaskId, Task>) -> String {
             .filter(|t| t.desired.is_live())
             .find_map(|t| Some(format!(" ({}: {})", t.name(), not_ready(t)?)))
     };
+    let held = || {
+        let waits = |u: &&model::object::UpdateStatus| u.message.starts_with("waits for ");
+        let update = service.update.as_ref().filter(waits)?;
+        Some(format!(" ({})", update.message))
+    };
     failed
         .map(|t| format!(" ({}: {})", t.name(), t.status.error))
+        .or_else(held)
         .or_else(unready)
         .unwrap_or_default()
 }

@@ -34,6 +34,8 @@ mod many;
 mod members;
 #[path = "cluster/network.rs"]
 mod network;
+#[path = "cluster/order.rs"]
+mod order;
 #[path = "cluster/placement.rs"]
 mod placement;
 #[path = "cluster/recovery.rs"]
@@ -289,6 +291,11 @@ const ALL: &[(&str, Start, Scenario)] = &[
         "hooks run around a task",
         Start::Cluster(1, 1),
         hooks::hooks_run_around_a_task,
+    ),
+    (
+        "services start, change and go in order",
+        Start::Cluster(1, 1),
+        order::services_start_change_and_go_in_order,
     ),
     (
         "jobs run to their end",

@@ -17,6 +17,7 @@ use model::{Bytes, ConfigId, NanoCpus, NetworkId, SecretId};
 use crate::grammar;
 use crate::job;
 use crate::node::{Entry, Node, Value};
+use crate::order;
 use crate::problem::Report;
 
 /// Label with the image as the file names it.
@@ -60,6 +61,7 @@ pub(crate) fn convert(
         let service = to.service(entry);
         stack.services.push(service);
     }
+    order::check(tree, &stack.services, to.report);
     to.networks(&mut stack);
     let (secrets, external_secrets) = to.files("secret", model::spec::SECRET_MAX);
     let (configs, external_configs) = to.files("config", model::spec::CONFIG_MAX);
@@ -87,7 +89,7 @@ struct Converter<'a> {
     used: BTreeSet<String>,
 }
 
-fn section<'a>(tree: &'a Node, name: &str) -> &'a [Entry] {
+pub(crate) fn section<'a>(tree: &'a Node, name: &str) -> &'a [Entry] {
     tree.get(name).map_or(&[], Node::entries)
 }
 
@@ -342,6 +344,9 @@ impl Converter<'_> {
         let mut labels = pairs(node, &["deploy", "labels"]);
         labels.insert(IMAGE_LABEL.to_owned(), image.clone());
         let mode = job::mode(node, &path, self.report);
+        let namespace = self.namespace;
+        let in_stack = |key: &str| format!("{namespace}_{key}");
+        let depends_on = order::dependencies(self.tree, key, node, in_stack, self.report);
         ServiceSpec {
             name,
             labels: self.labels(labels),
@@ -357,6 +362,7 @@ impl Converter<'_> {
                 },
                 force_update: 0,
                 priority: parsed(node, &["deploy", "priority"]).unwrap_or(0),
+                depends_on,
                 on_disconnect: duration(node, &["deploy", "on_disconnect", "stop_after"])
                     .map_or(OnDisconnect::Keep, OnDisconnect::StopAfter),
             },

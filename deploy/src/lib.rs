@@ -18,6 +18,7 @@ pub use interpolate::interpolate;
 // To specs, and back to a file.
 mod convert;
 mod job;
+mod order;
 mod print;
 pub use convert::{IMAGE_LABEL, Read, Surroundings};
 
@@ -28,3 +29,4 @@ pub use compose::{Compose, FILES_MAX, Source, Vars, load};
 // Short forms that flags share.
 pub mod check;
 pub mod grammar;
+pub use order::parse_dependency;

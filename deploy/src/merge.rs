@@ -21,7 +21,7 @@ pub(crate) fn merge(base: Node, over: Node, shape: &Shape) -> Node {
             })
         }
         Shape::Named(inner) => maps(base, over, |_, base, over| merge(base, over, inner)),
-        Shape::Networks => maps(base, over, |_, _, over| over),
+        Shape::Networks | Shape::DependsOn => maps(base, over, |_, _, over| over),
         Shape::Pairs(_) | Shape::Ulimits => maps(base, over, |_, _, over| over),
         Shape::Texts | Shape::TextOrTexts | Shape::List(_) | Shape::Hosts => lists(at, base, over, |_| None),
         Shape::Ports => lists(at, base, over, |n| {

@@ -72,6 +72,8 @@ pub(crate) enum Shape {
     Statuses,
     /// The text of cron(8), or a mapping with it.
     Schedule,
+    /// Names of services, or a mapping from them.
+    DependsOn,
 }
 
 /// One key of a mapping.
@@ -166,10 +168,7 @@ const SERVICE: Shape = Shape::Object(&[
     used("oom_score_adj", Shape::Int(-1000, 1000)),
     used("restart", Shape::Restart),
     used("deploy", DEPLOY),
-    ignored(
-        "depends_on",
-        "not yet honoured: services start as soon as they are placed",
-    ),
+    used("depends_on", Shape::DependsOn),
     ignored(
         "build",
         "ignored: a stack does not build images; use `rswarm image build`",
@@ -235,6 +234,19 @@ const SERVICE: Shape = Shape::Object(&[
     used("pre_start", Shape::List(&PRE_START)),
     used("post_start", Shape::List(&HOOK)),
     used("pre_stop", Shape::List(&HOOK)),
+]);
+
+pub(crate) const DEPENDENCY: Shape = Shape::Object(&[
+    used(
+        "condition",
+        Shape::Word(&[
+            "service_started",
+            "service_healthy",
+            "service_completed_successfully",
+        ]),
+    ),
+    used("required", Shape::Bool),
+    used("restart", Shape::Bool),
 ]);
 
 const HEALTHCHECK: Shape = Shape::Object(&[
@@ -687,6 +699,7 @@ pub(crate) fn normalise(node: &Node, shape: &Shape, path: &str, report: &mut Rep
             None => refuse(must("an HTTP status such as 200, or 200-399")),
         },
         Shape::Schedule => schedule(node, path, report),
+        Shape::DependsOn => crate::order::long(node, path, report),
     }
 }
 
@@ -814,7 +827,7 @@ fn nearest<'a>(key: &str, known: impl Iterator<Item = &'a str>) -> Option<&'a st
         .map(|(_, k)| k)
 }
 
-fn named(
+pub(crate) fn named(
     node: &Node,
     path: &str,
     report: &mut Report,

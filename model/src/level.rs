@@ -27,6 +27,8 @@ impl Level {
     pub const PLACEMENT: Self = Self(3);
     /// From here on services are scaled by what their tasks use: an older manager would lose the rule.
     pub const AUTOSCALE: Self = Self(3);
+    /// From here on services start, change and go in an order: an older manager would lose it.
+    pub const ORDER: Self = Self(3);
     /// What this build knows.
     pub const OURS: Self = Self(3);
 

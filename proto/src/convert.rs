@@ -7,6 +7,7 @@ mod assignment;
 mod health;
 mod job;
 mod object;
+mod order;
 mod spec;
 
 /// A message that is not well formed.
@@ -99,7 +100,8 @@ mod tests {
     use model::assignment::{ServiceEndpoints, ServiceNetwork};
     use model::object::{NodeDescription, NodeState, NodeStatus};
     use model::spec::{
-        EndpointMode, GenericResources, NetworkAttachment, OnDisconnect, PlacementStrategy, TaskSpec,
+        Dependency, DependencyCondition, EndpointMode, GenericResources, NetworkAttachment, OnDisconnect,
+        PlacementStrategy, TaskSpec,
     };
     use model::{NetworkId, ServiceId};
 
@@ -120,6 +122,14 @@ mod tests {
             priority: 90,
             ..TaskSpec::default()
         };
+        let conditions = ["started", "healthy", "completed"].map(DependencyCondition::parse);
+        for (n, condition) in conditions.into_iter().flatten().enumerate() {
+            spec.depends_on.push(Dependency {
+                service: format!("s{n}"),
+                condition,
+                optional: n == 1,
+            });
+        }
         spec.placement.strategy = PlacementStrategy::Binpack;
         spec.placement.affinity = vec!["service==db".into()];
         spec.resources.reservations.generic = [("gpu".to_owned(), 2)].into();

@@ -11,6 +11,7 @@ mod desired_grows;
 mod down_needs_misses;
 mod drained_nodes_are_empty;
 mod ends_have_a_cause;
+mod first_tasks_wait;
 mod history_is_bounded;
 mod ids_and_fences_are_new;
 mod jobs_keep_their_word;
@@ -91,6 +92,7 @@ const ALWAYS: &[Always] = &[
     ("desired_grows", "I13", desired_grows::check),
     ("down_needs_misses", "I42", down_needs_misses::check),
     ("ends_have_a_cause", "I41", ends_have_a_cause::check),
+    ("first_tasks_wait", "D10", first_tasks_wait::check),
     ("ids_and_fences_are_new", "I17", ids_and_fences_are_new::check),
     ("jobs_keep_their_word", "D15", jobs_keep_their_word::check),
     ("log_time_is_steady", "M25", log_time_is_steady::check),

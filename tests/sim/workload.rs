@@ -9,9 +9,10 @@ use manager_core::{Action, Admitted, Refusal, RefusalKind, admit};
 use model::NanoCpus;
 use model::object::{Availability, Object, Service, UpdateState};
 use model::spec::{
-    Concurrency, FailureAction, FileTarget, Healthcheck, NetProbe, NetworkAttachment, NetworkSpec,
-    OnDisconnect, Placement, PlacementStrategy, PortSpec, PublishMode, RestartCondition, STACK_LABEL,
-    Schedule, SecretRef, SecretSpec, ServiceMode, ServiceSpec, StackSpec, UpdateOrder,
+    Concurrency, Dependency, DependencyCondition, FailureAction, FileTarget, Healthcheck, NetProbe,
+    NetworkAttachment, NetworkSpec, OnDisconnect, Placement, PlacementStrategy, PortSpec, PublishMode,
+    RestartCondition, STACK_LABEL, Schedule, SecretRef, SecretSpec, ServiceMode, ServiceSpec, StackSpec,
+    UpdateOrder,
 };
 use model::task_state::DesiredState;
 use model::{NetworkId, SecretId};
@@ -214,7 +215,10 @@ impl Cluster {
         }
         self.place(&mut spec);
         self.rollout_knobs(&mut spec);
+        self.depend(&mut spec);
+        let waits = !spec.task.depends_on.is_empty();
         let kind = match (spec.mode.is_job(), spec.schedule.is_some()) {
+            (false, _) if waits => "dependents created",
             (false, _) => "services created",
             (true, false) => "jobs created",
             (true, true) => "schedules created",
@@ -272,6 +276,29 @@ impl Cluster {
             task.priority = u32::try_from((1 + self.rng.below(3)) * 30).unwrap_or(0);
             // Whoever it finds in its way serves no more.
             self.healthy_updates.clear();
+        }
+    }
+
+    /// What has to hold of others before it runs: also of those that wait for it, which is refused.
+    fn depend(&mut self, spec: &mut ServiceSpec) {
+        let others: Vec<Arc<Service>> = self.state.services().cloned().collect();
+        for _ in 0..self.rng.below(3) {
+            let Some(other) = self.rng.pick(&others).filter(|_| self.rng.percent(40)) else {
+                continue;
+            };
+            let condition = match self.rng.below(3) {
+                0 => DependencyCondition::Started,
+                _ if other.spec.mode.is_job() => DependencyCondition::Completed,
+                _ => DependencyCondition::Healthy,
+            };
+            let service = other.spec.name.clone();
+            if spec.task.depends_on.iter().all(|d| d.service != service) {
+                spec.task.depends_on.push(Dependency {
+                    service,
+                    condition,
+                    optional: self.rng.percent(30),
+                });
+            }
         }
     }
 
@@ -456,6 +483,16 @@ impl Cluster {
                 spec.update.canary = 0;
                 spec.update.progress_deadline = Duration::ZERO;
             }
+            // What stays away would be waited for.
+            let comes = |d: &Dependency| {
+                let other = self.state.services().find(|s| s.spec.name == d.service);
+                other.map_or(d.optional, |s| match (d.condition, &s.spec.mode) {
+                    (DependencyCondition::Completed, mode) => mode.is_job(),
+                    (_, ServiceMode::Replicated { replicas }) => *replicas > 0,
+                    (_, mode) => !mode.is_job(),
+                })
+            };
+            spec.task.depends_on.retain(comes);
             let name = service.id.to_string();
             let made = admit::update_service(&self.state, &name, None, spec, now);
             self.ask("services repaired", made)?;
@@ -514,6 +551,13 @@ fn stack(image: &str, six: Six) -> StackSpec {
             ..base(&format!("shop_{name}"), image)
         };
         s.mode = ServiceMode::Replicated { replicas: 2 };
+        if name == "web" {
+            s.task.depends_on = vec![Dependency {
+                service: "shop_db".into(),
+                condition: DependencyCondition::Healthy,
+                optional: false,
+            }];
+        }
         s.task.networks = vec![NetworkAttachment {
             encrypted: false,
             network: NetworkId::NIL,

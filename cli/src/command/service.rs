@@ -362,6 +362,10 @@ async fn why(client: &Client, args: &WhyArgs) -> Result<(), Fail> {
             let name = if waiting == 0 { &args.service } else { &task.name };
             render::line(format!("{name}: {}", task.message));
         }
+        // What waits for other services has nothing to ask nodes.
+        if task.nodes.is_empty() && args.format.is_none() {
+            continue;
+        }
         let columns = [("NODE", "Node"), ("FITS", "Fits"), ("REASON", "Reason")];
         let how = ListArgs {
             format: args.format.clone(),

@@ -197,6 +197,9 @@ pub(crate) struct CreateArgs {
     ulimit: Vec<String>,
     #[arg(long)]
     sysctl: Vec<String>,
+    /// SERVICE[=started|healthy|completed][,optional]: no task runs before that holds of the other service.
+    #[arg(long, value_name = "DEPENDENCY")]
+    depends_on: Vec<String>,
     #[command(flatten)]
     pub(super) spec: SpecArgs,
     image: String,
@@ -257,6 +260,12 @@ pub(crate) struct UpdateArgs {
     config_add: Vec<String>,
     #[arg(long)]
     config_rm: Vec<String>,
+    /// As --depends-on of create, in the place of what it depended on of that service.
+    #[arg(long, value_name = "DEPENDENCY")]
+    depends_on_add: Vec<String>,
+    /// A service that it depends on no more.
+    #[arg(long, value_name = "SERVICE")]
+    depends_on_rm: Vec<String>,
     /// Replace every task although nothing changed.
     #[arg(long)]
     force: bool,
@@ -554,6 +563,7 @@ pub(super) fn from_create(args: &CreateArgs) -> Result<ServiceSpec, Fail> {
     s.task.placement.constraints.clone_from(&args.constraint);
     s.task.placement.affinity.clone_from(&args.affinity);
     s.task.resources.reservations.generic = amounts(&args.generic_resource)?;
+    s.task.depends_on = all(&args.depends_on, deploy::parse_dependency)?;
     s.endpoint.ports = all(&args.publish, grammar::parse_ports)?
         .into_iter()
         .flatten()
@@ -600,6 +610,12 @@ pub(super) fn from_update(args: &UpdateArgs, old: &ServiceSpec) -> Result<Servic
     let generic = &mut s.task.resources.reservations.generic;
     generic.retain(|kind, _| !args.generic_resource_rm.contains(kind));
     generic.extend(amounts(&args.generic_resource_add)?);
+    let depends_on = &mut s.task.depends_on;
+    depends_on.retain(|d| !args.depends_on_rm.contains(&d.service));
+    for new in all(&args.depends_on_add, deploy::parse_dependency)? {
+        depends_on.retain(|d| d.service != new.service);
+        depends_on.push(new);
+    }
     for target in all(&args.publish_rm, grammar::parse_ports)?.into_iter().flatten() {
         s.endpoint
             .ports

@@ -69,12 +69,13 @@ pub(crate) async fn ls(client: &Client, args: &ListArgs) -> Result<(), Fail> {
 }
 
 /// Characters shown of why a task is not ready; `inspect` shows all of it.
-const WHY_MAX: usize = 80;
+const WHY_MAX: usize = 120;
 
-/// Why a task that runs, or is to, gets no connections: the first line of it.
+/// Why a task that runs, or is to, gets no connections: the first line of it; or for which services it waits.
 pub(crate) fn not_ready(t: &Task) -> Option<String> {
     let said = t.status.message.starts_with("not ready");
-    let now = t.status.unready || (t.status.state == TaskState::Starting && said);
+    let held = t.desired == DesiredState::Ready && t.status.message.starts_with("waits for ");
+    let now = held || t.status.unready || (t.status.state == TaskState::Starting && said);
     let line = t.status.message.lines().next().unwrap_or_default();
     let cut = if line.chars().count() > WHY_MAX { "…" } else { "" };
     now.then(|| line.chars().take(WHY_MAX).collect::<String>() + cut)

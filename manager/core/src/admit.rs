@@ -8,6 +8,7 @@ mod join;
 pub mod level;
 mod network;
 mod node;
+mod order;
 mod pin;
 mod rebalance;
 mod rollout;

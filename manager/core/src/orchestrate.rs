@@ -4,6 +4,7 @@ pub(crate) mod cron;
 pub(crate) mod job;
 mod moves;
 mod node;
+pub mod order;
 mod restart;
 pub(crate) mod revision;
 mod slots;
@@ -24,7 +25,7 @@ pub(crate) use restart::{ended_by_itself, ran_well};
 pub(crate) use update::drop_prepared;
 
 use crate::reap;
-use crate::state::Scratch;
+use crate::state::{Scratch, State};
 
 /// Tasks of one slot, oldest first.
 pub(crate) type SlotTasks = Vec<Arc<Task>>;
@@ -183,7 +184,8 @@ fn fill_slot(
     if run_at > now {
         wake.at(run_at);
     }
-    let desired = if run_at > now || busy {
+    let held = order::holds_back(scratch, service.id, &spec);
+    let desired = if run_at > now || busy || held {
         DesiredState::Ready
     } else {
         DesiredState::Running
@@ -220,8 +222,8 @@ fn leaving(scratch: &Scratch, id: ServiceId) -> BTreeSet<SlotKey> {
 }
 
 /// Whether a task may still have a process, so that its successor must wait.
-fn holds_slot(scratch: &Scratch, task: &Task) -> bool {
-    !task.status.state.is_terminal() && task.node.is_some_and(|n| !node::is_lost(scratch, n, task))
+fn holds_slot(state: &State, task: &Task) -> bool {
+    !task.status.state.is_terminal() && task.node.is_some_and(|n| !node::is_lost(state, n, task))
 }
 
 #[expect(clippy::too_many_arguments, reason = "a task is made of this many things")]
@@ -288,6 +290,9 @@ fn promote(
             wake.at(waiting.run_at);
             continue;
         }
+        if order::holds_back(scratch, service.id, &waiting.spec) {
+            continue;
+        }
         scratch.edit_task(waiting.id, |t| t.desired = DesiredState::Running);
     }
 }
@@ -310,8 +315,12 @@ fn finish_unplaced(scratch: &mut Scratch, id: ServiceId, now: Timestamp) {
 
 fn remove_all(scratch: &mut Scratch, id: ServiceId) {
     let tasks: Vec<Arc<Task>> = scratch.tasks_of_service(id).cloned().collect();
+    let needed = order::is_needed(scratch, id);
     for task in tasks {
-        if task.desired != DesiredState::Remove {
+        // What does not serve yet is no loss to those that have to go first.
+        let stays =
+            needed && task.desired == DesiredState::Running && task.status.state == TaskState::Running;
+        if task.desired != DesiredState::Remove && !stays {
             scratch.edit_task(task.id, |t| t.desired = DesiredState::Remove);
         }
     }

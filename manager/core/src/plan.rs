@@ -1,9 +1,11 @@
 //! The one function a leader calls: what changed → the next transaction and when to look again.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Arc;
 
 use model::ids::IdSource;
 use model::object::{Key, Object, Task};
+use model::task_state::DesiredState;
 use model::{NodeId, ServiceId, TaskId, Timestamp};
 
 use crate::allocate;
@@ -18,6 +20,10 @@ use crate::txn::{Changes, Txn};
 pub struct Dirty {
     services: BTreeSet<ServiceId>,
     nodes: BTreeSet<NodeId>,
+    /// Names of services of which something changed that others may wait for.
+    waited_for: BTreeSet<String>,
+    /// Tasks ended for which those of removed services may have been kept.
+    freed: bool,
     /// Room may have appeared: tasks without a node or an address are tried again.
     room: bool,
     all: bool,
@@ -48,6 +54,11 @@ impl Dirty {
             match change.key {
                 Key::Service(id) => {
                     self.services.insert(id);
+                    for object in change.before.iter().chain(change.after.iter()) {
+                        if let Object::Service(service) = object {
+                            self.waited_for.insert(service.spec.name.clone());
+                        }
+                    }
                     self.room |= let_go(change.before.as_ref(), change.after.as_ref())
                         || shuns_less(change.before.as_ref(), change.after.as_ref());
                 }
@@ -62,11 +73,33 @@ impl Dirty {
                             self.services.insert(task.service);
                         }
                     }
+                    self.add_task(change.before.as_ref(), change.after.as_ref());
                     self.room |= freed(change.before.as_ref(), change.after.as_ref());
                 }
                 Key::Secret(_) | Key::Config(_) => {}
             }
         }
+    }
+
+    /// What others may wait for: how far a task is, and whether it ended.
+    fn add_task(&mut self, before: Option<&Object>, after: Option<&Object>) {
+        let task = |o: Option<&Object>| match o {
+            Some(Object::Task(task)) => Some(task.clone()),
+            _ => None,
+        };
+        let (before, after) = (task(before), task(after));
+        let far = |t: &Arc<Task>| (t.status.state, t.status.unready, t.desired);
+        let Some(either) = after.as_ref().or(before.as_ref()) else {
+            return;
+        };
+        if before.as_ref().map(far) == after.as_ref().map(far) {
+            return;
+        }
+        if !self.waited_for.contains(&either.service_name) {
+            self.waited_for.insert(either.service_name.clone());
+        }
+        let goes = either.desired == DesiredState::Remove || after.is_none();
+        self.freed |= goes && !either.spec.depends_on.is_empty();
     }
 
     /// Room may have appeared, as when a node is heard of (see [`Unheard`]).
@@ -137,6 +170,13 @@ pub fn plan(state: &State, dirty: &Dirty, unheard: &Unheard, now: Timestamp, ids
     } else {
         dirty.nodes.iter().copied().collect()
     };
+    if state.has_dependents() {
+        services.extend(dirty.waited_for.iter().flat_map(|name| state.dependents(name)));
+    }
+    // A node that is lost ends what removed services were kept for as well.
+    if dirty.freed || (!nodes.is_empty() && state.has_dependents()) {
+        services.extend(state.orphaned());
+    }
     for node in nodes {
         let touched = scratch.touched();
         orchestrate::enforce_node(&mut scratch, node, &mut services);

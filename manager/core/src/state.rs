@@ -3,6 +3,7 @@
 mod apply;
 mod find;
 mod load;
+mod order;
 mod scratch;
 
 use std::net::IpAddr;
@@ -39,6 +40,7 @@ pub struct State {
     by_service: OrdSet<(ServiceId, SlotKey, TaskId)>,
     by_node: OrdSet<(NodeId, TaskId)>,
     unplaced: OrdSet<TaskId>,
+    order: order::Index,
     loads: load::Loads,
     // With the holder: within one entry the next holder may be written before the last one lets go.
     addresses: OrdMap<(NetworkId, IpAddr), u128>,
@@ -247,6 +249,17 @@ impl State {
         self.unplaced.iter().filter_map(|id| self.tasks.get(id))
     }
 
+    /// Services that depend on one of this name: by their spec, or by that of a task that has not ended, also of a service that was
+    /// removed.
+    pub(crate) fn dependents(&self, name: &str) -> Vec<ServiceId> {
+        self.order.of(name)
+    }
+
+    /// Whether any service depends on another.
+    pub(crate) fn has_dependents(&self) -> bool {
+        !self.order.is_empty()
+    }
+
     /// What the unfinished tasks of a node take of it.
     pub fn usage(&self, id: NodeId) -> Usage {
         self.loads.usage(id)
@@ -347,6 +360,7 @@ impl State {
                 for vip in &o.endpoint.vips {
                     self.addresses.insert(*vip, o.id.0);
                 }
+                self.order.put_service(&o);
                 self.services.insert(o.id, o);
             }
             Object::Task(o) => {
@@ -390,6 +404,7 @@ impl State {
             was.iter().for_each(|a| release(&mut self.addresses, a, &id));
             self.addresses.extend(is.iter().map(|a| (*a, id)));
         }
+        self.order.change_task(old, new);
         let takes = |t: &Task| t.node.filter(|_| !t.status.state.is_terminal());
         let (was, is) = (old.and_then(takes), new.and_then(takes));
         let same = was == is
@@ -440,6 +455,7 @@ impl State {
             Key::Cluster | Key::Node(_) | Key::Task(_) => {}
             Key::Service(id) => {
                 if let Some(old) = self.services.get(&id).cloned() {
+                    self.order.remove_service(&old);
                     release(&mut self.names, &name_key(Kind::Service, &old.spec.name), &id.0);
                     for port in old
                         .endpoint
@@ -507,6 +523,7 @@ impl State {
         if rebuilt.by_service != self.by_service
             || rebuilt.by_node != self.by_node
             || rebuilt.unplaced != self.unplaced
+            || rebuilt.order != self.order
             || !rebuilt.loads.agrees(&self.loads)
             || rebuilt.addresses != self.addresses
             || rebuilt.ports != self.ports

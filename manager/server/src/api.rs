@@ -2,6 +2,7 @@
 
 mod cluster;
 mod filter;
+mod order;
 mod pins;
 mod watch;
 
@@ -387,6 +388,7 @@ impl Control for Api {
         let objects = filter::list(&state, kind_of(request.kind)?, &request.filters)
             .map_err(|e| Status::invalid_argument(e.to_string()))?;
         let mut objects: Vec<types::Object> = objects.iter().map(shown).collect();
+        objects.iter_mut().for_each(|o| order::say(&state, o));
         match request.kind() {
             types::Kind::Node => self.with_managers(&mut objects).await,
             types::Kind::Service => objects.iter_mut().for_each(|o| count_tasks(&state, o)),
@@ -414,7 +416,10 @@ impl Control for Api {
         if matches!(object, Object::Node(_)) {
             self.with_managers(&mut objects).await;
         }
-        objects.iter_mut().for_each(|o| count_tasks(&state, o));
+        objects.iter_mut().for_each(|o| {
+            count_tasks(&state, o);
+            order::say(&state, o);
+        });
         let [object] = objects;
         Ok(Response::new(object))
     }
@@ -655,6 +660,13 @@ impl Control for Api {
             reason: n.reason,
         };
         let (said, waiting) = explain::service_why(&state, id);
+        let held = state.service(id).and_then(|s| {
+            Some(wire::TaskWhy {
+                message: order::why(&state, s)?,
+                name: s.spec.name.clone(),
+                ..wire::TaskWhy::default()
+            })
+        });
         let tasks = said.into_iter().map(|(task, nodes)| wire::TaskWhy {
             task: task.id.to_string(),
             name: task.name(),
@@ -666,7 +678,7 @@ impl Control for Api {
             nodes: nodes.into_iter().map(node).collect(),
         });
         Ok(Response::new(wire::ServiceWhyReply {
-            tasks: tasks.collect(),
+            tasks: held.into_iter().chain(tasks).collect(),
             waiting: u32::try_from(waiting).unwrap_or(u32::MAX),
         }))
     }

@@ -1,8 +1,8 @@
 //! A service: how many tasks of which shape, and how they change.
 
 use super::{
-    Autoscale, ContainerSpec, EndpointSpec, Labels, LogDriver, NetworkAttachment, OnDisconnect, Placement,
-    Resources, RestartPolicy, Schedule, UpdateConfig,
+    Autoscale, ContainerSpec, Dependency, EndpointSpec, Labels, LogDriver, NetworkAttachment, OnDisconnect,
+    Placement, Resources, RestartPolicy, Schedule, UpdateConfig,
 };
 
 /// A service as the user wants it.
@@ -153,6 +153,9 @@ pub struct TaskSpec {
     pub force_update: u64,
     /// What becomes of it when its node is cut off.
     pub on_disconnect: OnDisconnect,
+    /// What has to hold of other services before it runs, at most [`DEPENDENCIES_MAX`](super::DEPENDENCIES_MAX). It stands here so that
+    /// the tasks of a service that was removed still know.
+    pub depends_on: Vec<Dependency>,
     /// Where there is no room for it, tasks of a lower one make some: 0 to [`PRIORITY_MAX`](super::PRIORITY_MAX).
     pub priority: u32,
 }

@@ -101,6 +101,7 @@ impl From<&m::TaskSpec> for w::TaskSpec {
             }),
             force_update: s.force_update,
             priority: s.priority,
+            depends_on: s.depends_on.iter().map(Into::into).collect(),
             stop_after_ns: match s.on_disconnect {
                 m::OnDisconnect::Keep => None,
                 m::OnDisconnect::StopAfter(after) => Some(nanos(after)),
@@ -141,6 +142,7 @@ impl TryFrom<w::TaskSpec> for m::TaskSpec {
             },
             force_update: s.force_update,
             priority: s.priority,
+            depends_on: s.depends_on.into_iter().map(Into::into).collect(),
             on_disconnect: s.stop_after_ns.map_or(m::OnDisconnect::Keep, |ns| {
                 m::OnDisconnect::StopAfter(Duration::from_nanos(ns))
             }),

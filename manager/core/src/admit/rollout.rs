@@ -6,7 +6,7 @@ use model::object::{Key, Service, UpdateState, UpdateStatus};
 use model::{Level, Timestamp};
 
 use super::service::{named, resolve};
-use super::{Admitted, Refusal, level};
+use super::{Admitted, Refusal, level, order};
 use crate::allocate;
 use crate::orchestrate::{drop_prepared, revision};
 use crate::state::{Scratch, State};
@@ -91,6 +91,7 @@ fn go_back(
     resolve(&scratch, &mut (**earlier).clone())?;
     allocate::endpoint(&scratch, earlier, service.id, &service.endpoint)?;
     revision::roll_back(&mut scratch, service.id, to, now, message, cause);
+    order::circle(&scratch, service.id)?;
     Ok(Admitted::new(scratch, vec![Key::Service(service.id)]))
 }
 

@@ -12,7 +12,7 @@ use model::spec::{
 use model::units::format_duration;
 use model::{ConfigId, Level, NetworkId, SecretId, ServiceId, Timestamp};
 
-use super::{Admitted, Refusal, RefusalKind, check_version, health, job, level, validate};
+use super::{Admitted, Refusal, RefusalKind, check_version, health, job, level, order, validate};
 use crate::allocate;
 use crate::node_health::heartbeat_for;
 use crate::orchestrate::revision;
@@ -31,6 +31,7 @@ pub fn create_service(
     let mut scratch = Scratch::new(state);
     let mut warnings = Vec::new();
     let id = add(&mut scratch, spec, now, ids, &mut warnings)?;
+    order::check(state, &scratch, [id])?;
     Ok(Admitted {
         warnings,
         ..Admitted::new(scratch, vec![Key::Service(id)])
@@ -76,6 +77,10 @@ fn known_by_hosts(state: &State, spec: &ServiceSpec) -> Result<(), Refusal> {
     if let Some(what) = placement_beyond(spec) {
         let what = format!("service {}: {what}", spec.name);
         level::needs(state, Level::PLACEMENT, &what, "leave it out")?;
+    }
+    if !spec.task.depends_on.is_empty() {
+        let what = format!("service {}: depends_on", spec.name);
+        level::needs(state, Level::ORDER, &what, "start it at once")?;
     }
     if let Some((what, they_would)) = health::unknown(&spec.task.container) {
         let what = format!("service {}: {what}", spec.name);
@@ -187,6 +192,7 @@ pub fn update_service(
     let mut scratch = Scratch::new(state);
     let mut warnings = Vec::new();
     change(&mut scratch, id, spec, now, &mut warnings)?;
+    order::check(state, &scratch, [id])?;
     Ok(Admitted {
         warnings,
         ..Admitted::new(scratch, vec![Key::Service(id)])
@@ -396,6 +402,14 @@ pub(super) fn resolve(state: &State, spec: &mut ServiceSpec) -> Result<(), Refus
         config.id = id;
         if let Some(found) = state.config(id) {
             config.name.clone_from(&found.spec.name);
+        }
+    }
+    for dependency in &mut spec.task.depends_on {
+        // Also by its id; one that is not there is dealt with once all of a stack are.
+        if let Ok(Key::Service(id)) = state.refer(Kind::Service, &dependency.service)
+            && let Some(found) = state.service(id)
+        {
+            dependency.service.clone_from(&found.spec.name);
         }
     }
     let mut seen: Vec<NetworkId> = Vec::new();

@@ -8,7 +8,7 @@ use model::ids::IdSource;
 use model::object::{Config, Key, Network, Object, Secret};
 use model::spec::{Family, NetworkSpec, STACK_LABEL, StackSpec, check_name};
 
-use super::{Admitted, Refusal, RefusalKind, file, network, service, user_of};
+use super::{Admitted, Refusal, RefusalKind, file, network, order, service, user_of};
 use crate::state::{Kind, Scratch, State};
 
 /// What happens to one object of a stack.
@@ -114,6 +114,13 @@ pub fn deploy_stack(
             out.note(Key::Service(id), name, StackVerdict::Created);
         }
     }
+    let services = out.changes.iter().filter_map(|c| match c.key {
+        Key::Service(id) => Some(id),
+        Key::Cluster | Key::Node(_) | Key::Task(_) | Key::Network(_) | Key::Secret(_) | Key::Config(_) => {
+            None
+        }
+    });
+    order::check(state, &scratch, services)?;
     Ok(out.finish(scratch))
 }
 

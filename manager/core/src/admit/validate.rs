@@ -11,7 +11,7 @@ use model::spec::{
 use model::units::format_duration;
 use model::{Bytes, NanoCpus};
 
-use super::{Refusal, job};
+use super::{Refusal, job, order};
 use crate::schedule::affinity::{self, AFFINITIES_MAX};
 use crate::schedule::constraint::{self, CONSTRAINTS_MAX};
 
@@ -129,6 +129,7 @@ pub(super) fn service(spec: &ServiceSpec) -> Result<(), Refusal> {
             )));
         }
     }
+    order::validate(spec).map_err(at)?;
     if spec.task.priority > PRIORITY_MAX {
         return Err(at(format!(
             "priority {} is not between 0 and {PRIORITY_MAX}",

@@ -15,7 +15,8 @@ use model::{ServiceId, Timestamp};
 
 use super::cron::Clock;
 use super::{
-    Restart, SlotTasks, Wake, by_slot, holds_slot, is_live, make_task, node, restart_after, retire_ended,
+    Restart, SlotTasks, Wake, by_slot, holds_slot, is_live, make_task, node, order, restart_after,
+    retire_ended,
 };
 use crate::state::{Scratch, State};
 
@@ -222,11 +223,6 @@ impl<'a> Slots<'a> {
             }
             self.taken.insert(*slot);
             let busy = self.leaving.contains(slot) || tasks.iter().any(|t| holds_slot(scratch, t));
-            let desired = if run_at > now || busy {
-                DesiredState::Ready
-            } else {
-                DesiredState::Running
-            };
             // What is tried again in a run is what was tried before, and a run of a schedule has one spec.
             let of_run = tasks.last().or_else(|| self.tasks.values().flatten().next());
             let spec = match of_run.filter(|_| !tasks.is_empty() || self.service.spec.schedule.is_some()) {
@@ -235,6 +231,12 @@ impl<'a> Slots<'a> {
                     Arc::new(self.service.spec.task.clone()),
                     self.service.spec_version,
                 ),
+            };
+            let held = order::holds_back(scratch, self.service.id, &spec.0);
+            let desired = if run_at > now || busy || held {
+                DesiredState::Ready
+            } else {
+                DesiredState::Running
             };
             let place = (*slot, self.run);
             make_task(scratch, self.service, place, spec, desired, run_at, now, ids);
@@ -294,6 +296,9 @@ fn promote(scratch: &mut Scratch, service: &Service, run: u64, now: Timestamp, w
         }
         if waiting.run_at > now {
             wake.at(waiting.run_at);
+            continue;
+        }
+        if order::holds_back(scratch, service.id, &waiting.spec) {
             continue;
         }
         scratch.edit_task(waiting.id, |t| t.desired = DesiredState::Running);

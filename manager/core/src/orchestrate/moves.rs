@@ -7,7 +7,7 @@ use model::ids::IdSource;
 use model::object::{Service, SlotKey, Task};
 use model::task_state::DesiredState;
 
-use super::{by_slot, is_live, make_task};
+use super::{by_slot, is_live, make_task, order};
 use crate::state::Scratch;
 
 /// Takes every move of a service one step further.
@@ -33,7 +33,7 @@ pub(super) fn drive(scratch: &mut Scratch, service: &Service, now: Timestamp, id
         }
     }
     for (slot, task) in waiting {
-        if busy >= task.moving {
+        if busy >= task.moving || order::holds_back(scratch, service.id, &task.spec) {
             return;
         }
         let spec = (task.spec.clone(), task.spec_version);

@@ -15,7 +15,7 @@ use model::{ServiceId, Timestamp};
 
 use super::restart::{ended_by_itself, wait_after};
 use super::revision::{self, roll_back};
-use super::{SlotTasks, Wake, by_slot, is_live, make_task};
+use super::{SlotTasks, Wake, by_slot, is_live, make_task, order};
 use crate::state::{Scratch, State};
 
 /// How far one slot is.
@@ -92,16 +92,19 @@ pub(super) fn drive(
         wait_for_promotion(scratch, id, &status, &config);
         return;
     }
-    begin(
-        scratch,
-        &service,
-        &slots,
-        (&progress, begun),
-        &config,
-        now,
-        ids,
-        wake,
-    );
+    let begins = progress.values().any(|p| *p == Progress::Old);
+    if begins && !order::holds_up(scratch, &service, &status, begun) {
+        begin(
+            scratch,
+            &service,
+            &slots,
+            (&progress, begun),
+            &config,
+            now,
+            ids,
+            wake,
+        );
+    }
     for p in progress.values() {
         match p {
             Progress::Watched(until) => wake.at(*until),
@@ -499,9 +502,6 @@ fn begin(
         .filter(|(_, p)| **p == Progress::Old)
         .map(|(s, _)| *s)
         .collect();
-    if waiting.is_empty() {
-        return;
-    }
     let busy = progress
         .values()
         .filter(|p| matches!(p, Progress::Changing | Progress::Watched(_)))

@@ -11,7 +11,7 @@ use tokio::sync::mpsc;
 use tokio_stream::wrappers::ReceiverStream;
 use tonic::Status;
 
-use super::{filter, shown};
+use super::{filter, order, shown};
 use crate::dispatcher::Streamed;
 use crate::raft::{Event, Log, Subscription};
 
@@ -61,25 +61,36 @@ impl Wanted {
         WatchEvent {
             index: state.index(),
             snapshot: true,
-            changed: objects.map(|o| shown(&o)).collect(),
+            changed: objects.map(|o| said(state, &o)).collect(),
             removed: Vec::new(),
         }
     }
 
-    fn changes(&self, changes: &Changes) -> Option<WatchEvent> {
+    fn changes(&self, state: &State, changes: &Changes) -> Option<WatchEvent> {
         let mut event = WatchEvent {
             index: changes.index,
             ..WatchEvent::default()
         };
         for change in &changes.items {
             match (&change.before, &change.after) {
-                (_, Some(after)) if self.takes(after) => event.changed.push(shown(after)),
+                (_, Some(after)) if self.takes(after) => event.changed.push(said(state, after)),
                 (Some(before), None) if self.takes(before) => event.removed.push(change.key.into()),
                 _ => {}
             }
         }
+        let again = (self.service.iter()).flat_map(|id| order::again(state, changes, *id));
+        event
+            .changed
+            .extend(again.filter(|o| self.takes(o)).map(|o| said(state, &o)));
         (!event.changed.is_empty() || !event.removed.is_empty()).then_some(event)
     }
+}
+
+/// An object as clients see it, with what it waits for.
+fn said(state: &State, object: &Object) -> types::Object {
+    let mut object = shown(object);
+    order::say(state, &mut object);
+    object
 }
 
 /// Begins a watch; it ends with the client, or with the log.
@@ -106,7 +117,7 @@ async fn follow(
         }
         next = tokio::select! {
             event = subscription.next() => match event {
-                Some(Event::Applied(changes)) => wanted.changes(&changes),
+                Some(Event::Applied(changes)) => log.upgrade().and_then(|log| wanted.changes(&log.read(), &changes)),
                 Some(Event::Replaced) => log.upgrade().map(|log| wanted.snapshot(&log.read())),
                 None => return,
             },
