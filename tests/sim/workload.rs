@@ -420,7 +420,7 @@ impl Cluster {
             Availability::Pause => "nodes paused",
             Availability::Drain => "nodes drained",
         };
-        let made = admit::update_node(&self.state, &node.id.to_string(), None, spec, &Default::default());
+        let made = admit::update_node(&self.state, &node.id.to_string(), None, spec, &Default::default(), now);
         self.ask(kind, made)
     }
 
@@ -436,7 +436,7 @@ impl Cluster {
         for node in nodes {
             let mut spec = node.spec.clone();
             spec.availability = Availability::Active;
-            let made = admit::update_node(&self.state, &node.id.to_string(), None, spec, &Default::default());
+            let made = admit::update_node(&self.state, &node.id.to_string(), None, spec, &Default::default(), now);
             self.ask("nodes activated", made)?;
         }
         let services: Vec<_> = self.state.services().cloned().collect();

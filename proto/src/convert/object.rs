@@ -211,6 +211,11 @@ impl From<&m::NodeSpec> for w::NodeSpec {
             labels: s.labels.clone(),
             availability: w::Availability::from(s.availability).into(),
             manager: s.role == m::NodeRole::Manager,
+            drain: s.drain.map(|d| w::NodeDrain {
+                order: w::UpdateOrder::from(d.order).into(),
+                deadline_ns: d.deadline.map_or(0, nanos),
+                deadline_at_ms: d.deadline_at.map_or(0, |at| at.0),
+            }),
         }
     }
 }
@@ -221,6 +226,11 @@ impl From<w::NodeSpec> for m::NodeSpec {
             availability: s.availability().into(),
             labels: s.labels,
             role: role(s.manager),
+            drain: s.drain.map(|d| m::Drain {
+                order: d.order().into(),
+                deadline: (d.deadline_ns > 0).then(|| Duration::from_nanos(d.deadline_ns)),
+                deadline_at: (d.deadline_at_ms > 0).then_some(Timestamp(d.deadline_at_ms)),
+            }),
         }
     }
 }
