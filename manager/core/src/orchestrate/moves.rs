@@ -41,7 +41,13 @@ pub(super) fn drive(
         0 => u32::MAX,
         some => some,
     };
-    let many = |t: &Task| if handing_over.contains(&t.id) { all } else { t.moving };
+    let many = |t: &Task| {
+        if handing_over.contains(&t.id) {
+            all
+        } else {
+            t.moving
+        }
+    };
     let (mut busy, mut waiting): (u32, Vec<(SlotKey, Arc<Task>, u32)>) = (0, Vec::new());
     for (slot, tasks) in by_slot(scratch, service.id) {
         match step(scratch, &tasks, handing_over, &many, now, wake) {
@@ -102,7 +108,9 @@ fn step(
     if most == 0 {
         return Step::Rest;
     }
-    let failed = tasks.last().filter(|last| last.id != old.id && ended_by_itself(last));
+    let failed = tasks
+        .last()
+        .filter(|last| last.id != old.id && ended_by_itself(last));
     match failed {
         None => Step::Turn(old.clone(), most),
         Some(last) if handing_over.contains(&old.id) => {

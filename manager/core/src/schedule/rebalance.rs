@@ -3,9 +3,9 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
-use model::ServiceId;
 use model::object::{Node, Task};
 use model::task_state::{DesiredState, TaskState};
+use model::{NodeId, ServiceId};
 
 use super::{Choice, Closed, Load, next, spread};
 use crate::state::State;
@@ -13,7 +13,7 @@ use crate::state::State;
 /// Tasks of a service that would find a node where there are fewer, in the order in which they are to move: as if each had moved
 /// before the next is looked at. None once it is as even as what it asks of nodes allows.
 pub(crate) fn moves(state: &State, service: ServiceId) -> Vec<Arc<Task>> {
-    let (mut trial, mut found) = (state.clone(), Vec::new());
+    let (mut trial, mut found) = (under_way(state, service), Vec::new());
     let most = state.tasks_of_service(service).count();
     while found.len() < most
         && let Some((task, then)) = first(&trial, service)
@@ -22,6 +22,42 @@ pub(crate) fn moves(state: &State, service: ServiceId) -> Vec<Arc<Task>> {
         found.push(task);
     }
     found
+}
+
+/// The state as it will be once the tasks have moved that are to already: who asks twice moves none twice.
+fn under_way(state: &State, service: ServiceId) -> State {
+    let mut trial = state.clone();
+    let moving = |t: &&Arc<Task>| t.moving > 0 && t.desired.is_live() && !t.status.state.is_terminal();
+    for task in state.tasks_of_service(service).filter(moving) {
+        let without = trial.as_if(&[task.id], []);
+        let load = Load::of(&without, service, state.time());
+        let begun = load.has(task.slot);
+        let there = (!begun).then(|| best(&without, task, &load)).flatten();
+        trial = match there {
+            None if !begun => continue,
+            None => without,
+            Some(_) => trial.as_if(&[task.id], [on(task, there)]),
+        };
+    }
+    trial
+}
+
+/// A task as it were on another node.
+fn on(task: &Arc<Task>, node: Option<NodeId>) -> Arc<Task> {
+    Arc::new(Task {
+        node,
+        ..(**task).clone()
+    })
+}
+
+/// Where one more task like this goes.
+fn best(state: &State, task: &Task, load: &Load) -> Option<NodeId> {
+    let nobody = BTreeSet::new();
+    let closed = Closed {
+        unheard: &nobody,
+        kept: &nobody,
+    };
+    Choice::of(state, closed, Arc::new(next(task)), load).best()
 }
 
 /// The first task that would be better elsewhere, and as it were there.
@@ -45,19 +81,9 @@ fn first(state: &State, service: ServiceId) -> Option<(Arc<Task>, Arc<Task>)> {
         if stays.contains(&here) {
             continue;
         }
-        let nobody = BTreeSet::new();
-        let closed = Closed {
-            unheard: &nobody,
-            kept: &nobody,
-        };
-        let choice = Choice::of(&without, closed, Arc::new(next(task)), &load);
-        let there = choice.best().and_then(|id| without.node(id));
+        let there = best(&without, task, &load).and_then(|id| without.node(id));
         if let Some(there) = there.filter(|n| crowd(n) < here) {
-            let then = Task {
-                node: Some(there.id),
-                ..(***task).clone()
-            };
-            return Some(((*task).clone(), Arc::new(then)));
+            return Some(((*task).clone(), on(task, Some(there.id))));
         }
         stays.insert(here);
     }
