@@ -11,9 +11,14 @@ use super::{Choice, Closed, Load, next, spread};
 use crate::state::State;
 
 /// Tasks of a service that would find a node where there are fewer, in the order in which they are to move: as if each had moved
-/// before the next is looked at. None once it is as even as what it asks of nodes allows.
+/// before the next is looked at. None once it is as even as what it asks of nodes allows,
+/// nor while some move already.
 pub(crate) fn moves(state: &State, service: ServiceId) -> Vec<Arc<Task>> {
-    let (mut trial, mut found) = (under_way(state, service), Vec::new());
+    let moves = |t: &Arc<Task>| t.moving > 0 && t.desired.is_live() && !t.status.state.is_terminal();
+    if state.tasks_of_service(service).any(moves) {
+        return Vec::new();
+    }
+    let (mut trial, mut found) = (state.clone(), Vec::new());
     let most = state.tasks_of_service(service).count();
     while found.len() < most
         && let Some((task, then)) = first(&trial, service)
@@ -22,24 +27,6 @@ pub(crate) fn moves(state: &State, service: ServiceId) -> Vec<Arc<Task>> {
         found.push(task);
     }
     found
-}
-
-/// The state as it will be once the tasks have moved that are to already: who asks twice moves none twice.
-fn under_way(state: &State, service: ServiceId) -> State {
-    let mut trial = state.clone();
-    let moving = |t: &&Arc<Task>| t.moving > 0 && t.desired.is_live() && !t.status.state.is_terminal();
-    for task in state.tasks_of_service(service).filter(moving) {
-        let without = trial.as_if(&[task.id], []);
-        let load = Load::of(&without, service, state.time());
-        let begun = load.has(task.slot);
-        let there = (!begun).then(|| best(&without, task, &load)).flatten();
-        trial = match there {
-            None if !begun => continue,
-            None => without,
-            Some(_) => trial.as_if(&[task.id], [on(task, there)]),
-        };
-    }
-    trial
 }
 
 /// A task as it were on another node.
