@@ -168,12 +168,23 @@ impl Cluster {
             now,
             &mut self.rng.clone(),
         );
-        if !again.txn.is_empty() {
+        // Why a task waits is written when what it waits for may be there; that something else took the room is not looked for.
+        let only_says_why = |action: &Action| match action {
+            Action::Put(Object::Task(t)) => self.state.task(t.id).is_some_and(|known| {
+                let mut known = (**known).clone();
+                let waits = known.node.is_none() && t.node.is_none();
+                known.status.error.clone_from(&t.status.error);
+                waits && known == **t
+            }),
+            _ => false,
+        };
+        if !again.txn.actions.iter().all(only_says_why) {
             let mut lines = String::new();
             for action in &again.txn.actions {
                 match action {
                     Action::Put(Object::Task(t)) => {
-                        let was = self.state.task(t.id).map(|t| (t.desired, t.status.state, t.node));
+                        let was = (self.state.task(t.id))
+                            .map(|t| (t.desired, t.status.state, t.node, t.status.error.clone()));
                         lines.push_str(&format!(
                             "\n  {} {} was {was:?}, becomes {:?} {} {}",
                             t.name(),

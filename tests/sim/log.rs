@@ -213,8 +213,9 @@ impl Cluster {
                         self.healthy_moves.remove(&t.service);
                     }
                     line.push_str(&format!(
-                        " {}/{:?} {} {}→{} on {:?}",
+                        " {}/v{} {:?} {} {}→{} on {:?}",
                         t.name(),
+                        t.spec_version,
                         t.spec.container.image,
                         &t.id.short(),
                         t.status.state.as_str(),

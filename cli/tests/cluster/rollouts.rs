@@ -108,6 +108,17 @@ pub(crate) fn rollouts_are_steered(bed: &Bed) -> Outcome {
     bed.ok(1, "service resume -q web")?;
     equal("versions", versions(bed, 1)?, vec!["V=4".to_owned(); 5])?;
 
+    // The rollout writes the service as well, and nobody's change is out of sequence for that (trap D20).
+    bed.ok(1, "service update -d --update-delay 0s --env-add V=5 web")?;
+    for label in 0..10 {
+        bed.ok(1, &format!("service update -d --label-add n{label}=1 web"))?;
+    }
+    until("it is updated", PATIENCE, || {
+        Ok(is(versions(bed, 1)?, vec!["V=5".to_owned(); 5]))
+    })?;
+    let labels = bed.ok(1, "service inspect --format '{{json .Spec.Labels}}' web")?;
+    (0..10).try_for_each(|label| contains(&labels, &format!("n{label}")))?;
+
     // Nowhere is so much memory: Docker would wait for ever (trap D3).
     let run = bed.types(1, "service update --update-deadline 4s --reserve-memory 900g web")?;
     if run.code != Some(4) {
@@ -115,11 +126,11 @@ pub(crate) fn rollouts_are_steered(bed: &Bed) -> Outcome {
     }
     contains(&run.err, "did not run within 4s")?;
     contains(&run.err, "insufficient resources")?;
-    equal("versions", versions(bed, 1)?, vec!["V=4".to_owned(); 5])?;
+    equal("versions", versions(bed, 1)?, vec!["V=5".to_owned(); 5])?;
     let run = bed.types(
         1,
         "service update --update-failure-action rollback --update-deadline 4s --reserve-memory 901g web",
     )?;
     equal("exit code", run.code, Some(2))?;
-    equal("versions", versions(bed, 1)?, vec!["V=4".to_owned(); 5])
+    equal("versions", versions(bed, 1)?, vec!["V=5".to_owned(); 5])
 }

@@ -1,3 +1,5 @@
+//! What follows from what tasks use, told as load that comes and goes.
+
 use model::spec::SCALE_DOWN_AFTER;
 
 use super::*;

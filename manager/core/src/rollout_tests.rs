@@ -181,6 +181,14 @@ fn a_task_that_does_not_come_up_in_time_is_a_failure() {
             );
             let live = sim.tasks("web").iter().filter(|t| t.desired.is_live()).count();
             assert_eq!(live, 3, "{name} {order:?}: what did not come is ended");
+            // Going on is not forgetting (trap D16).
+            let counted =
+                (state == UpdateState::Completed).then_some("update completed; 3 of 3 slots failed");
+            assert!(
+                counted.is_none_or(|text| sim.message() == text),
+                "{name}: {}",
+                sim.message()
+            );
             let timed_out = sim.web().update.as_ref().is_some_and(|u| u.timed_out);
             assert_eq!(timed_out, state == UpdateState::Paused, "{name}");
             if state == UpdateState::Paused {
@@ -359,4 +367,29 @@ fn a_cluster_of_older_builds_gets_nothing_that_they_would_lose() {
     sim.back_to(None).expect("as ever");
     sim.run(20);
     assert_eq!(sim.images().concat(), "aa");
+}
+
+#[test]
+fn what_docker_takes_without_a_word_is_refused() {
+    let mut sim = Sim::new(1);
+    let mut back = spec("a", 1);
+    back.rollback.failure_action = FailureAction::Rollback;
+    let mut over = spec("a", 1);
+    over.task.placement.spread = vec!["zone".into()];
+    let mut unknown = spec("a", 1);
+    unknown.task.placement.constraints = vec!["node.colour==red".into()];
+    let mut canary = spec("a", 1);
+    canary.rollback.canary = 1;
+    let mut hasty = spec("a", 1);
+    hasty.update.progress_deadline = Duration::from_millis(999);
+    for (asked, part) in [
+        (back, "a rollback cannot be rolled back"),
+        (over, "cannot be spread over"),
+        (unknown, "node.colour"),
+        (canary, "a rollback has no canaries"),
+        (hasty, "shorter than a second"),
+    ] {
+        let refused = admit::create_service(&sim.state, asked, sim.now, &mut sim.ids).expect_err(part);
+        assert!(refused.to_string().contains(part), "{part}: {refused}");
+    }
 }

@@ -77,8 +77,12 @@ pub(super) fn drive(
             (*slot, progress_of(&service, tasks, &config, now))
         })
         .collect();
+    for (slot, _) in progress.iter().filter(|(_, p)| **p == Progress::GivenUp) {
+        // What comes too late would be one more slot at once than there may be.
+        drop_prepared_of(scratch, &service, &slots[slot]);
+    }
     swap(scratch, &service, &slots, &config);
-    let begun = begun(&service, &status, &slots);
+    let begun = begun(&service, &slots);
     if canaries_stand(&status, &config, begun, &progress) {
         wait_for_promotion(scratch, id, &status, &config);
         return;
@@ -128,8 +132,14 @@ fn canaries(status: &UpdateStatus, config: &UpdateConfig) -> Option<usize> {
 }
 
 /// Slots that were begun or changed.
-fn begun(service: &Service, status: &UpdateStatus, slots: &BTreeMap<SlotKey, SlotTasks>) -> usize {
-    let has_new = |tasks: &&SlotTasks| tasks.iter().any(|t| of_rollout(service, status, t));
+fn begun(service: &Service, slots: &BTreeMap<SlotKey, SlotTasks>) -> usize {
+    // Also before it was paused and resumed; but not where the new task was withdrawn, and the old one goes on.
+    let has_new = |tasks: &&SlotTasks| {
+        let new = |t: &Arc<Task>| t.spec_version == service.spec_version;
+        let old_lives = || tasks.iter().any(|t| is_live(t) && !service.is_current(t));
+        tasks.iter().any(|t| new(t) && (is_live(t) || ended_by_itself(t)))
+            || (tasks.last().is_some_and(new) && !old_lives())
+    };
     slots.values().filter(has_new).count()
 }
 
@@ -360,17 +370,21 @@ fn last_error(scratch: &Scratch, service: &Service) -> String {
 /// Ends new tasks that were only being prepared: the old ones go on.
 pub(crate) fn drop_prepared(scratch: &mut Scratch, service: &Service) {
     for tasks in by_slot(scratch, service.id).into_values() {
-        let old_lives = tasks.iter().any(|t| is_live(t) && !service.is_current(t));
-        // One that ends meanwhile goes on no more: then this is decided anew.
-        for old in tasks.iter().filter(|t| is_live(t) && !service.is_current(t)) {
-            scratch.rely_on(Key::Task(old.id));
-        }
-        for task in tasks
-            .iter()
-            .filter(|t| old_lives && is_live(t) && service.is_current(t))
-        {
-            scratch.edit_task(task.id, |t| t.desired = DesiredState::Shutdown);
-        }
+        drop_prepared_of(scratch, service, &tasks);
+    }
+}
+
+fn drop_prepared_of(scratch: &mut Scratch, service: &Service, tasks: &SlotTasks) {
+    let old_lives = tasks.iter().any(|t| is_live(t) && !service.is_current(t));
+    // One that ends meanwhile goes on no more: then this is decided anew.
+    for old in tasks.iter().filter(|t| is_live(t) && !service.is_current(t)) {
+        scratch.rely_on(Key::Task(old.id));
+    }
+    for task in tasks
+        .iter()
+        .filter(|t| old_lives && is_live(t) && service.is_current(t))
+    {
+        scratch.edit_task(task.id, |t| t.desired = DesiredState::Shutdown);
     }
 }
 
