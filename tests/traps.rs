@@ -108,6 +108,9 @@ fn every_trap_has_a_test_that_is_there() {
     let root = Path::new(env!("CARGO_MANIFEST_DIR")).join("..");
     for (trap, what, file, test) in TRAPS {
         let text = fs::read_to_string(root.join(file)).unwrap_or_default();
-        assert!(text.contains(test), "{trap} ({what}): there is no \"{test}\" in {file}");
+        assert!(
+            text.contains(test),
+            "{trap} ({what}): there is no \"{test}\" in {file}"
+        );
     }
 }

@@ -1368,5 +1368,7 @@ fn starting_first_needs_room_beside_the_old_task() {
     }
 }
 
+#[path = "orchestrate/leave_tests.rs"]
+mod leaving;
 #[path = "rollout_tests.rs"]
 mod rollouts;
