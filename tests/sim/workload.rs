@@ -8,7 +8,7 @@ use std::time::Duration;
 use manager_core::admit::Steer;
 use manager_core::{Action, Admitted, Refusal, RefusalKind, admit};
 use model::NanoCpus;
-use model::object::{Availability, Drain, Node, Object, Service, UpdateState};
+use model::object::{Availability, Drain, Node, Object, Service, Task, UpdateState};
 use model::spec::{
     Concurrency, FailureAction, FileTarget, Healthcheck, NetProbe, NetworkAttachment, NetworkSpec,
     OnDisconnect, Placement, PlacementStrategy, PortSpec, PublishMode, RestartCondition, STACK_LABEL,
@@ -485,6 +485,11 @@ impl Cluster {
         let moves = made.as_ref().is_ok_and(|m| !m.txn.is_empty());
         let kind = if moves { "rebalances" } else { "rebalances of none" };
         self.ask(kind, made)?;
+        let marked = |t: &Arc<Task>| t.moving > 0;
+        if moves && !self.state.tasks_of_service(service.id).any(marked) {
+            // Nobody took it.
+            return Ok(());
+        }
         let again = admit::rebalance_service(&self.state, &service.spec.name, parallelism, false);
         match again {
             Ok(again) if !again.txn.is_empty() => Err(format!(
