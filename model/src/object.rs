@@ -308,7 +308,8 @@ pub struct Service {
     pub previous_version: u64,
     /// Where the present spec comes from; absent: it was written below [`Level::ROLLOUTS`].
     pub made: Option<Made>,
-    /// Specs before the present one, oldest first; see [`Service::push_revision`].
+    /// Specs before the present one, oldest first; see [`Service::push_revision`]. Written where the log is applied: what writes a
+    /// service has none.
     pub history: Vec<Arc<Revision>>,
     /// The rollout of the last change, if there was one.
     pub update: Option<UpdateStatus>,
@@ -357,7 +358,7 @@ pub struct Scaled {
 
 /// Most specs kept beside the present one.
 pub const REVISIONS_MAX: usize = 20;
-/// Most bytes of them all, roughly: they are written with each change of the service.
+/// Most bytes of them all, roughly.
 pub const REVISIONS_BYTES: usize = 256 << 10;
 
 impl Service {

@@ -95,6 +95,7 @@ impl Scaler {
                 mode: ServiceMode::Replicated { replicas: to },
                 ..(*service.spec).clone()
             });
+            next.history.clear();
             next.scaled = Some(Scaled {
                 at,
                 from: *replicas,

@@ -252,6 +252,13 @@ fn specs_are_kept_and_can_be_gone_back_to() {
         sim.web().made.as_ref().map(|m| m.cause.as_str()),
         Some("rollback to 2")
     );
+    let scaled = admit::scale_services(&sim.state, &[("web".into(), 3)]);
+    let writes = |a: &Action| matches!(a, Action::Put(Object::Service(s)) if !s.history.is_empty());
+    let written = scaled.expect("scaled").txn.actions;
+    assert!(
+        !written.iter().any(writes),
+        "what was is not written again and again"
+    );
     // And back again, as two rollbacks do in Docker.
     sim.back_to(None).expect("the one before");
     sim.run(60);

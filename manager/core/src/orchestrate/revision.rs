@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use model::object::{Made, Revision, Service, UpdateState, UpdateStatus};
+use model::object::{Made, Service, UpdateState, UpdateStatus};
 use model::spec::ServiceSpec;
 use model::{Level, ServiceId, Timestamp};
 
@@ -48,20 +48,15 @@ pub(crate) fn begin(scratch: &mut Scratch, id: ServiceId, spec: ServiceSpec, now
 
 /// Puts a spec in place of another, which becomes what is gone back to where `goes_back` says so.
 fn supersede(s: &mut Service, spec: ServiceSpec, made: Option<Made>, goes_back: bool) {
-    let (number, old) = (s.spec_version, s.spec.clone());
+    let number = s.spec_version;
     if goes_back {
-        s.previous_spec = Some(old.clone());
+        s.previous_spec = Some(s.spec.clone());
         s.previous_version = if made.is_some() { number } else { 0 };
     } else if s.previous_version == 0 {
         s.previous_version = s.previous_number();
     }
-    if let Some(new) = made {
-        let made = s.made.replace(new).unwrap_or_default();
-        s.push_revision(Revision {
-            number,
-            spec: old,
-            made,
-        });
+    if made.is_some() {
+        s.made = made;
     }
     s.spec = Arc::new(spec);
     s.spec_version += 1;

@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use model::Timestamp;
-use model::object::{Key, Meta, Object, Task, TaskStatus};
+use model::object::{Key, Meta, Object, Revision, Task, TaskStatus};
 use model::task_state::TaskState;
 
 use super::State;
@@ -70,7 +70,7 @@ impl State {
                 let key = object.key();
                 let was = self.object(key);
                 let created = was.as_ref().map_or(entry.now, |o| o.meta().created_at);
-                let object = self.shared(object.clone());
+                let object = self.shared(remembering(object.clone(), was.as_ref()));
                 let object = fenced(object, was.as_ref(), entry.index);
                 self.put(stamped(object, entry.index, created, entry.now));
                 Some((key, was))
@@ -167,6 +167,23 @@ fn reported(old: &Task, seen: &TaskStatus, entry: &Entry) -> Option<Task> {
     new.meta.version = entry.index;
     new.meta.updated_at = entry.now;
     Some(new)
+}
+
+/// A service goes on with the specs it had: what writes it has them not, as that would be all of them with every write.
+fn remembering(object: Object, was: Option<&Object>) -> Object {
+    let (Object::Service(new), Some(Object::Service(old))) = (&object, was) else {
+        return object;
+    };
+    let mut service = (**new).clone();
+    service.history.clone_from(&old.history);
+    if new.spec_version != old.spec_version && new.made.is_some() {
+        service.push_revision(Revision {
+            number: old.spec_version,
+            spec: old.spec.clone(),
+            made: old.made.clone().unwrap_or_default(),
+        });
+    }
+    Object::Service(Arc::new(service))
 }
 
 /// Gives a new task the index of its entry, and every later version of it the one it was given.

@@ -94,7 +94,7 @@ impl Scratch {
             txn.expect
                 .push((*key, was.as_ref().map_or(0, |o| o.meta().version)));
             match is {
-                Some(object) => txn.actions.push(Action::Put(object)),
+                Some(object) => txn.actions.push(Action::Put(without_history(object))),
                 None => deletes.push(Action::Delete(*key)),
             }
         }
@@ -105,5 +105,17 @@ impl Scratch {
             txn.expect.extend(read.map(|k| (*k, self.origin.version(*k))));
         }
         txn
+    }
+}
+
+/// The specs that a service had are known where it is applied.
+fn without_history(object: Object) -> Object {
+    match object {
+        Object::Service(service) if !service.history.is_empty() => {
+            let mut service = Arc::unwrap_or_clone(service);
+            service.history.clear();
+            Object::Service(Arc::new(service))
+        }
+        other => other,
     }
 }
