@@ -746,3 +746,38 @@ impl TryFrom<w::Key> for m::Key {
         })
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use model::spec::UpdateOrder;
+
+    use super::*;
+
+    #[test]
+    fn how_a_node_is_drained_survives_the_wire() {
+        let of = |order, deadline, at| m::Drain {
+            order,
+            deadline,
+            deadline_at: at,
+        };
+        let minute = Some(Duration::from_secs(60));
+        for drain in [
+            None,
+            Some(m::Drain::default()),
+            Some(of(UpdateOrder::StartFirst, None, None)),
+            Some(of(UpdateOrder::StartFirst, minute, None)),
+            Some(of(
+                UpdateOrder::StartFirst,
+                minute,
+                Some(Timestamp(1_700_000_000_000)),
+            )),
+        ] {
+            let spec = m::NodeSpec {
+                availability: m::Availability::Drain,
+                drain,
+                ..m::NodeSpec::default()
+            };
+            assert_eq!(m::NodeSpec::from(w::NodeSpec::from(&spec)), spec);
+        }
+    }
+}
