@@ -96,6 +96,12 @@ const TRAPS: &[(&str, &str, &str, &str)] = &[
         "fn a_network_is_used_up",
     ),
     (
+        "D18",
+        "a label that changes stops tasks at once",
+        "manager/core/src/orchestrate/leave_tests.rs",
+        "fn a_label_that_goes_takes_no_task_down",
+    ),
+    (
         "D20",
         "a rollout's own writes make users' updates out of sequence",
         "cli/tests/cluster/rollouts.rs",

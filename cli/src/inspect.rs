@@ -6,7 +6,7 @@ use std::time::Duration;
 use base64::prelude::{BASE64_STANDARD, Engine as _};
 use model::job::JobStatus;
 use model::object::{
-    Availability, Config, Network, Node, NodeRole, NodeState, Secret, Service, SlotKey, Task,
+    Availability, Config, Drain, Network, Node, NodeRole, NodeState, Secret, Service, SlotKey, Task,
 };
 use model::spec::{
     Amounts, FailureAction, GenericResources, Healthcheck, Hook, ImageRef, Mount, MountKind, Names, NetProbe,
@@ -39,7 +39,7 @@ fn update(u: &UpdateConfig) -> Value {
         },
         "Monitor": ns(u.monitor),
         "MaxFailureRatio": u.max_failure_ratio,
-        "Order": match u.order { UpdateOrder::StopFirst => "stop-first", UpdateOrder::StartFirst => "start-first" },
+        "Order": order(u.order),
         "Canary": u.canary,
         "ProgressDeadline": ns(u.progress_deadline),
     })
@@ -302,7 +302,7 @@ pub(crate) fn node(n: &Node) -> Value {
     let (version, created, updated) = meta(n.meta);
     json!({
         "ID": n.id.to_string(), "Version": version, "CreatedAt": created, "UpdatedAt": updated,
-        "Spec": {"Labels": n.spec.labels, "Availability": availability(n).to_lowercase(), "Role": if n.spec.role == NodeRole::Manager { "manager" } else { "worker" }},
+        "Spec": {"Labels": n.spec.labels, "Availability": availability(n).to_lowercase(), "Role": if n.spec.role == NodeRole::Manager { "manager" } else { "worker" }, "Drain": n.spec.drain.as_ref().map(drain)},
         "Description": {
             "Hostname": n.description.hostname,
             "Platform": {"OS": n.description.platform.os, "Architecture": n.description.platform.arch},
@@ -321,6 +321,19 @@ pub(crate) fn node(n: &Node) -> Value {
         "TLSInfo": {"CertIssuer": n.identity.issuer, "CertExpiresAt": n.identity.expires_at.0},
         "ManagerStatus": (n.spec.role == NodeRole::Manager).then(|| json!({"Leader": true, "Reachability": "reachable"})),
     })
+}
+
+fn drain(d: &Drain) -> Value {
+    json!({
+        "Order": order(d.order), "Deadline": d.deadline.map(ns), "DeadlineAt": d.deadline_at.map(|at| at.rfc3339()),
+    })
+}
+
+fn order(order: UpdateOrder) -> &'static str {
+    match order {
+        UpdateOrder::StopFirst => "stop-first",
+        UpdateOrder::StartFirst => "start-first",
+    }
 }
 
 pub(crate) fn availability(n: &Node) -> &'static str {

@@ -8,6 +8,8 @@ mod autoscale;
 mod bed;
 #[path = "cluster/crashes.rs"]
 mod crashes;
+#[path = "cluster/drain.rs"]
+mod drain;
 #[path = "cluster/dual.rs"]
 mod dual;
 #[path = "cluster/encrypted.rs"]
@@ -256,6 +258,16 @@ const ALL: &[(&str, Start, Scenario)] = &[
         "resources are given out, and taken back for who is of a higher priority",
         Start::Cluster(1, 2),
         placement::resources_are_given_out_and_taken_back,
+    ),
+    (
+        "tasks leave nodes unnoticed",
+        Start::Cluster(1, 2),
+        drain::tasks_leave_unnoticed,
+    ),
+    (
+        "what fits nowhere else waits for a deadline",
+        Start::Cluster(1, 2),
+        drain::what_fits_nowhere_else_waits,
     ),
     (
         "packets of networks are lost, and nothing else",

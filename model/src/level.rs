@@ -25,6 +25,8 @@ impl Level {
     pub const JOBS: Self = Self(3);
     /// From here on there are affinities, named resources, priorities and strategies: an older manager would leave them out.
     pub const PLACEMENT: Self = Self(3);
+    /// From here on tasks leave a node once their successors run: an older manager would leave both in a slot.
+    pub const MOVES: Self = Self(3);
     /// From here on services are scaled by what their tasks use: an older manager would lose the rule.
     pub const AUTOSCALE: Self = Self(3);
     /// From here on services start, change and go in an order: an older manager would lose it.

@@ -10,7 +10,7 @@ use ipnet::IpNet;
 use crate::job::JobStatus;
 use crate::spec::{
     ConfigSpec, GenericResources, Labels, Names, NetworkSpec, Platform, PortSpec, SecretSpec, ServiceMode,
-    ServiceSpec, TaskSpec,
+    ServiceSpec, TaskSpec, UpdateOrder,
 };
 use crate::task_state::{DesiredState, TaskState};
 use crate::{
@@ -179,6 +179,27 @@ pub struct NodeSpec {
     pub availability: Availability,
     /// Whether it is one of the managers.
     pub role: NodeRole,
+    /// Of a node that is drained: how. Absent: its tasks are stopped at once, as builds below [`Level::MOVES`] do.
+    pub drain: Option<Drain>,
+}
+
+/// How a node is emptied.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct Drain {
+    /// Whether a task that serves goes on until its successor runs elsewhere.
+    pub order: UpdateOrder,
+    /// After this time what is left is stopped at once: [`Drain::DEADLINE_MIN`] to [`Drain::DEADLINE_MAX`]. Absent: what finds no
+    /// other node stays.
+    pub deadline: Option<Duration>,
+    /// When that is, by the clock of the log; set where the drain is admitted.
+    pub deadline_at: Option<Timestamp>,
+}
+
+impl Drain {
+    /// The shortest deadline.
+    pub const DEADLINE_MIN: Duration = Duration::from_secs(1);
+    /// The longest deadline: a week.
+    pub const DEADLINE_MAX: Duration = Duration::from_secs(7 * 86_400);
 }
 
 /// Whether a node takes tasks.

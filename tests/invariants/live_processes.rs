@@ -39,12 +39,8 @@ pub(super) fn check(cluster: &Cluster) -> Result<(), String> {
         }
     }
     for ((service, key), slot) in slots {
-        // A rollout that starts first has pairs.
-        let most = if cluster.start_first.contains(&service) {
-            2
-        } else {
-            1
-        };
+        // A rollout that starts first has pairs, and so have moves.
+        let most = if has_pairs(cluster, (service, key)) { 2 } else { 1 };
         if slot.known > most {
             return Err(format!(
                 "slot {key:?} of {service} has {} processes at once",
@@ -67,6 +63,10 @@ pub(super) fn check(cluster: &Cluster) -> Result<(), String> {
     Ok(())
 }
 
+fn has_pairs(cluster: &Cluster, slot: (ServiceId, SlotKey)) -> bool {
+    cluster.start_first.contains(&slot.0) || cluster.moved.contains(&slot)
+}
+
 fn count(
     cluster: &Cluster,
     (node, host): (NodeId, &Host),
@@ -80,7 +80,7 @@ fn count(
     let over = |t: &Task| t.status.state.is_terminal();
     if let Some(task) = task.filter(|t| !over(t)) {
         // Of rollouts that follow one another and start first, more than one may still be stopping.
-        let counts = task.desired.is_live() || !cluster.start_first.contains(&task.service);
+        let counts = task.desired.is_live() || !has_pairs(cluster, (task.service, task.slot));
         slot.known += u32::from(counts);
         return Ok(());
     }

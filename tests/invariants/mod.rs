@@ -17,6 +17,7 @@ mod ids_and_fences_are_new;
 mod jobs_keep_their_word;
 mod live_processes;
 mod log_time_is_steady;
+mod moves_keep_serving;
 mod networks_are_apart;
 mod one_task_a_slot;
 mod placement_is_allowed;
@@ -41,8 +42,10 @@ mod views_are_whole;
 
 use std::collections::BTreeMap;
 
+use manager_core::schedule::filter;
 use manager_core::{Changes, Entry, State};
-use model::object::{Key, Object, Task};
+use model::NodeId;
+use model::object::{Availability, Key, Object, Task};
 
 use crate::sim::cluster::Cluster;
 use crate::sim::log::Source;
@@ -96,6 +99,7 @@ const ALWAYS: &[Always] = &[
     ("ids_and_fences_are_new", "I17", ids_and_fences_are_new::check),
     ("jobs_keep_their_word", "D15", jobs_keep_their_word::check),
     ("log_time_is_steady", "M25", log_time_is_steady::check),
+    ("moves_keep_serving", "D18", moves_keep_serving::check),
     ("networks_are_apart", "I31", networks_are_apart::check),
     ("one_task_a_slot", "I20", one_task_a_slot::check),
     (
@@ -136,6 +140,14 @@ const MOMENT: &[Property<Cluster>] = &[
     ("clients_leave_first", "I33", clients_leave_first::check),
     ("live_processes", "I21, I21b", live_processes::check),
 ];
+
+/// Whether a task may not stay on a node.
+pub fn must_leave(state: &State, node: NodeId, task: &Task) -> bool {
+    state.node(node).is_some_and(|n| {
+        n.spec.availability == Availability::Drain
+            || !filter::constraints_hold(n, &task.spec.placement.constraints)
+    })
+}
 
 /// Some time after the last fault.
 const QUIET: &[Property<Cluster>] = &[

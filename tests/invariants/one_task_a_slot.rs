@@ -1,4 +1,4 @@
-//! A slot has one task that is wanted running; two while a start-first rollout changes it (I20).
+//! A slot has one task that is wanted running; two while a start-first rollout changes it or it moves (I20).
 
 use std::collections::BTreeMap;
 
@@ -28,7 +28,8 @@ pub(super) fn check(seen: &Seen<'_>) -> Result<(), String> {
         };
         // A rollout that takes the place of a start-first one, or goes back from it, finds its pairs.
         let start_first = service.update.is_some() && seen.cluster.start_first.contains(&id);
-        if count > if start_first { 2 } else { 1 } {
+        let two = start_first || seen.cluster.moved.contains(&(id, slot));
+        if count > if two { 2 } else { 1 } {
             return Err(format!(
                 "slot {slot:?} of {} has {count} tasks that are wanted running",
                 service.spec.name

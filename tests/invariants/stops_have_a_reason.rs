@@ -4,7 +4,7 @@ use std::collections::BTreeSet;
 use std::sync::Arc;
 
 use manager_core::schedule::filter;
-use model::object::{Availability, Node, NodeState, Service, SlotKey, Task};
+use model::object::{Node, NodeState, Service, SlotKey, Task};
 use model::spec::ServiceMode;
 use model::task_state::{DesiredState, TaskState};
 
@@ -76,8 +76,5 @@ fn run_is_over(seen: &Seen<'_>, service: &Service, task: &Task) -> bool {
 /// Its node must not have it.
 fn node_says_so(seen: &Seen<'_>, task: &Task) -> bool {
     let Some(id) = task.node else { return true };
-    seen.after.node(id).is_none_or(|n| {
-        n.spec.availability == Availability::Drain
-            || !filter::constraints_hold(n, &task.spec.placement.constraints)
-    })
+    seen.after.node(id).is_none() || super::must_leave(seen.after, id, task)
 }

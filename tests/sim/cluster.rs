@@ -64,8 +64,12 @@ pub struct Cluster {
     pub reporting: Option<(NodeId, String)>,
     /// Services whose rollout began while all was well and that nothing has disturbed since.
     pub healthy_updates: BTreeSet<ServiceId>,
+    /// Services of which tasks were to move while all was well and that nothing has disturbed since.
+    pub healthy_moves: BTreeSet<ServiceId>,
     /// Services that ever had a start-first rollout among their knobs.
     pub start_first: BTreeSet<ServiceId>,
+    /// Slots of which a task ever went to another node once its successor ran.
+    pub moved: BTreeSet<(ServiceId, SlotKey)>,
     /// How often each kind of thing happened.
     pub counts: BTreeMap<&'static str, u64>,
     /// Hash over every event.
@@ -109,7 +113,9 @@ impl Cluster {
             last_entry: None,
             reporting: None,
             healthy_updates: BTreeSet::new(),
+            healthy_moves: BTreeSet::new(),
             start_first: BTreeSet::new(),
+            moved: BTreeSet::new(),
             counts: BTreeMap::new(),
             trace: 0xcbf2_9ce4_8422_2325,
             last: VecDeque::new(),
@@ -124,6 +130,18 @@ impl Cluster {
             back_on_at: None,
             untouched: BTreeSet::new(),
         }
+    }
+
+    /// Something happened for which any service may serve less.
+    pub fn disturbed(&mut self) {
+        self.healthy_updates.clear();
+        self.healthy_moves.clear();
+    }
+
+    /// Something happened for which a service may serve less.
+    pub fn disturbed_by(&mut self, id: ServiceId) {
+        self.healthy_updates.remove(&id);
+        self.healthy_moves.remove(&id);
     }
 
     /// Counts, hashes (FNV-1a) and remembers an event.

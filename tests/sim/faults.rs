@@ -84,7 +84,7 @@ impl Cluster {
             host.reboot(now);
         }
         self.back_on_at = Some(now + Duration::from_millis(2_000 + self.rng.below(20_000)));
-        self.healthy_updates.clear();
+        self.disturbed();
         self.note("power failures", "power goes off everywhere".into());
     }
 

@@ -20,6 +20,7 @@ impl Cluster {
         match self.plant {
             Some(Plant::CountersInRam) => {}
             Some(Plant::FreesEarly) => return self.freed_early(),
+            Some(Plant::DrainStopsFirst) => return self.drained_at_once(),
             Some(_) | None => return self.state.clone(),
         }
         let forget = |object: Object| match object {
@@ -37,6 +38,19 @@ impl Cluster {
             other => other,
         };
         State::from_objects(self.state.index(), self.state.objects().map(forget))
+    }
+
+    /// With the planted bug, nobody reads how a node is to be drained.
+    fn drained_at_once(&self) -> State {
+        let plain = |object: Object| match object {
+            Object::Node(n) => {
+                let mut node = (*n).clone();
+                node.spec.drain = None;
+                Object::Node(node.into())
+            }
+            other => other,
+        };
+        State::from_objects(self.state.index(), self.state.objects().map(plain))
     }
 
     /// With the planted bug, what tasks hold that are told to stop counts as free.

@@ -7,7 +7,7 @@ use agent_core::assignments as agent;
 use manager_core::{Action, Changes, Entry, State, Txn, assignments};
 use model::NodeId;
 use model::assignment::AssignmentSet;
-use model::object::Object;
+use model::object::{Object, Task};
 use model::spec::UpdateOrder;
 use model::task_state::TaskState;
 
@@ -189,11 +189,29 @@ impl Cluster {
         set
     }
 
+    /// Whether a task was made for a slot of which another still runs and is to go.
+    fn follows_one_that_moves(&self, task: &Task) -> bool {
+        let mut tasks = self.state.tasks_of_service(task.service);
+        tasks.any(|t| {
+            let live = t.desired.is_live() && !t.status.state.is_terminal();
+            let goes = || t.moving > 0 || t.node.is_some_and(|n| invariants::must_leave(&self.state, n, t));
+            t.id != task.id && t.slot == task.slot && live && goes()
+        })
+    }
+
     fn observe(&mut self, source: Source, changes: &Changes) {
         let mut line = format!("{} {source:?}:", changes.index);
         for change in &changes.items {
             match (&change.before, &change.after) {
                 (_, Some(Object::Task(t))) => {
+                    if change.before.is_none() && self.follows_one_that_moves(t) {
+                        self.moved.insert((t.service, t.slot));
+                        *self.counts.entry("moves").or_default() += 1;
+                    }
+                    if t.status.unready {
+                        // It may be stopped at once.
+                        self.healthy_moves.remove(&t.service);
+                    }
                     line.push_str(&format!(
                         " {}/v{} {:?} {} {}→{} on {:?}",
                         t.name(),
@@ -224,7 +242,7 @@ impl Cluster {
                     // One that its host stopped, cut off as it was, did not stop for a rollout either.
                     let ended = ended || (t.status.state == TaskState::Shutdown && t.desired.is_live());
                     if ended && was != Some(t.status.state) {
-                        self.healthy_updates.remove(&t.service);
+                        self.disturbed_by(t.service);
                     }
                 }
                 (was, Some(Object::Service(s))) => {

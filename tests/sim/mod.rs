@@ -58,11 +58,13 @@ pub enum Plant {
     ShortSnapshot,
     /// A node is not told that a task was forgotten.
     KeepsForgotten,
+    /// A node is drained as in Docker: its tasks are stopped at once, whatever was asked.
+    DrainStopsFirst,
 }
 
 impl Plant {
     /// Every one.
-    pub const ALL: [Self; 14] = [
+    pub const ALL: [Self; 15] = [
         Self::NoSessionCheck,
         Self::CountersInRam,
         Self::KillsOnStart,
@@ -77,6 +79,7 @@ impl Plant {
         Self::ScaleOverwrites,
         Self::ShortSnapshot,
         Self::KeepsForgotten,
+        Self::DrainStopsFirst,
     ];
 
     /// The properties that are about it.
@@ -96,6 +99,7 @@ impl Plant {
             Self::ScaleOverwrites => &["(D5): "],
             Self::ShortSnapshot => &["applied the same log to another state", "is lost"],
             Self::KeepsForgotten => &["I10", "I40"],
+            Self::DrainStopsFirst => &["(D18): "],
         }
     }
 }

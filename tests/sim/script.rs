@@ -6,7 +6,7 @@ use std::fmt::Write;
 use std::time::Duration;
 
 use manager_core::{Admitted, Refusal, admit};
-use model::object::{Availability, Service};
+use model::object::{Availability, Drain, NodeSpec, Service};
 use model::spec::{
     FailureAction, OnDisconnect, PortSpec, PublishMode, RestartCondition, ServiceMode, ServiceSpec,
     UpdateOrder,
@@ -107,9 +107,21 @@ fn run(cluster: &mut Cluster, command: &str) -> Result<String, String> {
             let made = admit::remove_services(&cluster.state, &[first.to_owned()]);
             return ask(cluster, made);
         }
-        "drain" => return availability(cluster, first, Availability::Drain),
-        "pause" => return availability(cluster, first, Availability::Pause),
-        "activate" => return availability(cluster, first, Availability::Active),
+        "drain" => {
+            let how = rest.get(1).map(|how| drain(how)).transpose()?;
+            return change_node(cluster, first, |n| {
+                (n.availability, n.drain) = (Availability::Drain, how)
+            });
+        }
+        "pause" => return change_node(cluster, first, |n| n.availability = Availability::Pause),
+        "activate" => return change_node(cluster, first, |n| n.availability = Availability::Active),
+        "label" => {
+            let label = rest.get(1).copied().unwrap_or_default();
+            let (key, value) = label.split_once('=').ok_or("write label NODE KEY=VALUE")?;
+            return change_node(cluster, first, |n| {
+                drop(n.labels.insert(key.into(), value.into()))
+            });
+        }
         "cut" => link(cluster, first, false, false)?,
         "cut-in" => link(cluster, first, false, true)?,
         "cut-out" => link(cluster, first, true, false)?,
@@ -260,7 +272,23 @@ fn ask(cluster: &mut Cluster, answer: Result<Admitted, Refusal>) -> Result<Strin
     }
 }
 
-fn availability(cluster: &mut Cluster, name: &str, to: Availability) -> Result<String, String> {
+/// How a node is drained: `stop-first`, or start-first for so long.
+fn drain(how: &str) -> Result<Drain, String> {
+    if how == "stop-first" {
+        return Ok(Drain::default());
+    }
+    Ok(Drain {
+        order: UpdateOrder::StartFirst,
+        deadline: Some(time(Some(&how))?),
+        deadline_at: None,
+    })
+}
+
+fn change_node(
+    cluster: &mut Cluster,
+    name: &str,
+    change: impl FnOnce(&mut NodeSpec),
+) -> Result<String, String> {
     let node = cluster
         .state
         .nodes()
@@ -268,13 +296,15 @@ fn availability(cluster: &mut Cluster, name: &str, to: Availability) -> Result<S
         .cloned();
     let node = node.ok_or_else(|| format!("there is no node {name}"))?;
     let mut spec = node.spec.clone();
-    spec.availability = to;
+    change(&mut spec);
+    let now = cluster.managers.log_now(cluster.now);
     let made = admit::update_node(
         &cluster.state,
         &node.id.to_string(),
         None,
         spec,
         &Default::default(),
+        now,
     );
     ask(cluster, made)
 }

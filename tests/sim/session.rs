@@ -221,7 +221,7 @@ impl Cluster {
                 return Ok(false);
             }
             if known.is_some_and(|k| k.state == NodeState::Down) {
-                self.healthy_updates.clear();
+                self.disturbed();
                 self.note("node returns", format!("node {} is back", node.0));
                 if let Some(host) = self.hosts.get_mut(&node) {
                     host.back_at = sent;
@@ -408,7 +408,7 @@ impl Cluster {
             expect: Vec::new(),
             actions,
         };
-        self.healthy_updates.clear();
+        self.disturbed();
         if !self.commit(Source::Health, txn)? {
             return Ok(());
         }

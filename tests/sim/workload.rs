@@ -1,5 +1,6 @@
 //! What users do: services made, changed, scaled, rolled back and removed, nodes drained, stacks deployed.
 
+use std::collections::BTreeSet;
 use std::net::Ipv6Addr;
 use std::sync::Arc;
 use std::time::Duration;
@@ -7,7 +8,7 @@ use std::time::Duration;
 use manager_core::admit::Steer;
 use manager_core::{Action, Admitted, Refusal, RefusalKind, admit};
 use model::NanoCpus;
-use model::object::{Availability, Object, Service, UpdateState};
+use model::object::{Availability, Drain, Node, Object, Service, Task, UpdateState};
 use model::spec::{
     Concurrency, Dependency, DependencyCondition, FailureAction, FileTarget, Healthcheck, NetProbe,
     NetworkAttachment, NetworkSpec, OnDisconnect, Placement, PlacementStrategy, PortSpec, PublishMode,
@@ -55,13 +56,13 @@ impl Cluster {
             (4..=8, Some(s)) => self.update(&s),
             (9..=11, Some(s)) => {
                 let replicas = u32::try_from(self.rng.below(REPLICAS_MAX + 1)).unwrap_or(1);
-                self.healthy_updates.remove(&s.id);
+                self.disturbed_by(s.id);
                 let scaled = admit::scale_services(&self.state, &[(s.spec.name.clone(), replicas)]);
                 let scaled = scaled.map(|admitted| self.as_docker_scales(admitted, &s));
                 self.ask("scales", scaled)
             }
             (12, Some(s)) => {
-                self.healthy_updates.remove(&s.id);
+                self.disturbed_by(s.id);
                 let known: Vec<u64> = s.history.iter().map(|r| r.number).collect();
                 let to = self.rng.pick(&known).filter(|_| self.rng.percent(50));
                 let back = admit::rollback_service(&self.state, &s.spec.name, None, to, now);
@@ -71,14 +72,14 @@ impl Cluster {
                 let gone = admit::remove_services(&self.state, std::slice::from_ref(&s.spec.name));
                 self.ask("services removed", gone)
             }
-            (14..=16, _) => self.drain(),
+            (14..=16, _) => self.change_node(),
             (17, _) => {
                 let gone = admit::remove_stacks(&self.state, &["shop".into()]);
                 self.ask("stacks removed", gone)
             }
             (18..=19, _) if services.len() < SERVICES_MAX => {
                 let image = self.image();
-                self.healthy_updates.clear();
+                self.disturbed();
                 let six = self.six();
                 let wanted = stack(&image, six);
                 let made = admit::deploy_stack(&self.state, wanted, true, now, &mut self.rng);
@@ -90,6 +91,7 @@ impl Cluster {
                 self.ask(kind, made)
             }
             (21..=24, Some(s)) if s.is_between_specs() => self.steer(&s),
+            (21, Some(s)) => self.rebalance(&s),
             _ => Ok(()),
         }
     }
@@ -111,7 +113,7 @@ impl Cluster {
 
     fn steer(&mut self, service: &Service) -> Result<(), String> {
         let now = self.managers.log_now(self.now);
-        self.healthy_updates.remove(&service.id);
+        self.disturbed_by(service.id);
         let all = [Steer::Pause, Steer::Resume, Steer::Promote, Steer::Abort];
         let steer = self.rng.pick(&all).unwrap_or(Steer::Resume);
         let kind = match steer {
@@ -275,7 +277,7 @@ impl Cluster {
         if self.rng.percent(30) {
             task.priority = u32::try_from((1 + self.rng.below(3)) * 30).unwrap_or(0);
             // Whoever it finds in its way serves no more.
-            self.healthy_updates.clear();
+            self.disturbed();
         }
     }
 
@@ -396,7 +398,7 @@ impl Cluster {
         let safe = !self.state.services().any(higher);
         let well = safe && self.is_well(service) && spec.task != service.spec.task;
         let (id, name) = (service.id, spec.name.clone());
-        self.healthy_updates.remove(&id);
+        self.disturbed_by(id);
         let moved = spec.task.placement != service.spec.task.placement;
         let made = admit::update_service(&self.state, &name, None, spec, now);
         if well && !moved && made.is_ok() {
@@ -423,7 +425,8 @@ impl Cluster {
         idle && running == replicas as usize && self.dirty.is_empty()
     }
 
-    fn drain(&mut self) -> Result<(), String> {
+    /// A node takes tasks again, takes no more, gives its tasks away, or has another label.
+    fn change_node(&mut self) -> Result<(), String> {
         let nodes: Vec<_> = self
             .state
             .nodes()
@@ -433,27 +436,114 @@ impl Cluster {
         let Some(node) = self.rng.pick(&nodes) else {
             return Ok(());
         };
+        let now = self.managers.log_now(self.now);
+        let mut spec = node.spec.clone();
+        if self.rng.percent(15) {
+            let had = spec.labels.remove("disk").is_some();
+            if !had {
+                spec.labels.insert("disk".into(), "ssd".into());
+            }
+            self.healthy_updates.clear();
+            self.begin_moves();
+            let made = admit::update_node(
+                &self.state,
+                &node.id.to_string(),
+                None,
+                spec,
+                &Default::default(),
+                now,
+            );
+            return self.ask("nodes relabelled", made);
+        }
         let choices = [
             Availability::Active,
             Availability::Active,
             Availability::Pause,
             Availability::Drain,
         ];
-        let mut spec = node.spec.clone();
         spec.availability = self.rng.pick(&choices).unwrap_or_default();
-        self.healthy_updates.clear();
+        spec.drain = None;
         let kind = match spec.availability {
             Availability::Active => "nodes activated",
             Availability::Pause => "nodes paused",
-            Availability::Drain => "nodes drained",
+            Availability::Drain => {
+                let (kind, drain) = self.how_to_drain();
+                spec.drain = drain;
+                kind
+            }
         };
-        let made = admit::update_node(&self.state, &node.id.to_string(), None, spec, &Default::default());
+        self.healthy_updates.clear();
+        if spec.drain.is_some() {
+            self.disturbed();
+        } else {
+            self.begin_moves();
+        }
+        let made = admit::update_node(
+            &self.state,
+            &node.id.to_string(),
+            None,
+            spec,
+            &Default::default(),
+            now,
+        );
         self.ask(kind, made)
+    }
+
+    /// As it is by itself, which is start-first, or asked otherwise.
+    fn how_to_drain(&mut self) -> (&'static str, Option<Drain>) {
+        let until = Drain {
+            order: UpdateOrder::StartFirst,
+            deadline: Some(Duration::from_secs(1 + self.rng.below(20))),
+            deadline_at: None,
+        };
+        let all = [
+            ("nodes drained", None),
+            ("nodes drained", None),
+            ("nodes drained at once", Some(Drain::default())),
+            ("nodes drained in time", Some(until)),
+        ];
+        self.rng.pick(&all).unwrap_or_default()
+    }
+
+    fn rebalance(&mut self, service: &Service) -> Result<(), String> {
+        let parallelism = u32::try_from(1 + self.rng.below(2)).unwrap_or(1);
+        self.begin_moves();
+        let made = admit::rebalance_service(&self.state, &service.spec.name, parallelism, false);
+        let moves = made.as_ref().is_ok_and(|m| !m.txn.is_empty());
+        let kind = if moves { "rebalances" } else { "rebalances of none" };
+        self.ask(kind, made)?;
+        let marked = |t: &Arc<Task>| t.moving > 0;
+        if moves && !self.state.tasks_of_service(service.id).any(marked) {
+            // Nobody took it.
+            return Ok(());
+        }
+        let again = admit::rebalance_service(&self.state, &service.spec.name, parallelism, false);
+        match again {
+            Ok(again) if !again.txn.is_empty() => Err(format!(
+                "{} is rebalanced a second time before anything happened",
+                service.spec.name
+            )),
+            Ok(_) | Err(_) => Ok(()),
+        }
+    }
+
+    /// Tasks are to move: services that are well serve as before meanwhile, unless a deadline or somebody of a higher priority comes.
+    fn begin_moves(&mut self) {
+        let services: Vec<_> = self.state.services().cloned().collect();
+        let priorities: BTreeSet<u32> = services.iter().map(|s| s.spec.task.priority).collect();
+        let deadline = |n: &Arc<Node>| n.spec.drain.is_some_and(|d| d.deadline.is_some());
+        if priorities.len() > 1 || self.state.nodes().any(deadline) {
+            return;
+        }
+        let well = services.iter().filter(|s| self.is_well(s)).map(|s| s.id);
+        let well: Vec<_> = well.collect();
+        self.healthy_moves.extend(well);
     }
 
     /// Users put right what they broke: every node takes tasks, every service runs an image that works.
     pub(super) fn repair(&mut self) -> Result<(), String> {
-        self.healthy_updates.clear();
+        self.disturbed();
+        let now = self.managers.log_now(self.now);
         let nodes: Vec<_> = self
             .state
             .nodes()
@@ -463,11 +553,17 @@ impl Cluster {
         for node in nodes {
             let mut spec = node.spec.clone();
             spec.availability = Availability::Active;
-            let made = admit::update_node(&self.state, &node.id.to_string(), None, spec, &Default::default());
+            let made = admit::update_node(
+                &self.state,
+                &node.id.to_string(),
+                None,
+                spec,
+                &Default::default(),
+                now,
+            );
             self.ask("nodes activated", made)?;
         }
         let services: Vec<_> = self.state.services().cloned().collect();
-        let now = self.managers.log_now(self.now);
         for service in services {
             let mut spec = (*service.spec).clone();
             spec.task.container.image = "healed".into();

@@ -1,16 +1,20 @@
 //! `node`.
 
+use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use model::object::{Availability, Cluster, Node, NodeRole, NodeSpec, Object};
-use model::units::parse_duration;
+use model::object::{Availability, Cluster, Drain, Node, NodeRole, NodeSpec, Object};
+use model::spec::UpdateOrder;
+use model::units::{format_duration, parse_duration};
+use model::{Level, NodeId};
 use proto::control::{GetInfoRequest, RemoveRequest, Spec, UpdateRequest, spec};
 use proto::identity::digest;
 use proto::types::{Kind, ManagerStatus};
 use serde_json::json;
 
 use crate::client::{Client, Fail};
+use crate::command::service_flags::order;
 use crate::command::service_list::task_rows;
 use crate::command::swarm;
 use crate::inspect;
@@ -36,7 +40,8 @@ pub(crate) enum Command {
     },
     /// Change a node.
     Update {
-        /// `active`, `pause` or `drain`.
+        /// `active`, `pause` or `drain`. Drained, its tasks serve until their successors do elsewhere; Docker stops them first: for that,
+        /// and for a deadline, see `rswarm node drain`.
         #[arg(long)]
         availability: Option<String>,
         /// `worker` or `manager`.
@@ -65,14 +70,24 @@ pub(crate) enum Command {
         #[arg(required = true)]
         nodes: Vec<String>,
     },
-    /// Move the tasks of a node elsewhere; `node update --availability active` lets them come back.
+    /// Move the tasks of a node elsewhere; `node update --availability active` calls it off and lets them come back.
+    ///
+    /// A task of a replicated service that is ready serves until its successor runs and is ready on another node, as many of a service
+    /// at once as its update parallelism says. Other tasks are stopped at once, as are all with `--order stop-first`, which is what Docker
+    /// does. What no other node can take stays until the deadline: `rswarm service ps` and `rswarm service why` say why.
     Drain {
+        /// `start-first` or `stop-first`.
+        #[arg(long = "order", default_value = "start-first")]
+        how: String,
+        /// Stop what is left after this time, such as 5m; without it, what no other node can take stays.
+        #[arg(long, value_parser = parse_duration)]
+        deadline: Option<Duration>,
         /// Return when the node runs no task of a service any more.
         #[arg(long)]
         wait: bool,
-        /// Longest wait; then this fails with exit code 4. The node stays drained.
-        #[arg(long, default_value = "1h")]
-        deadline: String,
+        /// Longest wait, such as 10m; then this fails with exit code 4. The node stays drained.
+        #[arg(long, requires = "wait", value_parser = parse_duration)]
+        timeout: Option<Duration>,
         node: String,
     },
     /// Remove nodes that are down.
@@ -176,37 +191,109 @@ async fn set_role(client: &Client, nodes: &[String], role: NodeRole) -> Result<(
     Ok(())
 }
 
-/// Drains a node; with a limit, waits until it runs no task any more.
-async fn drain(client: &Client, name: &str, limit: Option<Duration>) -> Result<u8, Fail> {
+async fn drain(
+    client: &Client,
+    name: &str,
+    how: Option<Drain>,
+    (wait, timeout): (bool, Option<Duration>),
+) -> Result<u8, Fail> {
     let node = change(client, &own(client, name).await?, |spec| {
-        spec.availability = Availability::Drain;
+        (spec.availability, spec.drain) = (Availability::Drain, how);
         Ok(())
     })
     .await?;
-    let began = Instant::now();
-    let mut last = usize::MAX;
-    while let Some(limit) = limit {
-        let tasks = client.list(Kind::Task, &[format!("node={}", node.id)]).await?;
-        let left = (tasks.iter())
-            .filter(|o| matches!(o, Object::Task(t) if !t.status.state.is_terminal()))
-            .count();
-        if left == 0 {
-            break;
-        }
-        if left != last {
-            render::progress(&format!("{name}: {left} tasks left"));
-            last = left;
-        }
-        if began.elapsed() > limit {
-            render::progress(&format!(
-                "{name} is drained, but {left} tasks still run there after {limit:?}: see rswarm node ps {name}"
-            ));
-            return Ok(TIMED_OUT);
-        }
-        tokio::time::sleep(LOOK_EVERY).await;
+    if wait && !is_empty(client, &node, timeout).await? {
+        return Ok(TIMED_OUT);
     }
     render::line(name);
     Ok(0)
+}
+
+/// Waits until a node runs no task any more, and says how far it is; no: it took too long.
+async fn is_empty(client: &Client, node: &Node, timeout: Option<Duration>) -> Result<bool, Fail> {
+    let began = Instant::now();
+    let host = &node.description.hostname;
+    let mut last = String::new();
+    loop {
+        let tasks = client.list(Kind::Task, &[format!("node={}", node.id)]).await?;
+        let left = left_on(&tasks, node.id);
+        if left.is_empty() {
+            return Ok(true);
+        }
+        let text = format!("{} ({})", count(&left), by_service(&left));
+        if text != last {
+            render::progress(&format!("{host}: {text} left"));
+            last.clone_from(&text);
+        }
+        if let Some(limit) = timeout.filter(|limit| began.elapsed() > *limit) {
+            let limit = format_duration(limit);
+            render::progress(&format!(
+                "{host} is drained, but {text} still run there after {limit}: rswarm service why SERVICE says what no other node can take, \
+                 and rswarm node drain --deadline ends the wait for it"
+            ));
+            return Ok(false);
+        }
+        tokio::time::sleep(LOOK_EVERY).await;
+    }
+}
+
+/// How many tasks of each service have not ended on a node.
+fn left_on(tasks: &[Object], node: NodeId) -> BTreeMap<String, usize> {
+    let mut left: BTreeMap<String, usize> = BTreeMap::new();
+    for object in tasks {
+        if let Object::Task(task) = object
+            && task.node == Some(node)
+            && !task.status.state.is_terminal()
+        {
+            *left.entry(task.service_name.clone()).or_default() += 1;
+        }
+    }
+    left
+}
+
+fn count(left: &BTreeMap<String, usize>) -> String {
+    match left.values().sum() {
+        1 => "1 task".into(),
+        n => format!("{n} tasks"),
+    }
+}
+
+fn by_service(left: &BTreeMap<String, usize>) -> String {
+    let each: Vec<String> = left.iter().map(|(name, n)| format!("{name} {n}")).collect();
+    each.join(", ")
+}
+
+/// What drained nodes still run, by service.
+async fn left_on_drained(
+    client: &Client,
+    nodes: impl Iterator<Item = &Node>,
+) -> Result<BTreeMap<NodeId, BTreeMap<String, usize>>, Fail> {
+    let mut all = BTreeMap::new();
+    for node in nodes.filter(|n| n.spec.availability == Availability::Drain) {
+        let tasks = client.list(Kind::Task, &[format!("node={}", node.id)]).await?;
+        all.insert(node.id, left_on(&tasks, node.id));
+    }
+    Ok(all)
+}
+
+/// How nodes are drained, where the cluster knows of that: below this level they stop first whatever is said.
+async fn how_to_drain(
+    client: &Client,
+    order: UpdateOrder,
+    deadline: Option<Duration>,
+) -> Result<Option<Drain>, Fail> {
+    let plain = order == UpdateOrder::StartFirst && deadline.is_none();
+    if plain && client.cluster().await?.level < Level::MOVES {
+        render::warn(
+            "the cluster's level is too low for start-first: the tasks are stopped first (rswarm swarm update --level newest)",
+        );
+        return Ok(None);
+    }
+    Ok(Some(Drain {
+        order,
+        deadline,
+        deadline_at: None,
+    }))
 }
 
 pub(crate) async fn run(client: &Client, command: Command) -> Result<u8, Fail> {
@@ -215,15 +302,19 @@ pub(crate) async fn run(client: &Client, command: Command) -> Result<u8, Fail> {
             let me = own(client, "self").await?;
             let cluster = client.cluster().await?;
             let nodes = client.nodes(&args.filter).await?;
+            let left = left_on_drained(client, nodes.iter().map(|(n, _)| &**n)).await?;
             let rows: Vec<_> = nodes
                 .iter()
                 .map(|(n, manager)| {
                     let id = n.id.to_string();
                     let mark = if id == me { " *" } else { "" };
+                    let still = left.get(&n.id).filter(|left| !left.is_empty());
+                    let availability = inspect::availability(n);
+                    let shown = still.map_or_else(|| availability.to_owned(), |left| format!("{availability} ({} left)", count(left)));
                     json!({
                         "ID": id, "Shown": format!("{id}{mark}"), "Self": id == me, "Hostname": n.description.hostname, "Status": inspect::state(n),
                         "DataPlane": inspect::data_plane(n),
-                        "Availability": inspect::availability(n), "ManagerStatus": manager_status(n, manager.as_ref()),
+                        "Availability": availability, "AvailabilityShown": shown, "ManagerStatus": manager_status(n, manager.as_ref()),
                         "TLSStatus": tls_status(n, &cluster), "EngineVersion": n.description.engine_version, "Address": n.description.address,
                     })
                 })
@@ -232,7 +323,7 @@ pub(crate) async fn run(client: &Client, command: Command) -> Result<u8, Fail> {
                 ("ID", "Shown"),
                 ("HOSTNAME", "Hostname"),
                 ("STATUS", "Status"),
-                ("AVAILABILITY", "Availability"),
+                ("AVAILABILITY", "AvailabilityShown"),
                 ("MANAGER STATUS", "ManagerStatus"),
                 ("ENGINE VERSION", "EngineVersion"),
             ];
@@ -246,7 +337,13 @@ pub(crate) async fn run(client: &Client, command: Command) -> Result<u8, Fail> {
             let mut values = Vec::new();
             for node in &nodes {
                 if let Object::Node(n) = client.get(Kind::Node, &own(client, node).await?).await? {
-                    values.push(inspect::node(&n));
+                    let left = left_on_drained(client, std::iter::once(&*n)).await?;
+                    let mut value = inspect::node(&n);
+                    if let Some(left) = left.get(&n.id) {
+                        // Services and how many tasks of theirs are left.
+                        value["Draining"] = json!(left);
+                    }
+                    values.push(value);
                 }
             }
             render::inspect(&values, &how)?;
@@ -280,9 +377,15 @@ pub(crate) async fn run(client: &Client, command: Command) -> Result<u8, Fail> {
         }
         Command::Promote { nodes } => set_role(client, &nodes, NodeRole::Manager).await?,
         Command::Demote { nodes } => set_role(client, &nodes, NodeRole::Worker).await?,
-        Command::Drain { wait, deadline, node } => {
-            let limit = parse_duration(&deadline).map_err(|e| e.to_string())?;
-            return drain(client, &node, wait.then_some(limit)).await;
+        Command::Drain {
+            how,
+            deadline,
+            wait,
+            timeout,
+            node,
+        } => {
+            let how = how_to_drain(client, order(&how)?, deadline).await?;
+            return drain(client, &node, how, (wait, timeout)).await;
         }
         Command::Ps { mut list, node } => {
             list.filter.push(format!("node={}", own(client, &node).await?));

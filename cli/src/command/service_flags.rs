@@ -304,7 +304,7 @@ fn failure_action(text: &str) -> Result<FailureAction, Fail> {
     }
 }
 
-fn order(text: &str) -> Result<UpdateOrder, Fail> {
+pub(crate) fn order(text: &str) -> Result<UpdateOrder, Fail> {
     match text {
         "stop-first" => Ok(UpdateOrder::StopFirst),
         "start-first" => Ok(UpdateOrder::StartFirst),

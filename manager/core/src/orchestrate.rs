@@ -2,6 +2,7 @@
 
 pub(crate) mod cron;
 pub(crate) mod job;
+mod leave;
 mod moves;
 mod node;
 pub mod order;
@@ -42,6 +43,7 @@ pub(crate) fn reconcile(
         return None;
     };
     let mut wake = Wake::default();
+    let handing_over = leave::enforce(scratch, &service, now, &mut wake);
     if service.spec.mode.is_job() {
         job::drive(scratch, id, now, ids, &mut wake);
         finish_unplaced(scratch, id, now);
@@ -67,7 +69,7 @@ pub(crate) fn reconcile(
             &mut wake,
         );
     }
-    moves::drive(scratch, &service, now, ids);
+    moves::drive(scratch, &service, &handing_over, now, ids, &mut wake);
     promote(scratch, &service, &leaving, now, &mut wake);
     finish_unplaced(scratch, id, now);
     reap::history(scratch, id);

@@ -149,7 +149,14 @@ impl Sim {
     pub(crate) fn node_spec(&mut self, id: u128, change: impl FnOnce(&mut NodeSpec)) {
         let mut spec = self.state.node(NodeId(id)).expect("there").spec.clone();
         change(&mut spec);
-        let made = admit::update_node(&self.state, &format!("n{id}"), None, spec, &Default::default());
+        let made = admit::update_node(
+            &self.state,
+            &format!("n{id}"),
+            None,
+            spec,
+            &Default::default(),
+            self.now,
+        );
         self.admit(made);
     }
 
@@ -1361,5 +1368,7 @@ fn starting_first_needs_room_beside_the_old_task() {
     }
 }
 
+#[path = "orchestrate/leave_tests.rs"]
+mod leaving;
 #[path = "rollout_tests.rs"]
 mod rollouts;

@@ -470,7 +470,9 @@ impl Control for Api {
                 }
                 Spec::Secret(spec) => admit::update_secret_labels(state, &reference, version, spec),
                 Spec::Config(spec) => admit::update_config_labels(state, &reference, version, spec),
-                Spec::Node(spec) => admit::update_node(state, &reference, version, spec.clone(), &reached),
+                Spec::Node(spec) => {
+                    admit::update_node(state, &reference, version, spec.clone(), &reached, now)
+                }
                 Spec::Network(spec) => admit::update_network(state, &reference, version, spec, now),
             })
             .await?;

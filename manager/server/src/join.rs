@@ -334,13 +334,14 @@ pub(crate) async fn withdraw(manager: &Manager) -> Result<(), String> {
             let reached = log.reached().await;
             let result = match log.leader() {
                 None => {
-                    let decided = cluster.writer.write(move |state, _, _| {
+                    let decided = cluster.writer.write(move |state, now, _| {
                         manager_core::admit::update_node(
                             state,
                             &own.to_string(),
                             None,
                             spec.clone(),
                             &reached,
+                            now,
                         )
                     });
                     decided.await.map(drop).map_err(|e| e.to_string())

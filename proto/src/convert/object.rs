@@ -211,6 +211,11 @@ impl From<&m::NodeSpec> for w::NodeSpec {
             labels: s.labels.clone(),
             availability: w::Availability::from(s.availability).into(),
             manager: s.role == m::NodeRole::Manager,
+            drain: s.drain.map(|d| w::NodeDrain {
+                order: w::UpdateOrder::from(d.order).into(),
+                deadline_ns: d.deadline.map_or(0, nanos),
+                deadline_at_ms: d.deadline_at.map_or(0, |at| at.0),
+            }),
         }
     }
 }
@@ -221,6 +226,11 @@ impl From<w::NodeSpec> for m::NodeSpec {
             availability: s.availability().into(),
             labels: s.labels,
             role: role(s.manager),
+            drain: s.drain.map(|d| m::Drain {
+                order: d.order().into(),
+                deadline: (d.deadline_ns > 0).then(|| Duration::from_nanos(d.deadline_ns)),
+                deadline_at: (d.deadline_at_ms > 0).then_some(Timestamp(d.deadline_at_ms)),
+            }),
         }
     }
 }
@@ -734,5 +744,40 @@ impl TryFrom<w::Key> for m::Key {
             w::Kind::Secret => Self::Secret(parse(&k.id, "key.id")?),
             w::Kind::Config => Self::Config(parse(&k.id, "key.id")?),
         })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use model::spec::UpdateOrder;
+
+    use super::*;
+
+    #[test]
+    fn how_a_node_is_drained_survives_the_wire() {
+        let of = |order, deadline, at| m::Drain {
+            order,
+            deadline,
+            deadline_at: at,
+        };
+        let minute = Some(Duration::from_secs(60));
+        for drain in [
+            None,
+            Some(m::Drain::default()),
+            Some(of(UpdateOrder::StartFirst, None, None)),
+            Some(of(UpdateOrder::StartFirst, minute, None)),
+            Some(of(
+                UpdateOrder::StartFirst,
+                minute,
+                Some(Timestamp(1_700_000_000_000)),
+            )),
+        ] {
+            let spec = m::NodeSpec {
+                availability: m::Availability::Drain,
+                drain,
+                ..m::NodeSpec::default()
+            };
+            assert_eq!(m::NodeSpec::from(w::NodeSpec::from(&spec)), spec);
+        }
     }
 }

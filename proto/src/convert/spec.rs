@@ -394,11 +394,7 @@ impl From<&m::UpdateConfig> for w::UpdateConfig {
             }
             .into(),
             max_failure_ratio: u.max_failure_ratio,
-            order: match u.order {
-                m::UpdateOrder::StopFirst => w::UpdateOrder::StopFirst,
-                m::UpdateOrder::StartFirst => w::UpdateOrder::StartFirst,
-            }
-            .into(),
+            order: w::UpdateOrder::from(u.order).into(),
             canary: u.canary,
             progress_deadline_ns: Some(nanos(u.progress_deadline)),
         }
@@ -424,13 +420,28 @@ impl TryFrom<w::UpdateConfig> for m::UpdateConfig {
                 w::FailureAction::Rollback => m::FailureAction::Rollback,
             },
             max_failure_ratio: u.max_failure_ratio,
-            order: match u.order() {
-                w::UpdateOrder::StopFirst => m::UpdateOrder::StopFirst,
-                w::UpdateOrder::StartFirst => m::UpdateOrder::StartFirst,
-            },
+            order: u.order().into(),
             canary: u.canary,
             progress_deadline: (u.progress_deadline_ns).map_or(m::PROGRESS_DEADLINE, Duration::from_nanos),
         })
+    }
+}
+
+impl From<m::UpdateOrder> for w::UpdateOrder {
+    fn from(order: m::UpdateOrder) -> Self {
+        match order {
+            m::UpdateOrder::StopFirst => Self::StopFirst,
+            m::UpdateOrder::StartFirst => Self::StartFirst,
+        }
+    }
+}
+
+impl From<w::UpdateOrder> for m::UpdateOrder {
+    fn from(order: w::UpdateOrder) -> Self {
+        match order {
+            w::UpdateOrder::StopFirst => Self::StopFirst,
+            w::UpdateOrder::StartFirst => Self::StartFirst,
+        }
     }
 }
 

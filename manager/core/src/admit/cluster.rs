@@ -240,6 +240,7 @@ pub fn init_cluster(
             role: NodeRole::Manager,
             availability: request.availability,
             labels: request.labels.clone(),
+            drain: None,
         },
         description: request.description.clone(),
         status: Default::default(),

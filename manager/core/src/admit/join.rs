@@ -133,6 +133,7 @@ pub fn join(state: &State, request: &JoinRequest, now: Timestamp) -> Result<Admi
             labels: request.labels.clone(),
             availability: request.availability,
             role: token.role,
+            drain: None,
         },
         description: NodeDescription {
             hostname: request.hostname.clone(),

@@ -3,24 +3,28 @@
 use std::collections::BTreeSet;
 use std::sync::Arc;
 
-use model::NodeId;
-use model::object::{Key, Node, NodeRole, NodeSpec, NodeState, Object};
+use model::object::{Availability, Drain, Key, Node, NodeRole, NodeSpec, NodeState, Object};
+use model::spec::UpdateOrder;
+use model::units::format_duration;
+use model::{Level, NodeId, Timestamp};
 
-use super::{Admitted, Refusal, RefusalKind, check_version, validate};
+use super::{Admitted, Refusal, RefusalKind, check_version, level, validate};
 use crate::members;
 use crate::state::{Kind, Scratch, State};
 
-/// Changes labels, availability and role of a node. `reached` says which managers answer at the moment.
+/// Changes labels, availability and role of a node. `reached` says which managers answer at the moment. A node that is drained gives
+/// its tasks away start-first unless asked otherwise, where the cluster's level allows.
 ///
 /// # Errors
 /// [`Refusal`] when it is missing, changed meanwhile, or its role may not change: the last manager stays one, and so
-/// does one without which the others would have no quorum.
+/// does one without which the others would have no quorum. Also when its drain has a deadline out of bounds.
 pub fn update_node(
     state: &State,
     reference: &str,
     expected: Option<u64>,
-    spec: NodeSpec,
+    mut spec: NodeSpec,
     reached: &BTreeSet<NodeId>,
+    now: Timestamp,
 ) -> Result<Admitted, Refusal> {
     let key = state.find(Kind::Node, reference)?;
     let Some(Object::Node(node)) = state.object(key) else {
@@ -36,6 +40,7 @@ pub fn update_node(
         node.meta.version,
     )?;
     validate::labels("node", reference, &spec.labels)?;
+    spec.drain = drain(state, &node, &spec, now)?;
     let mut warnings = Vec::new();
     if spec.role != node.spec.role {
         match spec.role {
@@ -58,6 +63,52 @@ pub fn update_node(
         warnings,
         ..Admitted::new(scratch, vec![key])
     })
+}
+
+/// How a node is drained: as asked, with the time at which that ends.
+fn drain(state: &State, node: &Node, spec: &NodeSpec, now: Timestamp) -> Result<Option<Drain>, Refusal> {
+    if spec.availability != Availability::Drain {
+        return Ok(None);
+    }
+    let knows = level::written(state) >= Level::MOVES;
+    let Some(asked) = spec.drain else {
+        let start_first = Drain {
+            order: UpdateOrder::StartFirst,
+            ..Drain::default()
+        };
+        return Ok(knows.then_some(start_first));
+    };
+    let host = &node.description.hostname;
+    if asked.order == UpdateOrder::StopFirst {
+        if asked.deadline.is_some() {
+            return Err(Refusal::invalid(format!(
+                "node {host} is not drained: stop-first waits for nothing, so it has no deadline"
+            )));
+        }
+        return Ok(knows.then(Drain::default));
+    }
+    level::needs(
+        state,
+        Level::MOVES,
+        &format!("node {host}: drain start-first"),
+        "stop its tasks at once",
+    )?;
+    let bounds = Drain::DEADLINE_MIN..=Drain::DEADLINE_MAX;
+    if let Some(wrong) = asked.deadline.filter(|d| !bounds.contains(d)) {
+        return Err(Refusal::invalid(format!(
+            "node {host} is not drained: a deadline of {} is not between {} and {}",
+            format_duration(wrong),
+            format_duration(Drain::DEADLINE_MIN),
+            format_duration(Drain::DEADLINE_MAX),
+        )));
+    }
+    if node.spec.drain == Some(asked) {
+        return Ok(Some(asked));
+    }
+    Ok(Some(Drain {
+        deadline_at: asked.deadline.map(|d| now + d),
+        ..asked
+    }))
 }
 
 fn may_promote(state: &State, reference: &str) -> Result<(), Refusal> {

@@ -1,41 +1,66 @@
-//! Tasks that move to other nodes: each goes once its successor runs, and so many at once as were asked for.
+//! Tasks that move to other nodes: each goes once its successor runs and is ready, and so many at once as were asked for.
 //!
-//! Which ones stands in the tasks themselves, so a new leader goes on where the old one was.
+//! Which ones stands in the tasks themselves, or follows from their nodes, so a new leader goes on where the old one was.
 
-use model::Timestamp;
+use std::collections::BTreeSet;
+use std::sync::Arc;
+
 use model::ids::IdSource;
-use model::object::{Service, SlotKey, Task};
+use model::object::{Key, Service, SlotKey, Task};
 use model::task_state::DesiredState;
+use model::{TaskId, Timestamp};
 
-use super::{by_slot, is_live, make_task, order};
+use super::restart::{PREPARE_PAUSE, ended_by_itself, wait_after};
+use super::{SlotTasks, Wake, by_slot, is_live, make_task, order};
 use crate::state::Scratch;
 
-/// Takes every move of a service one step further.
-pub(super) fn drive(scratch: &mut Scratch, service: &Service, now: Timestamp, ids: &mut dyn IdSource) {
+/// What a slot waits for.
+enum Step {
+    /// Nothing: its task stays.
+    Rest,
+    /// Its turn.
+    Turn(Arc<Task>, u32),
+    /// Its successor, which is not ready yet or failed not long ago.
+    Busy,
+}
+
+/// Takes every move of a service one step further: of tasks that are marked, and of those that hand over as they must leave.
+pub(super) fn drive(
+    scratch: &mut Scratch,
+    service: &Service,
+    handing_over: &BTreeSet<TaskId>,
+    now: Timestamp,
+    ids: &mut dyn IdSource,
+    wake: &mut Wake,
+) {
     if service.update.as_ref().is_some_and(|u| u.state.is_active()) {
         // A rollout makes every task anew.
         return;
     }
-    let (mut busy, mut waiting): (u32, Vec<(SlotKey, Task)>) = (0, Vec::new());
+    let all = match service.spec.update.parallelism {
+        0 => u32::MAX,
+        some => some,
+    };
+    let many = |t: &Task| {
+        if handing_over.contains(&t.id) {
+            all
+        } else {
+            t.moving
+        }
+    };
+    let (mut busy, mut waiting): (u32, Vec<(SlotKey, Arc<Task>, u32)>) = (0, Vec::new());
     for (slot, tasks) in by_slot(scratch, service.id) {
-        let Some(moving) = tasks.iter().find(|t| t.moving > 0 && is_live(t)) else {
-            continue;
-        };
-        match tasks.last() {
-            Some(last) if last.id == moving.id => waiting.push((slot, (**moving).clone())),
-            Some(last) if is_live(last) && !last.is_ready() => busy += 1,
-            Some(last) if is_live(last) => scratch.edit_task(moving.id, |t| {
-                t.desired = DesiredState::Shutdown;
-                t.status.message = "moved to another node".into();
-            }),
-            // Its successor did not come to run: it stays.
-            Some(_) | None => scratch.edit_task(moving.id, |t| t.moving = 0),
+        match step(scratch, &tasks, handing_over, &many, now, wake) {
+            Step::Rest => {}
+            Step::Turn(task, most) => waiting.push((slot, task, most)),
+            Step::Busy => busy += 1,
         }
     }
-    for (slot, task) in waiting {
-        if busy >= task.moving || order::holds_back(scratch, service.id, &task.spec) {
-            return;
+    for (slot, task, most) in waiting {
+        if busy >= most || order::holds_back(scratch, service.id, &task.spec) {
+            continue;
         }
+        task.node.iter().for_each(|id| scratch.rely_on(Key::Node(*id)));
         let spec = (task.spec.clone(), task.spec_version);
         make_task(
             scratch,
@@ -48,5 +73,58 @@ pub(super) fn drive(scratch: &mut Scratch, service: &Service, now: Timestamp, id
             ids,
         );
         busy += 1;
+    }
+}
+
+/// Ends whichever of the two tasks of a slot is to go, and says what it waits for.
+fn step(
+    scratch: &mut Scratch,
+    tasks: &SlotTasks,
+    handing_over: &BTreeSet<TaskId>,
+    many: &impl Fn(&Task) -> u32,
+    now: Timestamp,
+    wake: &mut Wake,
+) -> Step {
+    let mut live = tasks.iter().filter(|t| is_live(t));
+    let (Some(old), new) = (live.next(), live.next_back()) else {
+        return Step::Rest;
+    };
+    if let Some(new) = new {
+        let (goes, stays, why) = match (new.is_ready(), many(old) > 0) {
+            (true, _) => (old, new, "moved to another node"),
+            (false, true) => return Step::Busy,
+            // It was called off.
+            (false, false) => (new, old, "the task before it stays"),
+        };
+        // Of two that go and stay the other must still be there.
+        scratch.rely_on(Key::Task(stays.id));
+        scratch.edit_task(goes.id, |t| {
+            t.desired = DesiredState::Shutdown;
+            t.status.message = why.into();
+        });
+        return Step::Rest;
+    }
+    let most = many(old);
+    if most == 0 {
+        return Step::Rest;
+    }
+    let failed = tasks
+        .last()
+        .filter(|last| last.id != old.id && ended_by_itself(last));
+    match failed {
+        None => Step::Turn(old.clone(), most),
+        Some(last) if handing_over.contains(&old.id) => {
+            let again = last.over_at() + wait_after(tasks, last).max(PREPARE_PAUSE);
+            if again <= now {
+                return Step::Turn(old.clone(), most);
+            }
+            wake.at(again);
+            Step::Busy
+        }
+        // Its successor did not come to run: it stays.
+        Some(_) => {
+            scratch.edit_task(old.id, |t| t.moving = 0);
+            Step::Rest
+        }
     }
 }

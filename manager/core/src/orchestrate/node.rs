@@ -1,4 +1,4 @@
-//! What the state of nodes means for tasks: drain, loss, and constraints that no longer hold.
+//! What the state of nodes means for tasks: which are lost, and where global services have theirs.
 
 use std::collections::BTreeSet;
 use std::sync::Arc;
@@ -40,33 +40,17 @@ fn takes(node: &Node) -> bool {
     node.status.state == NodeState::Ready && node.spec.availability == Availability::Active
 }
 
-/// Ends tasks that may not stay on a node; adds the services that have to look again.
+/// Gives up tasks that are lost with a node; adds the services that have to look again, as others may have to leave it.
 pub(crate) fn enforce_node(scratch: &mut Scratch, id: NodeId, services: &mut BTreeSet<ServiceId>) {
-    let node = scratch.node(id).cloned();
     let tasks: Vec<Arc<Task>> = scratch.tasks_of_node(id).cloned().collect();
     for task in tasks.iter().filter(|t| !t.status.state.is_terminal()) {
-        let leave = match &node {
-            Some(n) if n.spec.availability == Availability::Drain => Some("its node is being drained"),
-            Some(n) => {
-                // By its own spec: what the service wants now comes to it by the rollout, slot by slot.
-                let fits = filter::constraints_hold(n, &task.spec.placement.constraints);
-                (!fits).then_some("its node no longer meets the placement constraints")
-            }
-            None => None,
-        };
+        services.insert(task.service);
         if is_lost(scratch, id, task) {
             scratch.edit_task(task.id, |t| {
                 t.desired = t.desired.max(DesiredState::Shutdown);
                 t.status.state = TaskState::Orphaned;
                 t.status.error = "its node is down".into();
             });
-            services.insert(task.service);
-        } else if let Some(reason) = leave.filter(|_| task.desired.is_live()) {
-            scratch.edit_task(task.id, |t| {
-                t.desired = DesiredState::Shutdown;
-                t.status.message = reason.into();
-            });
-            services.insert(task.service);
         }
     }
     // A global service may gain or lose this node.

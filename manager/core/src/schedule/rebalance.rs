@@ -3,16 +3,21 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
-use model::ServiceId;
 use model::object::{Node, Task};
 use model::task_state::{DesiredState, TaskState};
+use model::{NodeId, ServiceId};
 
 use super::{Choice, Closed, Load, next, spread};
 use crate::state::State;
 
 /// Tasks of a service that would find a node where there are fewer, in the order in which they are to move: as if each had moved
-/// before the next is looked at. None once it is as even as what it asks of nodes allows.
+/// before the next is looked at. None once it is as even as what it asks of nodes allows,
+/// nor while some move already.
 pub(crate) fn moves(state: &State, service: ServiceId) -> Vec<Arc<Task>> {
+    let moves = |t: &Arc<Task>| t.moving > 0 && t.desired.is_live() && !t.status.state.is_terminal();
+    if state.tasks_of_service(service).any(moves) {
+        return Vec::new();
+    }
     let (mut trial, mut found) = (state.clone(), Vec::new());
     let most = state.tasks_of_service(service).count();
     while found.len() < most
@@ -22,6 +27,24 @@ pub(crate) fn moves(state: &State, service: ServiceId) -> Vec<Arc<Task>> {
         found.push(task);
     }
     found
+}
+
+/// A task as it were on another node.
+fn on(task: &Arc<Task>, node: Option<NodeId>) -> Arc<Task> {
+    Arc::new(Task {
+        node,
+        ..(**task).clone()
+    })
+}
+
+/// Where one more task like this goes.
+fn best(state: &State, task: &Task, load: &Load) -> Option<NodeId> {
+    let nobody = BTreeSet::new();
+    let closed = Closed {
+        unheard: &nobody,
+        kept: &nobody,
+    };
+    Choice::of(state, closed, Arc::new(next(task)), load).best()
 }
 
 /// The first task that would be better elsewhere, and as it were there.
@@ -45,19 +68,9 @@ fn first(state: &State, service: ServiceId) -> Option<(Arc<Task>, Arc<Task>)> {
         if stays.contains(&here) {
             continue;
         }
-        let nobody = BTreeSet::new();
-        let closed = Closed {
-            unheard: &nobody,
-            kept: &nobody,
-        };
-        let choice = Choice::of(&without, closed, Arc::new(next(task)), &load);
-        let there = choice.best().and_then(|id| without.node(id));
+        let there = best(&without, task, &load).and_then(|id| without.node(id));
         if let Some(there) = there.filter(|n| crowd(n) < here) {
-            let then = Task {
-                node: Some(there.id),
-                ..(***task).clone()
-            };
-            return Some(((*task).clone(), Arc::new(then)));
+            return Some(((*task).clone(), on(task, Some(there.id))));
         }
         stays.insert(here);
     }

@@ -110,12 +110,12 @@ impl Scratch {
 
 /// The specs that a service had are known where it is applied.
 fn without_history(object: Object) -> Object {
-    match object {
-        Object::Service(service) if !service.history.is_empty() => {
-            let mut service = Arc::unwrap_or_clone(service);
-            service.history.clear();
-            Object::Service(Arc::new(service))
-        }
-        other => other,
+    if let Object::Service(service) = &object
+        && !service.history.is_empty()
+    {
+        let mut service = (**service).clone();
+        service.history.clear();
+        return Object::Service(Arc::new(service));
     }
+    object
 }
