@@ -8,7 +8,7 @@ use std::time::Duration;
 use manager_core::admit::Steer;
 use manager_core::{Action, Admitted, Refusal, RefusalKind, admit};
 use model::NanoCpus;
-use model::object::{Availability, Drain, Node, Object, Service, Task, UpdateState};
+use model::object::{Availability, Drain, Node, NodeState, Object, Service, Task, UpdateState};
 use model::spec::{
     Concurrency, Dependency, DependencyCondition, FailureAction, FileTarget, Healthcheck, NetProbe,
     NetworkAttachment, NetworkSpec, OnDisconnect, Placement, PlacementStrategy, PortSpec, PublishMode,
@@ -535,8 +535,14 @@ impl Cluster {
         if priorities.len() > 1 || self.state.nodes().any(deadline) {
             return;
         }
-        let well = services.iter().filter(|s| self.is_well(s)).map(|s| s.id);
-        let well: Vec<_> = well.collect();
+        // What is on a node that is not heard of serves nobody, whatever was seen of it last.
+        let heard = |t: &Arc<Task>| {
+            let node = t.node.and_then(|id| self.state.node(id));
+            node.is_some_and(|n| n.status.state == NodeState::Ready)
+        };
+        let well =
+            (services.iter()).filter(|s| self.is_well(s) && self.state.tasks_of_service(s.id).all(heard));
+        let well: Vec<_> = well.map(|s| s.id).collect();
         self.healthy_moves.extend(well);
     }
 

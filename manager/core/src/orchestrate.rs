@@ -15,7 +15,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
 use model::ids::IdSource;
-use model::object::{Meta, Object, Service, SlotKey, Task, TaskStatus};
+use model::object::{Availability, Meta, Object, Service, SlotKey, Task, TaskStatus};
 use model::spec::{ServiceMode, TaskSpec};
 use model::task_state::{DesiredState, TaskState};
 use model::{ServiceId, TaskId, Timestamp};
@@ -26,6 +26,7 @@ pub(crate) use restart::{ended_by_itself, ran_well};
 pub(crate) use update::drop_prepared;
 
 use crate::reap;
+use crate::schedule::filter;
 use crate::state::{Scratch, State};
 
 /// Tasks of one slot, oldest first.
@@ -319,9 +320,13 @@ fn remove_all(scratch: &mut Scratch, id: ServiceId) {
     let tasks: Vec<Arc<Task>> = scratch.tasks_of_service(id).cloned().collect();
     let needed = order::is_needed(scratch, id);
     for task in tasks {
-        // What does not serve yet is no loss to those that have to go first.
-        let stays =
-            needed && task.desired == DesiredState::Running && task.status.state == TaskState::Running;
+        let may_stay = task.node.and_then(|id| scratch.node(id)).is_some_and(|n| {
+            n.spec.availability != Availability::Drain
+                && filter::constraints_hold(n, &task.spec.placement.constraints)
+        });
+        // What does not serve yet is no loss to those that have to go first, and what must leave its node has no successor.
+        let serves = task.desired == DesiredState::Running && task.status.state == TaskState::Running;
+        let stays = needed && serves && may_stay;
         if task.desired != DesiredState::Remove && !stays {
             scratch.edit_task(task.id, |t| t.desired = DesiredState::Remove);
         }
