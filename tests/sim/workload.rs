@@ -595,6 +595,17 @@ impl Cluster {
                 })
             };
             spec.task.depends_on.retain(comes);
+            if service
+                .spec
+                .task
+                .placement
+                .affinity
+                .iter()
+                .any(|a| a.contains("!="))
+            {
+                // Who waits for a service, keeps away from it and comes before it may wait for ever: that is what was asked for.
+                spec.task.depends_on.clear();
+            }
             let name = service.id.to_string();
             let made = admit::update_service(&self.state, &name, None, spec, now);
             self.ask("services repaired", made)?;
