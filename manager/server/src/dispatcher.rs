@@ -129,6 +129,25 @@ struct Session {
 
 pub(crate) type Streamed<T> = ReceiverStream<Result<T, Status>>;
 
+/// Begins anew with each leadership, and leads until it ends; returns once the log has stopped.
+async fn while_leading<F: Future<Output = ()>>(
+    dispatcher: &Dispatcher,
+    begin: impl Fn(),
+    lead: impl Fn() -> F,
+) {
+    let mut role = dispatcher.log.role();
+    while let Ok(now) = role.wait_for(|r| r.leader || r.stopped).await.map(|r| *r)
+        && now.leader
+    {
+        begin();
+        let mut same = dispatcher.log.role();
+        tokio::select! {
+            () = lead() => {}
+            _ = same.wait_for(|r| !r.leader || r.term != now.term) => {}
+        }
+    }
+}
+
 impl Dispatcher {
     /// Begins, without sessions. Nodes that count as Ready get the usual grace to register again.
     /// Its loops run in `tasks`.

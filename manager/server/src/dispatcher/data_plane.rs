@@ -8,21 +8,12 @@ use manager_core::{Action, Txn};
 use model::object::Key;
 use model::{Level, NodeId};
 
-use super::Dispatcher;
+use super::{Dispatcher, while_leading};
 
 /// Runs until the log stops. Each leadership begins anew.
 pub(super) async fn watch(dispatcher: Arc<Dispatcher>) {
-    let mut role = dispatcher.log.role();
-    while let Ok(now) = role.wait_for(|r| r.leader || r.stopped).await.map(|r| *r)
-        && now.leader
-    {
-        *dispatcher.who_reaches() = Watch::default();
-        let mut same = dispatcher.log.role();
-        tokio::select! {
-            () = lead(&dispatcher) => {}
-            _ = same.wait_for(|r| !r.leader || r.term != now.term) => {}
-        }
-    }
+    let begin = || *dispatcher.who_reaches() = Watch::default();
+    while_leading(&dispatcher, begin, || lead(&dispatcher)).await;
 }
 
 async fn lead(dispatcher: &Dispatcher) {

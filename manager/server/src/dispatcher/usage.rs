@@ -8,21 +8,12 @@ use manager_core::autoscale::{REPORT_EVERY, Scaler, Usage, measures};
 use model::object::Object;
 use model::{NodeId, TaskId};
 
-use super::Dispatcher;
+use super::{Dispatcher, while_leading};
 
 /// Runs until the log stops. Each leadership begins anew.
 pub(super) async fn watch(dispatcher: Arc<Dispatcher>) {
-    let mut role = dispatcher.log.role();
-    while let Ok(now) = role.wait_for(|r| r.leader || r.stopped).await.map(|r| *r)
-        && now.leader
-    {
-        *dispatcher.scaler() = Scaler::default();
-        let mut same = dispatcher.log.role();
-        tokio::select! {
-            () = lead(&dispatcher) => {}
-            _ = same.wait_for(|r| !r.leader || r.term != now.term) => {}
-        }
-    }
+    let begin = || *dispatcher.scaler() = Scaler::default();
+    while_leading(&dispatcher, begin, || lead(&dispatcher)).await;
 }
 
 async fn lead(dispatcher: &Dispatcher) {
