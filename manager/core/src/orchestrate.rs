@@ -15,7 +15,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
 use model::ids::IdSource;
-use model::object::{Availability, Meta, Object, Service, SlotKey, Task, TaskStatus};
+use model::object::{Meta, Object, Service, SlotKey, Task, TaskStatus};
 use model::spec::{ServiceMode, TaskSpec};
 use model::task_state::{DesiredState, TaskState};
 use model::{ServiceId, TaskId, Timestamp};
@@ -26,7 +26,6 @@ pub(crate) use restart::{ended_by_itself, ran_well};
 pub(crate) use update::drop_prepared;
 
 use crate::reap;
-use crate::schedule::filter;
 use crate::state::{Scratch, State};
 
 /// Tasks of one slot, oldest first.
@@ -71,7 +70,8 @@ pub(crate) fn reconcile(
         );
     }
     moves::drive(scratch, &service, &handing_over, now, ids, &mut wake);
-    promote(scratch, &service, &leaving, now, &mut wake);
+    let slots = by_slot(scratch, id);
+    promote(scratch, &service, slots, &leaving, now, &mut wake);
     finish_unplaced(scratch, id, now);
     reap::history(scratch, id);
     wake.at
@@ -90,9 +90,9 @@ impl Wake {
 }
 
 /// Tasks of a service by slot, oldest first in each.
-pub(crate) fn by_slot(scratch: &Scratch, id: ServiceId) -> BTreeMap<SlotKey, SlotTasks> {
+pub(crate) fn by_slot(state: &State, id: ServiceId) -> BTreeMap<SlotKey, SlotTasks> {
     let mut slots: BTreeMap<SlotKey, SlotTasks> = BTreeMap::new();
-    for task in scratch
+    for task in state
         .tasks_of_service(id)
         .filter(|t| t.desired != DesiredState::Remove)
     {
@@ -273,11 +273,12 @@ pub(crate) fn make_task(
 fn promote(
     scratch: &mut Scratch,
     service: &Service,
+    slots: BTreeMap<SlotKey, SlotTasks>,
     leaving: &BTreeSet<SlotKey>,
     now: Timestamp,
     wake: &mut Wake,
 ) {
-    for (slot, tasks) in by_slot(scratch, service.id) {
+    for (slot, tasks) in slots {
         let Some(waiting) = tasks
             .iter()
             .find(|t| t.desired == DesiredState::Ready && is_live(t))
@@ -320,13 +321,9 @@ fn remove_all(scratch: &mut Scratch, id: ServiceId) {
     let tasks: Vec<Arc<Task>> = scratch.tasks_of_service(id).cloned().collect();
     let needed = order::is_needed(scratch, id);
     for task in tasks {
-        let may_stay = task.node.and_then(|id| scratch.node(id)).is_some_and(|n| {
-            n.spec.availability != Availability::Drain
-                && filter::constraints_hold(n, &task.spec.placement.constraints)
-        });
         // What does not serve yet is no loss to those that have to go first, and what must leave its node has no successor.
         let serves = task.desired == DesiredState::Running && task.status.state == TaskState::Running;
-        let stays = needed && serves && may_stay;
+        let stays = needed && serves && !leave::must_leave(scratch, &task);
         if task.desired != DesiredState::Remove && !stays {
             scratch.edit_task(task.id, |t| t.desired = DesiredState::Remove);
         }

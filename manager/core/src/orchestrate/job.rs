@@ -15,7 +15,7 @@ use model::{ServiceId, Timestamp};
 
 use super::cron::Clock;
 use super::{
-    Restart, SlotTasks, Wake, by_slot, holds_slot, is_live, make_task, node, order, restart_after,
+    Restart, SlotTasks, Wake, by_slot, holds_slot, is_live, make_task, node, order, promote, restart_after,
     retire_ended,
 };
 use crate::state::{Scratch, State};
@@ -82,7 +82,8 @@ pub(super) fn drive(
     for run in open {
         let mut slots = Slots::of(scratch, &service, run);
         slots.fill(scratch, &wanted, now, ids, wake);
-        promote(scratch, &service, run, now, wake);
+        let (slots, leaving) = (of_run(scratch, id, run), leaving(scratch, &service, run));
+        promote(scratch, &service, slots, &leaving, now, wake);
         settle(scratch, &service, run, &wanted, now);
     }
 }
@@ -282,29 +283,6 @@ fn leaving(scratch: &Scratch, service: &Service, run: u64) -> BTreeSet<SlotKey> 
         .collect()
 }
 
-/// Lets waiting tasks run whose time has come and whose predecessor is gone.
-fn promote(scratch: &mut Scratch, service: &Service, run: u64, now: Timestamp, wake: &mut Wake) {
-    let leaving = leaving(scratch, service, run);
-    for (slot, tasks) in of_run(scratch, service.id, run) {
-        let waits = |t: &&Arc<Task>| t.desired == DesiredState::Ready && is_live(t);
-        let Some(waiting) = tasks.iter().find(waits) else {
-            continue;
-        };
-        let mut others = tasks.iter().filter(|t| t.id != waiting.id);
-        if leaving.contains(&slot) || others.any(|t| is_live(t) || holds_slot(scratch, t)) {
-            continue;
-        }
-        if waiting.run_at > now {
-            wake.at(waiting.run_at);
-            continue;
-        }
-        if order::holds_back(scratch, service.id, &waiting.spec) {
-            continue;
-        }
-        scratch.edit_task(waiting.id, |t| t.desired = DesiredState::Running);
-    }
-}
-
 /// Writes down how a run ended, once nothing of it is to come; one that is scaled up goes on.
 fn settle(scratch: &mut Scratch, service: &Service, run: u64, wanted: &BTreeSet<SlotKey>, now: Timestamp) {
     let slots = of_run(scratch, service.id, run);
@@ -321,10 +299,10 @@ fn settle(scratch: &mut Scratch, service: &Service, run: u64, wanted: &BTreeSet<
     }
     over &= !slots.values().flatten().any(|t| is_live(t));
     // Where it was begun and did not complete, as the node was lost or drained, it failed; where nowhere is any node for it, it waits.
-    let lost = (slots.iter())
-        .filter(|(slot, tasks)| !wanted.contains(slot) && !completed_in(tasks))
-        .count();
     if service.spec.mode.is_global() {
+        let lost = (slots.iter())
+            .filter(|(slot, tasks)| !wanted.contains(slot) && !completed_in(tasks))
+            .count();
         failed += u32::try_from(lost).unwrap_or(u32::MAX);
         over &= !(wanted.is_empty() && slots.is_empty());
     }

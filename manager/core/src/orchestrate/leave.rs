@@ -3,7 +3,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
-use model::object::{Availability, Drain, Node, NodeState, Service, Task};
+use model::object::{Availability, Drain, Key, Node, NodeState, Service, Task};
 use model::spec::{ServiceMode, UpdateOrder};
 use model::task_state::DesiredState;
 use model::{Level, NodeId, TaskId, Timestamp};
@@ -12,7 +12,6 @@ use super::{Wake, is_live};
 use crate::admit::level;
 use crate::schedule::filter;
 use crate::state::{Scratch, State};
-use model::object::Key;
 
 /// Stops the tasks of a service that must leave and cannot hand over; answers those that hand over first.
 pub(super) fn enforce(
@@ -63,6 +62,15 @@ fn leaving(state: &State, service: &Service) -> Vec<(Arc<Task>, &'static str, Dr
         }
     }
     found
+}
+
+/// Whether a task may not stay where it is, or has no place yet.
+pub(super) fn must_leave(state: &State, task: &Task) -> bool {
+    let stays = |n: &Arc<Node>| {
+        n.spec.availability != Availability::Drain
+            && filter::constraints_hold(n, &task.spec.placement.constraints)
+    };
+    !task.node.and_then(|id| state.node(id)).is_some_and(stays)
 }
 
 /// How tasks leave a node whose labels changed.

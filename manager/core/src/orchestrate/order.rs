@@ -11,7 +11,7 @@ use model::object::{Key, Service, SlotKey, Task, UpdateState, UpdateStatus};
 use model::spec::{Dependency, DependencyCondition, RestartCondition, ServiceMode, TaskSpec};
 use model::task_state::{DesiredState, TaskState};
 
-use super::{holds_slot, is_live};
+use super::{by_slot, holds_slot, is_live, update};
 use crate::state::{Kind, Scratch, State};
 
 /// Whether a task of this spec may not run yet: no other task of its service runs, and what it depends on does not hold. What comes
@@ -107,11 +107,7 @@ pub fn task_waits(state: &State, task: &Task) -> Option<String> {
 /// Why a rollout has not begun yet; none: it has, or there is none.
 pub fn rollout_waits(state: &State, service: &Service) -> Option<String> {
     let status = service.update.as_ref()?;
-    let begun = || {
-        let of_it =
-            |t: &Arc<Task>| t.spec_version == service.spec_version && t.meta.created_at >= status.started_at;
-        state.tasks_of_service(service.id).any(of_it)
-    };
+    let begun = || update::begun(service, &by_slot(state, service.id)) > 0;
     let may_wait = status.state == UpdateState::Updating && !service.spec.task.depends_on.is_empty();
     if !may_wait || begun() {
         return None;

@@ -138,11 +138,11 @@ fn canaries(status: &UpdateStatus, config: &UpdateConfig) -> Option<usize> {
     asks.then_some(config.canary as usize)
 }
 
-/// Slots that were begun or changed.
-fn begun(service: &Service, slots: &BTreeMap<SlotKey, SlotTasks>) -> usize {
-    // Also before it was paused and resumed; but not where the new task was withdrawn, and the old one goes on.
+/// Slots that were begun or changed: also before the rollout was paused and resumed, but not where the new task was withdrawn and
+/// the old one goes on.
+pub(super) fn begun(service: &Service, slots: &BTreeMap<SlotKey, SlotTasks>) -> usize {
     let has_new = |tasks: &&SlotTasks| {
-        let new = |t: &Arc<Task>| t.spec_version == service.spec_version;
+        let new = |t: &Arc<Task>| of_rollout(service, t);
         let old_lives = || tasks.iter().any(|t| is_live(t) && !service.is_current(t));
         tasks.iter().any(|t| new(t) && (is_live(t) || ended_by_itself(t)))
             || (tasks.last().is_some_and(new) && !old_lives())
