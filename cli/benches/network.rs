@@ -1,9 +1,9 @@
 //! What networks cost: dataplanes of several hosts on one machine, and a cluster of real daemons.
 //!
 //! `cargo bench --bench network` prints one JSON object at the end; figures are of one run, ratios where they compare, each
-//! the median of rounds in which what is compared takes turns. Needs root. `--only NAME` runs one part: overlay,
+//! the median of rounds in which what is compared takes turns (streams: the mean, as each flow may be carried by another CPU). Needs root. `--only NAME` runs one part: overlay,
 //! encrypted (in userspace), vip, update, mesh, reach or rolling. The way that hides clients behind their host (SNAT), with which `mesh` compares, is made
-//! by one rule of `nft` (Debian: nftables).
+//! by one rule of `nft` (Debian: nftables). `--packet-steering sender` measures dataplanes of daemons that were started with it.
 #![allow(
     clippy::unwrap_used,
     clippy::disallowed_methods,
@@ -27,15 +27,16 @@ use std::time::{Duration, Instant};
 use bed::Bed;
 use net::{
     Dataplane, DataplaneConfig, Encryption, Endpoint, EndpointAddress, EndpointConfig, Key, Overlay,
-    Protocol, Remote, Wanted, Wire, inside,
+    Protocol, Remote, Steering, Wanted, Wire, inside,
 };
 
 const PORT: u16 = 8080;
 const PUBLISHED: u16 = 80;
 /// Rounds of everything that is compared.
 const ROUNDS: usize = 7;
-/// How long bytes are sent for a throughput.
-const STREAM: Duration = Duration::from_millis(1500);
+/// Streams of everything that is compared, and how long bytes are sent by each.
+const STREAMS: usize = 16;
+const STREAM: Duration = Duration::from_millis(600);
 /// Round trips for a latency, and connections for a rate.
 const TRIPS: usize = 3000;
 const CONNECTIONS: usize = 1500;
@@ -72,7 +73,7 @@ const VIP: u32 = 100;
 const HIDDEN: u32 = 99;
 
 impl Fabric {
-    fn new() -> Self {
+    fn new(steering: Steering) -> Self {
         let dir = tempfile::tempdir().unwrap();
         let mut wire = Wire::make(&dir.path().join("wire")).unwrap();
         (1..=4).for_each(|host| wire.add(host).unwrap());
@@ -87,6 +88,7 @@ impl Fabric {
                     state_dir: dir.path().join(format!("h{host}")),
                     upstream: vec![],
                     encryption: Encryption::Userspace,
+                    steering,
                 };
                 inside(&wire.namespace(host), || {
                     runtime.block_on(Dataplane::open(config)).unwrap()
@@ -275,6 +277,10 @@ fn median(values: &mut [f64]) -> f64 {
     values.get(values.len() / 2).copied().unwrap_or(f64::NAN)
 }
 
+fn mean(values: &[f64]) -> f64 {
+    values.iter().sum::<f64>() / values.len() as f64
+}
+
 /// Medians of two figures that take turns.
 fn in_turn(mut one: impl FnMut() -> f64, mut other: impl FnMut() -> f64) -> (f64, f64) {
     let (mut ones, mut others) = (Vec::new(), Vec::new());
@@ -283,6 +289,12 @@ fn in_turn(mut one: impl FnMut() -> f64, mut other: impl FnMut() -> f64) -> (f64
         others.push(other());
     }
     (median(&mut ones), median(&mut others))
+}
+
+/// Means of two figures that take turns.
+fn streams_in_turn(mut one: impl FnMut() -> f64, mut other: impl FnMut() -> f64) -> (f64, f64) {
+    let (ones, others): (Vec<f64>, Vec<f64>) = (0..STREAMS).map(|_| (one(), other())).unzip();
+    (mean(&ones), mean(&others))
 }
 
 /// Overlay over underlay: throughput, and latency.
@@ -294,7 +306,7 @@ fn overlay(fabric: &Fabric) -> (f64, f64) {
     let h1 = fabric.host(1);
     let under = |port| (Wire::address(2).into(), port);
     let over = |port| (ip(B), port);
-    let (plain, tunnel) = in_turn(
+    let (plain, tunnel) = streams_in_turn(
         || throughput(&h1, under(9000)),
         || throughput(&fabric.a, over(9000)),
     );
@@ -338,7 +350,7 @@ fn encrypted(fabric: &Fabric) -> (f64, f64) {
         serve(namespace, 9002, Serve::Sink);
         serve(namespace, 9003, Serve::Echo);
     }
-    let (plain, secret) = in_turn(
+    let (plain, secret) = streams_in_turn(
         || throughput(&fabric.a, (ip(B), 9002)),
         || throughput(&from, (d, 9002)),
     );
@@ -410,7 +422,7 @@ fn mesh(fabric: &Fabric) -> Option<(f64, f64)> {
         Wire::address(4),
         ip(HIDDEN)
     );
-    for _ in 0..ROUNDS {
+    for _ in 0..STREAMS {
         for (hide, figures) in [(false, &mut plain), (true, &mut hidden)] {
             if hide && !nft(&inner, &rule) {
                 println!("skipped: the way that hides clients needs nft (apt-get install nftables)");
@@ -427,8 +439,8 @@ fn mesh(fabric: &Fabric) -> Option<(f64, f64)> {
             }
         }
     }
-    let [plain_stream, plain_setup] = [median(&mut plain.0), median(&mut plain.1)];
-    let [hidden_stream, hidden_setup] = [median(&mut hidden.0), median(&mut hidden.1)];
+    let [plain_stream, plain_setup] = [mean(&plain.0), median(&mut plain.1)];
+    let [hidden_stream, hidden_setup] = [mean(&hidden.0), median(&mut hidden.1)];
     println!(
         "a published port through another host: {plain_stream:.1} Gbit/s, set up in {plain_setup:.0} µs; with clients hidden \
          {hidden_stream:.1} Gbit/s, {hidden_setup:.0} µs"
@@ -533,7 +545,12 @@ fn main() {
         .filter(|p| wanted(p))
         .collect();
     if !parts.is_empty() {
-        let fabric = Fabric::new();
+        let sender = args.windows(2).any(|w| w == ["--packet-steering", "sender"]);
+        let fabric = Fabric::new(if sender {
+            Steering::Sender
+        } else {
+            Steering::Spread
+        });
         serve(&fabric.b, PORT, Serve::Echo);
         if parts.contains("overlay") {
             let (tcp, latency) = overlay(&fabric);
@@ -543,16 +560,16 @@ fn main() {
             let (tcp, latency) = encrypted(&fabric);
             figures.extend([("encrypted_tcp_ratio", tcp), ("encrypted_latency_ratio", latency)]);
         }
-        if parts.contains("vip") {
-            figures.push(("vip_conn_ratio_1", vip(&fabric, 1)));
-            figures.push(("vip_conn_ratio_1000", vip(&fabric, SERVICES)));
-        }
         if parts.contains("update") {
             let (kernel, whole) = endpoint_update(&fabric);
             figures.extend([
                 ("endpoint_update_us", kernel),
                 ("endpoint_update_whole_us", whole),
             ]);
+        }
+        if parts.contains("vip") {
+            figures.push(("vip_conn_ratio_1", vip(&fabric, 1)));
+            figures.push(("vip_conn_ratio_1000", vip(&fabric, SERVICES)));
         }
         if parts.contains("mesh")
             && let Some((stream, setup)) = mesh(&fabric)

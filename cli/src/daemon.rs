@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
-use agent_worker::{Agent, AgentConfig, Encryption};
+use agent_worker::{Agent, AgentConfig, Encryption, Steering};
 use manager_server::{Manager, ManagerConfig, Membership, Side};
 use model::Level;
 use model::object::NodeRole;
@@ -38,6 +38,10 @@ pub(crate) struct Args {
     /// What encrypts networks: the kernel's WireGuard where there is one and this process otherwise, or this process alone.
     #[arg(long, value_enum, default_value = "auto", env = "RSWARM_WIREGUARD")]
     pub(crate) wireguard: Wireguard,
+    /// Which CPUs carry packets of networks: one of all for each flow (streams are faster), or the one that sends (new
+    /// connections are quicker where waking a CPU takes long). Links that are there keep what they have.
+    #[arg(long, value_enum, default_value = "spread", env = "RSWARM_PACKET_STEERING")]
+    pub(crate) packet_steering: PacketSteering,
     /// What this node has beside CPU and memory: KIND=NUMBER, such as gpu=2, or once for each that has a name, gpu=UUID.
     #[arg(
         long,
@@ -56,6 +60,13 @@ pub(crate) struct Args {
 pub(crate) enum Wireguard {
     Auto,
     Userspace,
+}
+
+/// Which CPUs carry packets.
+#[derive(Clone, Copy, clap::ValueEnum)]
+pub(crate) enum PacketSteering {
+    Spread,
+    Sender,
 }
 
 fn problem(what: &str, path: &Path) -> impl FnOnce(std::io::Error) -> Fail {
@@ -137,6 +148,10 @@ pub(crate) async fn run(args: Args, socket: PathBuf) -> Result<u8, Fail> {
         encryption: match args.wireguard {
             Wireguard::Auto => Encryption::Auto,
             Wireguard::Userspace => Encryption::Userspace,
+        },
+        steering: match args.packet_steering {
+            PacketSteering::Spread => Steering::Spread,
+            PacketSteering::Sender => Steering::Sender,
         },
         peers: Some(Arc::new(manager.keychain().clone())),
     })

@@ -20,6 +20,7 @@ use crate::plan::{self, Elements, Wanted};
 use crate::proxy::{Ports, Proxy};
 use crate::pulse::{Probe, Pulse};
 use crate::ruleset::TABLE;
+use crate::steer::{self, Steering};
 use crate::sys;
 use crate::sys::link;
 use crate::sys::netlink::Socket;
@@ -44,6 +45,8 @@ pub struct DataplaneConfig {
     pub upstream: Vec<SocketAddr>,
     /// How networks are encrypted.
     pub encryption: Encryption,
+    /// Which CPUs carry packets.
+    pub steering: Steering,
 }
 
 /// A container to attach.
@@ -388,6 +391,7 @@ impl Worker {
         uplink::host_end(&mut host_links, &transit)?;
         found::make_host_table(&mut host_tables, &transit, Family::V4)?;
         sys::enter(&inside).map_err(at("enter the dataplane's namespace"))?;
+        steer::steer(config.steering);
         let mut links = Socket::open(NETLINK_ROUTE).map_err(at("open netlink"))?;
         let mut tables = Socket::open(NETLINK_NETFILTER).map_err(at("open netlink"))?;
         found::make_inner_tables(&mut tables, &transit, &[Family::V4])?;

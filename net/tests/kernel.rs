@@ -7,7 +7,8 @@ use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
 use net::{
-    Dataplane, DataplaneConfig, Encryption, Endpoint, EndpointAddress, EndpointConfig, Protocol, Wanted, Zone,
+    Dataplane, DataplaneConfig, Encryption, Endpoint, EndpointAddress, EndpointConfig, Protocol, Steering,
+    Wanted, Zone,
 };
 
 /// Runs something in a container's namespace, on a thread of its own.
@@ -108,6 +109,7 @@ impl Bed {
             state_dir: dir.to_owned(),
             upstream: vec![],
             encryption: Encryption::Auto,
+            steering: Steering::default(),
         }
     }
 
@@ -255,6 +257,32 @@ async fn changes_drop_no_connection() {
     );
     assert_eq!(failed, 0);
     bed.plane.destroy().await.expect("destroy");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn packets_are_carried_by_the_cpus_that_were_asked_for() {
+    let Some(bed) = Bed::new("tst4").await else { return };
+    let steered = |bed: &Bed| {
+        let inner = bed.dir.path().join("dataplane");
+        let mask = within(&inner, || {
+            std::fs::read_to_string("/proc/sys/net/core/rps_default_mask")
+        });
+        mask.map(|m| m.trim().chars().any(|c| !matches!(c, '0' | ',')))
+    };
+    let Ok(spread) = steered(&bed) else {
+        println!("skipped: this kernel has no net.core.rps_default_mask");
+        return;
+    };
+    let online = std::fs::read_to_string("/sys/devices/system/cpu/online").expect("the CPUs");
+    let many = online.contains(['-', ',']);
+    assert_eq!(spread, many, "by all CPUs, where there are several");
+    let sender = DataplaneConfig {
+        steering: Steering::Sender,
+        ..Bed::config(bed.name, bed.dir.path())
+    };
+    let again = Dataplane::open(sender).await.expect("it is adopted");
+    assert!(!steered(&bed).expect("the setting"), "by the sender's alone");
+    again.destroy().await.expect("destroy");
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -7,7 +7,7 @@ use std::sync::{Arc, Mutex};
 use image::ImageStore;
 use model::object::{NodeDescription, NodeRole};
 use model::{Level, NodeId};
-use net::{Dataplane, DataplaneConfig, Encryption};
+use net::{Dataplane, DataplaneConfig, Encryption, Steering};
 use proto::host::host_server::HostServer;
 use proto::identity::Keychain;
 use proto::images::images_server::ImagesServer;
@@ -57,6 +57,8 @@ pub struct AgentConfig {
     pub level: Level,
     /// How networks are encrypted.
     pub encryption: Encryption,
+    /// Which CPUs carry packets of networks.
+    pub steering: Steering,
     /// Other nodes, whose images are fetched; none: only images that are here can be run.
     pub peers: Option<Arc<dyn Peers>>,
 }
@@ -119,6 +121,7 @@ impl Agent {
             state_dir: config.data_dir.join("net"),
             upstream: upstream(Path::new("/etc/resolv.conf")),
             encryption: config.encryption,
+            steering: config.steering,
         })
         .await?;
         let volumes = Volumes::new(config.data_dir.join("volumes"));

@@ -38,5 +38,5 @@ mod agent;
 pub use agent::{Agent, AgentConfig, AgentError};
 pub use host::HostService;
 pub use images::ImagesService;
-pub use net::Encryption;
+pub use net::{Encryption, Steering};
 pub use peers::Peers;

@@ -68,6 +68,12 @@ impl Message {
         self
     }
 
+    /// Asks for no answer where all is well.
+    fn unasked(&mut self) {
+        let flags = u16::from_ne_bytes([self.bytes[6], self.bytes[7]]) & !ACK;
+        self.bytes[6..8].copy_from_slice(&flags.to_ne_bytes());
+    }
+
     fn seal(&mut self, sequence: u32) {
         let len = u32::try_from(self.bytes.len()).unwrap_or(u32::MAX);
         self.bytes[0..4].copy_from_slice(&len.to_ne_bytes());
@@ -136,7 +142,7 @@ impl Socket {
         self.sequence += 1;
         message.seal(self.sequence);
         self.send(&message.bytes)?;
-        self.answers(1, 0)
+        self.answer()
     }
 
     /// Sends messages as one nf_tables batch: all take effect, or none.
@@ -146,44 +152,37 @@ impl Socket {
         }
         // The marks of a batch name the subsystem nf_tables (10) in `res_id`.
         let mark = |kind: u16| Message::new(kind, REQUEST, &[0, 0, 0, 10]);
-        let count = messages.len();
+        let last = messages.len();
         let mut all = Vec::new();
-        for mut message in [mark(16)].into_iter().chain(messages).chain([mark(17)]) {
+        let batch = [mark(16)].into_iter().chain(messages).chain([mark(17)]);
+        for (at, mut message) in batch.enumerate() {
             self.sequence += 1;
+            // A refusal is answered in any case.
+            if at < last {
+                message.unasked();
+            }
             message.seal(self.sequence);
             all.extend_from_slice(&message.bytes);
         }
         self.send(&all)?;
-        self.answers(count, self.sequence)
+        self.answer()
     }
 
-    /// Reads the answers to `count` requests; the first refusal is the result. A batch that is refused as a whole
-    /// answers for its end only.
-    fn answers(&mut self, count: usize, last: u32) -> io::Result<()> {
-        let mut seen = 0;
-        let mut failed: Option<io::Error> = None;
-        while seen < count {
+    /// Reads the answer to a request, or the first refusal of a batch.
+    fn answer(&mut self) -> io::Result<()> {
+        loop {
             let buffer = self.receive()?;
-            for (kind, sequence, body) in messages(&buffer) {
-                if kind != 2 {
-                    continue;
-                }
-                seen += 1;
-                let code =
-                    i32::from_ne_bytes(body.get(..4).and_then(|b| b.try_into().ok()).unwrap_or([0; 4]));
-                if code != 0 && failed.is_none() {
-                    failed = Some(io::Error::from_raw_os_error(-code));
-                }
-                if sequence == last || (code != 0 && count > 1) {
-                    // After a refusal the kernel may be silent about the rest.
-                    seen = count;
-                }
+            let Some((_, _, body)) = messages(&buffer).into_iter().find(|(kind, ..)| *kind == 2) else {
+                continue;
+            };
+            let code = i32::from_ne_bytes(body.get(..4).and_then(|b| b.try_into().ok()).unwrap_or([0; 4]));
+            if code == 0 {
+                return Ok(());
             }
-        }
-        if failed.is_some() {
+            // The rest of a batch may have been refused as well.
             self.flush();
+            return Err(io::Error::from_raw_os_error(-code));
         }
-        failed.map_or(Ok(()), Err)
     }
 
     /// Throws away answers nobody waits for any more.

@@ -9,7 +9,7 @@ use std::time::Duration;
 
 use net::{
     Dataplane, DataplaneConfig, Encryption, Endpoint, EndpointAddress, EndpointConfig, Overlay, Protocol,
-    Remote, Wanted, Wire, inside,
+    Remote, Steering, Wanted, Wire, inside,
 };
 
 pub(crate) const PATIENCE: Duration = Duration::from_secs(2);
@@ -136,6 +136,7 @@ impl Bed {
             state_dir: self.dir.path().join(format!("h{host}")),
             upstream: vec![],
             encryption: Encryption::Userspace,
+            steering: Steering::default(),
         };
         inside(&self.wire.namespace(host), || {
             self.runtime.block_on(Dataplane::open(config)).unwrap()
