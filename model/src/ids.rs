@@ -6,6 +6,10 @@ use std::str::FromStr;
 /// Length of a printed id: 25 digits of base 36, as Docker's clients expect.
 pub const ID_LEN: usize = 25;
 
+/// Digits that always fit into 64 bits, and one more than the greatest number that they make.
+const WORD_DIGITS: usize = 12;
+const WORD: u128 = 36u128.pow(12);
+
 /// A text that is not an id.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[error("\"{text}\" is not an id: an id has 25 digits 0-9a-z")]
@@ -23,9 +27,14 @@ pub trait IdSource {
 fn format_id(value: u128, out: &mut fmt::Formatter<'_>) -> fmt::Result {
     let mut digits = [b'0'; ID_LEN];
     let mut rest = value;
-    for digit in digits.iter_mut().rev() {
-        *digit = b"0123456789abcdefghijklmnopqrstuvwxyz"[(rest % 36) as usize];
-        rest /= 36;
+    // Words of 64 bits are divided by the processor, longer numbers are not.
+    for part in digits.rchunks_mut(WORD_DIGITS) {
+        let mut word = u64::try_from(rest % WORD).unwrap_or(0);
+        rest /= WORD;
+        for digit in part.iter_mut().rev() {
+            *digit = b"0123456789abcdefghijklmnopqrstuvwxyz"[(word % 36) as usize];
+            word /= 36;
+        }
     }
     out.write_str(std::str::from_utf8(&digits).unwrap_or("?"))
 }
@@ -104,11 +113,25 @@ mod tests {
 
     #[test]
     fn an_id_reads_back_as_it_was_printed() {
-        for value in [0, 1, 35, 36, u128::MAX] {
+        let (word, words) = (36u128.pow(12), 36u128.pow(24));
+        for value in [
+            0,
+            1,
+            35,
+            36,
+            word - 1,
+            word,
+            word + 1,
+            words - 1,
+            words,
+            words + 1,
+            u128::MAX,
+        ] {
             let id = TaskId(value);
             assert_eq!(id.to_string().len(), ID_LEN);
             assert_eq!(id.to_string().parse(), Ok(id));
         }
+        assert_eq!(TaskId(words + 37).to_string(), "1000000000000000000000011");
     }
 
     #[test]
