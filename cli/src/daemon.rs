@@ -42,7 +42,8 @@ pub(crate) struct Args {
     /// connections are quicker where waking a CPU takes long). Links that are there keep what they have.
     #[arg(long, value_enum, default_value = "spread", env = "RSWARM_PACKET_STEERING")]
     pub(crate) packet_steering: PacketSteering,
-    /// What this node has beside CPU and memory: KIND=NUMBER, such as gpu=2, or once for each that has a name, gpu=UUID.
+    /// What this node has beside CPU and memory: KIND=NUMBER, such as gpu=2, or once for each that has a name,
+    /// gpu=UUID; a name such as /dev/nvidia0 is a device, which the task that gets it finds there.
     #[arg(
         long,
         value_name = "KIND=VALUE",
@@ -116,6 +117,7 @@ pub(crate) async fn run(args: Args, socket: PathBuf) -> Result<u8, Fail> {
     }
     let generic =
         GenericResources::parse(args.node_generic_resource.iter().map(String::as_str)).map_err(Fail::new)?;
+    agent_worker::check_devices(&generic).map_err(Fail::new)?;
     // A socket nobody answers at is what a killed daemon left; one that answers is another daemon's.
     if tokio::net::UnixStream::connect(&socket).await.is_ok() {
         return Err(Fail::new(format!(

@@ -22,6 +22,7 @@ mod peers;
 mod vouch;
 
 // Carrying tasks out.
+mod devices;
 mod network;
 mod probe;
 mod tasks;
@@ -36,6 +37,7 @@ mod streams;
 mod agent;
 
 pub use agent::{Agent, AgentConfig, AgentError};
+pub use devices::check_devices;
 pub use host::HostService;
 pub use images::ImagesService;
 pub use net::{Encryption, Steering};

@@ -7,13 +7,14 @@ use std::path::PathBuf;
 use image::Image;
 use model::assignment::AssignmentSet;
 use model::object::{SlotKey, Task};
-use model::spec::{ContainerSpec, Healthcheck, Hook, Mount, MountKind, OnDisconnect};
+use model::spec::{ContainerSpec, Healthcheck, Hook, Mount, MountKind, OnDisconnect, resource_variable};
 use model::{Bytes, NetworkId, NodeId};
 use runtime::{
     ContainerConfig, FileMount, LogConfig, MountConfig, MountSource, NetworkNamespace, Resources, Ulimit,
 };
 
 use crate::contact::STOP_AFTER_LABEL;
+use crate::devices;
 use crate::volumes::{VolumeRecord, Volumes};
 
 /// Who and where a task is, for templates.
@@ -187,6 +188,7 @@ pub(crate) fn container(
             mounts.push(translate_mount(&mount, task, image, volumes, place)?);
         }
     }
+    mounts.extend(devices::mounts(&task.granted)?);
     let mut labels = image.config.labels.clone().unwrap_or_default();
     // Labels of an image tell; those by which we find our own must come from us alone.
     labels.retain(|k, _| !k.starts_with("com.docker.swarm.") && !k.starts_with("rswarm."));
@@ -405,19 +407,12 @@ fn translate_mount(
 fn resource_env(task: &Task) -> Vec<String> {
     let asked = task.spec.resources.reservations.generic.iter();
     let lines = asked.flat_map(|(kind, count)| {
-        let fits = |c: char| {
-            if c.is_ascii_alphanumeric() {
-                c.to_ascii_uppercase()
-            } else {
-                '_'
-            }
-        };
-        let kind_there: String = kind.chars().map(fits).collect();
+        let variable = resource_variable(kind);
         let own = task.granted.get(kind).map_or_else(
             || count.to_string(),
             |names| names.iter().map(String::as_str).collect::<Vec<_>>().join(","),
         );
-        ["RSWARM", "DOCKER"].map(|whose| format!("{whose}_RESOURCE_{kind_there}={own}"))
+        ["RSWARM", "DOCKER"].map(|whose| format!("{whose}_{variable}={own}"))
     });
     lines.collect()
 }

@@ -3,15 +3,72 @@
 use std::collections::BTreeSet;
 use std::time::{Duration, Instant};
 
+use libtest_mimic::Failed;
+
 use crate::bed::{Bed, Outcome, PATIENCE, contains, equal, is, until, within};
 
 /// How soon a task of a high priority runs on a full cluster.
 const PREEMPTS: Duration = Duration::from_secs(5);
 
+/// Device nodes of this machine that read as zeros; gone with this value.
+struct DeviceNodes([String; 2]);
+
+impl DeviceNodes {
+    fn make() -> Result<Self, Failed> {
+        let own = std::process::id();
+        let nodes = Self(["a", "b"].map(|name| format!("/dev/rswarm-{own}-{name}")));
+        for path in &nodes.0 {
+            let zeros = rustix::fs::makedev(1, 5);
+            let mode = rustix::fs::Mode::from(0o666);
+            rustix::fs::mknodat(
+                rustix::fs::CWD,
+                path,
+                rustix::fs::FileType::CharacterDevice,
+                mode,
+                zeros,
+            )
+            .map_err(|e| format!("make {path}: {e}"))?;
+        }
+        Ok(nodes)
+    }
+}
+
+impl Drop for DeviceNodes {
+    fn drop(&mut self) {
+        self.0.iter().for_each(|path| drop(std::fs::remove_file(path)));
+    }
+}
+
+/// Of two devices each is one task's, who finds it in its `/dev` and no other, and the third task says why it waits.
+fn devices_are_given_out(bed: &Bed, nodes: &DeviceNodes) -> Outcome {
+    bed.ok(
+        1,
+        "service create -q -d --name rig --replicas 3 --generic-resource rig=1 web:v1 sleep 1000000",
+    )?;
+    let mut own = BTreeSet::new();
+    for task in bed.runs(1, "rig", 2)? {
+        let seen = bed.ok(1, &format!("exec {} busybox find /dev -name rswarm-*", task.id))?;
+        let node = seen.trim().to_owned();
+        let read = bed.ok(1, &format!("exec {} busybox head -c 3 {node}", task.id))?;
+        equal("it is the device", read.as_str(), "\0\0\0")?;
+        own.insert(node);
+    }
+    equal("each has its own", own, nodes.0.iter().cloned().collect())?;
+    until("the third says why it waits", PATIENCE, || {
+        let why = bed.ok(1, "service ps --no-trunc rig")?;
+        Ok(is(why.contains("insufficient generic resources (rig=1)"), true))
+    })?;
+    bed.ok(1, "service rm rig").map(drop)
+}
+
 /// Hosts with two GPUs each give out every one once; who finds none says so, and who is of a higher priority gets one.
 pub(crate) fn resources_are_given_out_and_taken_back(bed: &Bed) -> Outcome {
+    let nodes = DeviceNodes::make()?;
     for number in 2..=3 {
-        let (host, has) = (bed.host(number), format!("gpu=h{number}-a,gpu=h{number}-b"));
+        let (host, mut has) = (bed.host(number), format!("gpu=h{number}-a,gpu=h{number}-b"));
+        if number == 3 {
+            nodes.0.iter().for_each(|path| has += &format!(",rig={path}"));
+        }
         host.kill();
         host.boot_with(&[("RSWARM_NODE_GENERIC_RESOURCES", &has)])?;
         host.answers()?;
@@ -21,7 +78,7 @@ pub(crate) fn resources_are_given_out_and_taken_back(bed: &Bed) -> Outcome {
         let seen = seen.collect::<Result<Vec<_>, _>>()?;
         Ok(is(
             seen.iter().map(|s| s.matches("NamedResourceSpec").count()).sum(),
-            4,
+            6,
         ))
     })?;
     bed.refused(
@@ -36,6 +93,7 @@ pub(crate) fn resources_are_given_out_and_taken_back(bed: &Bed) -> Outcome {
     )?;
     bed.refused(1, "service create --priority 101 web:v1", "not between 0 and 100")?;
     bed.refused(1, "service create --affinity db web:v1", "no affinity")?;
+    devices_are_given_out(bed, &nodes)?;
     bed.ok(
         1,
         "service create -q -d --name low --replicas 5 --generic-resource gpu=1 web:v1 sleep 1000000",

@@ -85,6 +85,15 @@ impl GenericResources {
                 "there are more than {KINDS_MAX} kinds of generic resources"
             ));
         }
+        let mut variables = BTreeMap::new();
+        for kind in all.counted.keys().chain(all.named.keys()) {
+            let variable = resource_variable(kind);
+            if let Some(other) = variables.insert(variable.clone(), kind) {
+                return Err(format!(
+                    "generic resources {other} and {kind}: a task finds both as RSWARM_{variable}; rename one of them"
+                ));
+            }
+        }
         Ok(all)
     }
 }
@@ -122,6 +131,18 @@ fn split(text: &str) -> Result<(String, &str), String> {
     Ok((kind.to_owned(), value))
 }
 
+/// What the environment variable that tells a task of a kind ends with: `RESOURCE_GPU`.
+pub fn resource_variable(kind: &str) -> String {
+    let fits = |c: char| {
+        if c.is_ascii_alphanumeric() {
+            c.to_ascii_uppercase()
+        } else {
+            '_'
+        }
+    };
+    format!("RESOURCE_{}", kind.chars().map(fits).collect::<String>())
+}
+
 /// Whether a kind can be one: it becomes part of the name of an environment variable.
 ///
 /// # Errors
@@ -142,7 +163,7 @@ mod tests {
 
     #[test]
     fn what_a_host_has_is_counted_or_named() {
-        let rows: [(&[&str], Result<u64, &str>); 10] = [
+        let rows: [(&[&str], Result<u64, &str>); 11] = [
             (&["gpu=2"], Ok(2)),
             (&["gpu=GPU-1", "gpu=/dev/nvidia1"], Ok(2)),
             (&[], Ok(0)),
@@ -153,6 +174,7 @@ mod tests {
             (&["gpu=100001"], Err("between 1 and 100000")),
             (&["gpu"], Err("has no value")),
             (&["g u=1"], Err("no kind")),
+            (&["gpu-a=1", "GPU_A=x"], Err("as RSWARM_RESOURCE_GPU_A")),
         ];
         for (texts, expected) in rows {
             let got = GenericResources::parse(texts.iter().copied());
