@@ -138,6 +138,7 @@ mod tests {
                     unready: false,
                 },
                 running_at: None,
+                unready_at: None,
                 ended_at: None,
                 fence: 0,
                 granted: Default::default(),

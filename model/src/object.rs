@@ -577,6 +577,8 @@ pub struct Task {
     pub status: TaskStatus,
     /// When it was first seen Running, by the clock of the log.
     pub running_at: Option<Timestamp>,
+    /// Since when it runs and is not ready any more, by the clock of the log.
+    pub unready_at: Option<Timestamp>,
     /// When it was first seen over, by the clock of the log: its node's clock may be wrong by years.
     pub ended_at: Option<Timestamp>,
     /// Index of the log entry that made it: grows from each task of a slot to the next, so that storage outside the

@@ -533,6 +533,7 @@ mod tests {
             run_at: model::Timestamp(0),
             status: model::object::TaskStatus::new(model::Timestamp(0)),
             running_at: None,
+            unready_at: None,
             ended_at: None,
             addresses: both(2),
             host_ports: Vec::new(),

@@ -730,6 +730,7 @@ fn unreachable_task(id: TaskId) -> Arc<Task> {
         run_at: Default::default(),
         status: TaskStatus::new(Default::default()),
         running_at: None,
+        unready_at: None,
         ended_at: None,
         fence: 0,
         granted: Default::default(),

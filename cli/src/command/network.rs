@@ -373,6 +373,7 @@ mod tests {
             run_at: Timestamp(0),
             status: TaskStatus::new(Timestamp(0)),
             running_at: None,
+            unready_at: None,
             ended_at: None,
             addresses: addresses(2),
             host_ports: Vec::new(),

@@ -91,6 +91,7 @@ fn task(service: &Service, spec: &Arc<model::spec::TaskSpec>, slot: u32, id: u12
             ..TaskStatus::new(Timestamp(0))
         },
         running_at: None,
+        unready_at: None,
         ended_at: None,
         fence: 0,
         granted: Default::default(),

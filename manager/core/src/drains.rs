@@ -305,6 +305,7 @@ mod tests {
                 ..TaskStatus::new(Timestamp(0))
             },
             running_at: None,
+            unready_at: None,
             ended_at: None,
             fence: 0,
             granted: Default::default(),

@@ -482,6 +482,7 @@ mod tests {
             run_at: Timestamp(0),
             status,
             running_at: None,
+            unready_at: None,
             ended_at: None,
             addresses: Vec::new(),
             host_ports: Vec::new(),

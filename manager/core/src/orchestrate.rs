@@ -258,6 +258,7 @@ pub(crate) fn make_task(
         run_at,
         status: TaskStatus::new(now),
         running_at: None,
+        unready_at: None,
         ended_at: None,
         fence: 0,
         granted: Default::default(),

@@ -85,6 +85,42 @@ fn a_rollout_waits_while_a_new_task_is_not_ready() {
 }
 
 #[test]
+fn what_was_ready_once_has_its_time_again_and_no_more() {
+    let mut sim = Sim::new(2);
+    let mut spec = spec("a", 3);
+    spec.update.monitor = Duration::from_secs(1);
+    spec.update.delay = Duration::from_secs(300);
+    spec.update.progress_deadline = Duration::from_secs(60);
+    sim.create(spec);
+    sim.update(image("b"));
+    sim.run(120);
+    let new = |sim: &Sim| {
+        let new = sim.running().into_iter().find(|t| t.spec.container.image == "b");
+        new.cloned().expect("one")
+    };
+    // Long after it was begun, for less than the deadline.
+    let first = new(&sim);
+    say(&mut sim, &first, true);
+    sim.run(50);
+    let first = new(&sim);
+    say(&mut sim, &first, false);
+    sim.run(30);
+    assert_eq!(sim.rollout(), Some(UpdateState::Updating));
+    let first = new(&sim);
+    say(&mut sim, &first, true);
+    sim.run(61);
+    assert_eq!(sim.rollout(), Some(UpdateState::Paused));
+    let update = sim.web().update.clone().expect("one");
+    assert!(update.timed_out);
+    assert!(
+        update.message.contains("because web.1 was not ready for 1m"),
+        "{}",
+        update.message
+    );
+    assert_eq!(sim.images(), ["b", "a", "a"], "nothing of it is stopped");
+}
+
+#[test]
 fn a_task_that_is_not_ready_is_neither_replaced_nor_counted() {
     let mut sim = Sim::new(2);
     sim.create(spec("a", 2));

@@ -213,6 +213,7 @@ fn state(hosts: &[Host], wishes: &[Wish]) -> (State, Vec<TaskId>, BTreeSet<NodeI
                     ..TaskStatus::new(Timestamp(0))
                 },
                 running_at: None,
+                unready_at: None,
                 ended_at: None,
                 fence: 0,
                 granted: Default::default(),

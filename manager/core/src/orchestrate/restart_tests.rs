@@ -135,6 +135,7 @@ fn task(service: ServiceId, n: u64, made: Timestamp, end: End, spec: &Arc<TaskSp
             state: end.state,
             ..model::object::TaskStatus::new(end.at)
         },
+        unready_at: None,
         running_at: (end.state != TaskState::Rejected).then(|| end.at - end.ran),
         ended_at: Some(end.at),
         fence: 0,

@@ -259,7 +259,10 @@ fn deadline_of(
     };
     let mut new = tasks.iter().filter(|t| of_rollout(service, t) && tried(t));
     let first = new.next().filter(|_| !config.progress_deadline.is_zero())?;
-    Some(first.meta.created_at.max(status.started_at) + config.progress_deadline)
+    // Of one that was ready it begins anew when it ceases to be.
+    let unready_at = (tasks.iter()).filter_map(|t| t.unready_at.filter(|_| is_unready(service, t)));
+    let since = first.meta.created_at.max(status.started_at);
+    Some(unready_at.fold(since, Timestamp::max) + config.progress_deadline)
 }
 
 /// Whether a slot has had its time.
@@ -270,12 +273,18 @@ fn is_late(
     tasks: &SlotTasks,
     now: Timestamp,
 ) -> bool {
-    let stands = |t: &Arc<Task>| matches!(t.status.state, TaskState::Ready | TaskState::Running);
+    let stands = |t: &Arc<Task>| t.status.state == TaskState::Ready || t.is_ready();
     let waits = (tasks.iter()).any(|t| is_live(t) && service.is_current(t) && stands(t));
     !waits && deadline_of(service, status, config, tasks).is_some_and(|at| at <= now)
 }
 
-/// Whether a slot has had its time and no new task ever ran, nor is ready and waits for the old one to stop (trap D3).
+/// Whether the new task of a slot runs, and is not ready any more.
+fn is_unready(service: &Service, task: &Task) -> bool {
+    is_live(task) && service.is_current(task) && task.status.state == TaskState::Running && !task.is_ready()
+}
+
+/// Whether a slot has had its time and no new task ever ran, nor is ready and waits for the old one to stop (trap D3); or it was
+/// ready, and is not any more.
 fn is_overdue(
     service: &Service,
     status: &UpdateStatus,
@@ -284,7 +293,8 @@ fn is_overdue(
     now: Timestamp,
 ) -> bool {
     let ran = || (tasks.iter()).any(|t| of_rollout(service, t) && t.running_at.is_some());
-    is_late(service, status, config, tasks, now) && !ran()
+    let unready = || tasks.iter().any(|t| is_unready(service, t));
+    is_late(service, status, config, tasks, now) && (!ran() || unready())
 }
 
 /// Whether a slot that failed is tried no more: it has had its time.
@@ -363,15 +373,17 @@ fn late(
     let slots = by_slot(scratch, service.id);
     let tasks = (slots.values()).find(|tasks| is_overdue(service, status, config, tasks, now))?;
     let task = (tasks.iter().rev()).find(|t| of_rollout(service, t))?;
-    let why = match task.status.error.as_str() {
-        "" => task.status.state.as_str(),
-        error => error,
-    };
     let within = format_duration(config.progress_deadline);
-    Some(format!(
-        "because {} did not run within {within}: {why}",
-        task.name()
-    ))
+    let what = if is_unready(service, task) {
+        format!("was not ready for {within}: {}", task.status.message)
+    } else {
+        let why = match task.status.error.as_str() {
+            "" => task.status.state.as_str(),
+            error => error,
+        };
+        format!("did not run within {within}: {why}")
+    };
+    Some(format!("because {} {what}", task.name()))
 }
 
 fn last_error(scratch: &Scratch, service: &Service) -> String {

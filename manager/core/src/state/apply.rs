@@ -161,6 +161,7 @@ fn reported(old: &Task, seen: &TaskStatus, entry: &Entry) -> Option<Task> {
     if new.status.state == TaskState::Running && new.running_at.is_none() {
         new.running_at = Some(entry.now);
     }
+    new.unready_at = new.status.unready.then(|| old.unready_at.unwrap_or(entry.now));
     if new.status.state.is_terminal() {
         new.ended_at = Some(entry.now);
     }
