@@ -220,7 +220,7 @@ async fn is_empty(client: &Client, node: &Node, timeout: Option<Duration>) -> Re
         if left.is_empty() {
             return Ok(true);
         }
-        let text = format!("{} ({})", count(&left), by_service(&left));
+        let text = format!("{} ({})", count(&left), by_service(client, &left).await?);
         if text != last {
             render::progress(&format!("{host}: {text} left"));
             last.clone_from(&text);
@@ -258,9 +258,26 @@ fn count(left: &BTreeMap<String, usize>) -> String {
     }
 }
 
-fn by_service(left: &BTreeMap<String, usize>) -> String {
-    let each: Vec<String> = left.iter().map(|(name, n)| format!("{name} {n}")).collect();
-    each.join(", ")
+/// How many of each service are left, and which of them wait for their service's update: that makes every task anew.
+async fn by_service(client: &Client, left: &BTreeMap<String, usize>) -> Result<String, Fail> {
+    let services = client.list(Kind::Service, &[]).await?;
+    let is_updated = |name: &str| {
+        services.iter().any(|object| {
+            let Object::Service(service) = object else {
+                return false;
+            };
+            let active = service.update.as_ref().is_some_and(|u| u.state.is_active());
+            service.spec.name == name && active
+        })
+    };
+    let each = left.iter().map(|(name, n)| {
+        if is_updated(name) {
+            format!("{name} {n}, which is being updated and moves with that")
+        } else {
+            format!("{name} {n}")
+        }
+    });
+    Ok(each.collect::<Vec<_>>().join("; "))
 }
 
 /// What drained nodes still run, by service.

@@ -1,6 +1,7 @@
 //! Strategies, affinities, generic resources and priorities, as tables of clusters.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::time::Duration;
 
 use model::object::{Key, Object, SlotKey, Task};
 use model::spec::{GenericResources, PlacementStrategy, ServiceMode, ServiceSpec, UpdateOrder};
@@ -433,6 +434,27 @@ fn a_rebalance_moves_as_many_as_a_new_node_lacks_a_few_at_once_and_start_first()
             "the second moves none"
         );
     }
+}
+
+#[test]
+fn a_move_whose_successor_does_not_come_is_called_off() {
+    let mut sim = cluster(3);
+    let mut web = named("web", 8);
+    web.update.progress_deadline = Duration::from_secs(60);
+    sim.create(web);
+    put(&mut sim, Object::Node(node(4, "n4").into()));
+    let before: Vec<_> = sim.running().iter().map(|t| t.id).collect();
+    assert_eq!(rebalance(&mut sim, 2, false), 2);
+    // No agent is heard of.
+    for second in 0..70 {
+        sim.settle();
+        let live = sim.tasks("web").iter().filter(|t| t.desired.is_live()).count();
+        assert_eq!(live, if second < 60 { 10 } else { 8 }, "after {second} s");
+        sim.now = sim.now + Duration::from_secs(1);
+    }
+    let after: Vec<_> = sim.running().iter().map(|t| t.id).collect();
+    assert_eq!(before, after);
+    assert!(sim.tasks("web").iter().all(|t| t.moving == 0));
 }
 
 #[test]

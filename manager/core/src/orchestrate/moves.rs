@@ -50,7 +50,7 @@ pub(super) fn drive(
     };
     let (mut busy, mut waiting): (u32, Vec<(SlotKey, Arc<Task>, u32)>) = (0, Vec::new());
     for (slot, tasks) in by_slot(scratch, service.id) {
-        match step(scratch, &tasks, handing_over, &many, now, wake) {
+        match step(scratch, service, &tasks, handing_over, &many, now, wake) {
             Step::Rest => {}
             Step::Turn(task, most) => waiting.push((slot, task, most)),
             Step::Busy => busy += 1,
@@ -76,9 +76,22 @@ pub(super) fn drive(
     }
 }
 
+/// When a move is called off whose successor is not ready; none: never, as its task has to leave.
+fn given_up_at(
+    service: &Service,
+    old: &Task,
+    new: &Task,
+    handing_over: &BTreeSet<TaskId>,
+) -> Option<Timestamp> {
+    let bound = service.spec.update.progress_deadline;
+    let may_stay = !handing_over.contains(&old.id) && !bound.is_zero();
+    may_stay.then(|| new.unready_at.unwrap_or(new.meta.created_at) + bound)
+}
+
 /// Ends whichever of the two tasks of a slot is to go, and says what it waits for.
 fn step(
     scratch: &mut Scratch,
+    service: &Service,
     tasks: &SlotTasks,
     handing_over: &BTreeSet<TaskId>,
     many: &impl Fn(&Task) -> u32,
@@ -92,7 +105,16 @@ fn step(
     if let Some(new) = new {
         let (goes, stays, why) = match (new.is_ready(), many(old) > 0) {
             (true, _) => (old, new, "moved to another node"),
-            (false, true) => return Step::Busy,
+            (false, true) => match given_up_at(service, old, new, handing_over) {
+                Some(at) if at <= now => {
+                    scratch.edit_task(old.id, |t| t.moving = 0);
+                    (new, old, "it was not ready in time: the task before it stays")
+                }
+                at => {
+                    at.iter().for_each(|at| wake.at(*at));
+                    return Step::Busy;
+                }
+            },
             // It was called off.
             (false, false) => (new, old, "the task before it stays"),
         };
