@@ -14,6 +14,7 @@ use crate::state::State;
 /// Time between two looks: what many say within it is one entry.
 pub const LOOK_EVERY: Duration = Duration::from_secs(2);
 /// A node is blamed no sooner than at this look since it is heard of: what was said of one that was cut off, or had no power, is old.
+/// One that is silent at a look begins anew, as that may be all there is to it.
 const STEADY: u32 = 4;
 /// Most nodes that one node may say it does not reach; of more it says the first.
 pub const SAID_MAX: usize = 256;
@@ -33,14 +34,14 @@ impl Watch {
         self.said.insert(node, unreached);
     }
 
-    /// Nodes whose status is to be another. That a node is well again is only believed once those have spoken whom it did not
+    /// Nodes whose status is to be another, where these are heard of now. That a node is well again is only believed once those have spoken whom it did not
     /// reach: a new leader has heard of nobody yet.
-    pub fn review(&mut self, state: &State) -> Vec<(NodeId, NodeStatus)> {
+    pub fn review(&mut self, state: &State, heard: &BTreeSet<NodeId>) -> Vec<(NodeId, NodeStatus)> {
         let is_ready = |n: &Node| n.status.state == NodeState::Ready;
         let ready = |id: &NodeId| state.node(*id).is_some_and(|n| is_ready(n));
         self.said.retain(|id, _| ready(id));
-        self.heard.retain(|id, _| ready(id));
-        for node in state.nodes().filter(|n| is_ready(n)) {
+        self.heard.retain(|id, _| ready(id) && heard.contains(id));
+        for node in state.nodes().filter(|n| is_ready(n) && heard.contains(&n.id)) {
             let looks = self.heard.entry(node.id).or_default();
             *looks = looks.saturating_add(1);
         }
@@ -148,6 +149,7 @@ mod tests {
             State::from_objects(1, all)
         };
         let well = with(&[&[], &[], &[]], 0);
+        let all: BTreeSet<NodeId> = ids(&[1, 2, 3]).into_iter().collect();
         let mut watch = Watch::default();
         let written = |changes: Vec<(NodeId, NodeStatus)>| -> Vec<(u128, Vec<NodeId>)> {
             changes.into_iter().map(|(id, s)| (id.0, s.unreached)).collect()
@@ -155,29 +157,40 @@ mod tests {
         watch.say(NodeId(1), ids(&[3, 3, 1, 77]));
         watch.say(NodeId(2), ids(&[3]));
         for _ in 1..STEADY {
-            assert_eq!(watch.review(&well), [], "it may have been heard of for a moment");
+            assert_eq!(
+                watch.review(&well, &all),
+                [],
+                "it may have been heard of for a moment"
+            );
         }
         assert_eq!(
-            written(watch.review(&well)),
+            written(watch.review(&well, &all)),
             [(3, ids(&[1, 2]))],
             "others are no nodes, or itself"
         );
         let marked = with(&[&[], &[], &[1, 2]], 0);
-        assert_eq!(watch.review(&marked), [], "it stands there");
+        assert_eq!(watch.review(&marked, &all), [], "it stands there");
         // Another leader has heard of nobody, then of some, then of all.
         let mut next = Watch::default();
-        assert_eq!(next.review(&marked), []);
+        assert_eq!(next.review(&marked, &all), []);
         next.say(NodeId(1), []);
-        assert_eq!(next.review(&marked), []);
+        assert_eq!(next.review(&marked, &all), []);
         next.say(NodeId(2), []);
-        assert_eq!(written(next.review(&marked)), [(3, vec![])]);
+        assert_eq!(written(next.review(&marked, &all)), [(3, vec![])]);
         // A host that is down is reached by nobody, and that is no news.
-        assert_eq!(watch.review(&with(&[&[], &[], &[]], 3)), []);
+        assert_eq!(watch.review(&with(&[&[], &[], &[]], 3), &all), []);
         // Nor is what is still said of it when it is back.
         for _ in 1..STEADY {
-            assert_eq!(watch.review(&well), []);
+            assert_eq!(watch.review(&well, &all), []);
         }
-        assert_eq!(written(watch.review(&well)), [(3, ids(&[1, 2]))]);
+        assert_eq!(written(watch.review(&well, &all)), [(3, ids(&[1, 2]))]);
+        // One that is silent, before it counts as down or between two looks, is not blamed for that.
+        let without: BTreeSet<NodeId> = ids(&[1, 2]).into_iter().collect();
+        assert_eq!(watch.review(&well, &without), []);
+        for _ in 1..STEADY {
+            assert_eq!(watch.review(&well, &all), []);
+        }
+        assert_eq!(written(watch.review(&well, &all)), [(3, ids(&[1, 2]))]);
         let many: Vec<NodeId> = (0..1_000).map(NodeId).collect();
         watch.say(NodeId(1), many);
         assert_eq!(watch.said[&NodeId(1)].len(), SAID_MAX);

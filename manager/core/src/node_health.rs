@@ -160,6 +160,12 @@ impl Watch {
         current == Some(session)
     }
 
+    /// Whether a node has a session, and the last sign of life is no older than one heartbeat that is late.
+    pub fn is_heard(&self, node: NodeId, now: Timestamp) -> bool {
+        let in_time = |h: &Heard| h.session.is_some() && now.since(h.at) < h.period * 3 / 2;
+        self.heard.get(&node).is_some_and(in_time)
+    }
+
     /// A heartbeat, answered with `period`. Answers false, and the node is not heard of, when it has to register again:
     /// the session is not the current one, or the node is down in the log, or gone.
     pub fn beat(

@@ -1,10 +1,11 @@
 //! Writes to the log whom the others do not reach, as the core decides.
 
+use std::collections::BTreeSet;
 use std::sync::{Arc, PoisonError};
 
 use manager_core::admit::level::written;
 use manager_core::data_plane::{LOOK_EVERY, SAID_MAX, Watch};
-use manager_core::{Action, Txn};
+use manager_core::{Action, State, Txn};
 use model::object::Key;
 use model::{Level, NodeId};
 
@@ -20,7 +21,8 @@ async fn lead(dispatcher: &Dispatcher) {
     loop {
         tokio::time::sleep(LOOK_EVERY).await;
         let state = dispatcher.log.read();
-        let changes = dispatcher.who_reaches().review(&state);
+        let heard = dispatcher.in_time(&state);
+        let changes = dispatcher.who_reaches().review(&state, &heard);
         // Older builds would not see it, and take a node for unchanged that others know as changed.
         if changes.is_empty() || written(&state) < Level::ENCRYPTED {
             continue;
@@ -58,6 +60,12 @@ async fn lead(dispatcher: &Dispatcher) {
 impl Dispatcher {
     fn who_reaches(&self) -> std::sync::MutexGuard<'_, Watch> {
         self.unreached.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn in_time(&self, state: &State) -> BTreeSet<NodeId> {
+        let (nodes, now) = (self.nodes(), self.uptime());
+        let ids = state.nodes().map(|n| n.id);
+        ids.filter(|id| nodes.watch.is_heard(*id, now)).collect()
     }
 
     /// Takes what a node says of the others.
