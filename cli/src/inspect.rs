@@ -206,6 +206,7 @@ pub(crate) fn spec(s: &ServiceSpec) -> Value {
         "Autoscale": s.autoscale.as_ref().map(|a| json!({
             "Min": a.min, "Max": a.max, "CPU": a.cpu, "Memory": a.memory, "ScaleDownAfter": ns(a.scale_down_after),
         })),
+        "Rebalance": s.rebalance.as_str(),
         "Schedule": s.schedule.as_ref().map(|s| json!({
             "Cron": s.cron, "Timezone": if s.timezone.is_empty() { "UTC" } else { &s.timezone }, "Concurrency": s.concurrency.as_str(),
             "History": s.history, "StartingDeadline": ns(s.starting_deadline),

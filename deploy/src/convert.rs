@@ -372,6 +372,9 @@ impl Converter<'_> {
             rollback: update(node, "rollback_config"),
             endpoint: Self::endpoint(node),
             autoscale: self.autoscale(&path, node),
+            rebalance: text(node, &["deploy", "placement", "rebalance"])
+                .parse()
+                .unwrap_or_default(),
         }
     }
 

@@ -373,6 +373,7 @@ const DEPLOY: Shape = Shape::Object(&[
             ),
             used("max_replicas_per_node", Shape::Int(0, U32)),
             used("strategy", Shape::Word(&["spread", "binpack"])),
+            used("rebalance", Shape::Word(&["never", "on-join"])),
             used("affinity", Shape::Texts),
         ]),
     ),

@@ -120,6 +120,7 @@ impl Cluster {
         if unheard != self.unheard {
             self.unheard = unheard;
             self.dirty.add_room();
+            self.dirty.add_joined();
         }
         for _ in 0..PLANS_MAX {
             if self.dirty.is_empty() {

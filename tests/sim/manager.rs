@@ -221,6 +221,7 @@ impl Cluster {
             watch: Watch::new(began),
         });
         self.dirty = Dirty::everything();
+        self.dirty.add_joined();
         self.wake.clear();
         self.views.clear();
         self.asked.clear();

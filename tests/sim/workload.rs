@@ -12,8 +12,8 @@ use model::object::{Availability, Drain, Node, NodeState, Object, Service, Task,
 use model::spec::{
     Concurrency, Dependency, DependencyCondition, FailureAction, FileTarget, Healthcheck, NetProbe,
     NetworkAttachment, NetworkSpec, OnDisconnect, Placement, PlacementStrategy, PortSpec, PublishMode,
-    RestartCondition, STACK_LABEL, Schedule, SecretRef, SecretSpec, ServiceMode, ServiceSpec, StackSpec,
-    UpdateOrder,
+    Rebalance, RestartCondition, STACK_LABEL, Schedule, SecretRef, SecretSpec, ServiceMode, ServiceSpec,
+    StackSpec, UpdateOrder,
 };
 use model::task_state::DesiredState;
 use model::{NetworkId, SecretId};
@@ -260,6 +260,8 @@ impl Cluster {
         let task = &mut spec.task;
         if self.rng.percent(30) {
             task.placement.strategy = PlacementStrategy::Binpack;
+        } else if self.rng.percent(40) && spec.mode.as_str() == "replicated" {
+            spec.rebalance = Rebalance::OnJoin;
         }
         if self.rng.percent(30) {
             task.resources

@@ -4,8 +4,8 @@ use std::time::Duration;
 
 use deploy::grammar;
 use model::spec::{
-    Amounts, EndpointMode, FailureAction, PlacementStrategy, RestartCondition, ServiceMode, ServiceSpec,
-    UpdateConfig, UpdateOrder, parse_amount,
+    Amounts, EndpointMode, FailureAction, PlacementStrategy, Rebalance, RestartCondition, ServiceMode,
+    ServiceSpec, UpdateConfig, UpdateOrder, parse_amount,
 };
 use model::units::parse_duration;
 use model::{Bytes, NanoCpus};
@@ -135,6 +135,10 @@ pub(crate) struct SpecArgs {
     /// Which of the nodes that fit is taken: spread, the emptiest, or binpack, the fullest.
     #[arg(long)]
     strategy: Option<PlacementStrategy>,
+    /// When its tasks are spread anew without being asked: never, or on-join, when a node joins, comes back or takes tasks again;
+    /// one at a time, each once its successor runs.
+    #[arg(long)]
+    rebalance: Option<Rebalance>,
     /// 0 to 100: where there is no room for its tasks, those of a lower one make some.
     #[arg(long)]
     priority: Option<u32>,
@@ -379,6 +383,7 @@ impl SpecArgs {
             s.task.placement.spread.push(label.into());
         }
         set(&self.strategy, &mut s.task.placement.strategy);
+        set(&self.rebalance, &mut s.rebalance);
         set(&self.priority, &mut s.task.priority);
         set(&self.log_driver, &mut s.task.log.name);
         s.task.log.options.extend(pairs(&self.log_opt));

@@ -169,7 +169,25 @@ pub(crate) fn resources_are_given_out_and_taken_back(bed: &Bed) -> Outcome {
         "service create -q -d --name web --replicas 6 web:v1 sleep 1000000",
     )?;
     bed.runs(1, "web", 6)?;
+    bed.refused(
+        1,
+        "service create --mode global --rebalance on-join web:v1",
+        "needs mode replicated",
+    )?;
+    bed.ok(
+        1,
+        "service create -q -d --name keen --rebalance on-join --replicas 6 web:v1 sleep 1000000",
+    )?;
+    bed.runs(1, "keen", 6)?;
     bed.ok(1, "node update --availability active h3")?;
+    let two_each = |name: &str| {
+        until(&format!("two of {name} are on each"), PATIENCE, || {
+            let tasks = bed.running(1, name)?;
+            let on = |host: &str| tasks.iter().filter(|t| t.node == host).count();
+            Ok(is(["h1", "h2", "h3"].map(on), [2; 3]))
+        })
+    };
+    two_each("keen")?;
     let would = bed.ok(1, "service rebalance --dry-run web")?;
     equal("floor(6 / 3) would move", would.matches(" leaves h").count(), 2)?;
     equal(
@@ -178,11 +196,7 @@ pub(crate) fn resources_are_given_out_and_taken_back(bed: &Bed) -> Outcome {
         0,
     )?;
     bed.ok(1, "service rebalance web")?;
-    until("two are on each", PATIENCE, || {
-        let tasks = bed.running(1, "web")?;
-        let on = |host: &str| tasks.iter().filter(|t| t.node == host).count();
-        Ok(is(["h1", "h2", "h3"].map(on), [2; 3]))
-    })?;
+    two_each("web")?;
     equal(
         "the second moves none",
         bed.ok(1, "service rebalance web")?.contains("leaves"),

@@ -2,6 +2,7 @@
 
 pub(crate) mod cron;
 pub(crate) mod job;
+pub(crate) mod joined;
 mod leave;
 mod moves;
 mod node;

@@ -67,6 +67,7 @@ pub(crate) struct Sim {
     pub(crate) now: Timestamp,
     pub(crate) ids: Counter,
     dead: BTreeSet<NodeId>,
+    dirty: Dirty,
     /// Fewest running tasks seen at any time since the last reset.
     pub(crate) fewest: usize,
     pub(crate) most: usize,
@@ -79,6 +80,7 @@ impl Sim {
             now: START,
             ids: Counter::default(),
             dead: BTreeSet::new(),
+            dirty: Dirty::default(),
             fewest: usize::MAX,
             most: 0,
         };
@@ -118,7 +120,8 @@ impl Sim {
             now: self.now,
             txn,
         };
-        self.state.apply(&entry).expect("decided on this very state");
+        let changes = self.state.apply(&entry).expect("decided on this very state");
+        self.dirty.add(&changes);
         self.state.check().expect("sound after every entry");
     }
 
@@ -177,8 +180,9 @@ impl Sim {
 
     /// Plans everything, for a leader that has heard of every node.
     fn plan(&mut self) -> Plan {
-        let (everything, nobody) = (Dirty::everything(), Unheard::default());
-        plan(&self.state, &everything, &nobody, self.now, &mut self.ids)
+        let mut dirty = self.dirty.take();
+        dirty.add_everything();
+        plan(&self.state, &dirty, &Unheard::default(), self.now, &mut self.ids)
     }
 
     /// Plans until nothing is left; then planning once more must say the same.

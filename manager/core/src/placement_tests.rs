@@ -3,11 +3,13 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
-use model::object::{Key, Object, SlotKey, Task};
-use model::spec::{GenericResources, PlacementStrategy, ServiceMode, ServiceSpec, UpdateOrder};
+use model::object::{Availability, Key, Object, SlotKey, Task};
+use model::spec::{GenericResources, PlacementStrategy, Rebalance, ServiceMode, ServiceSpec, UpdateOrder};
 use model::task_state::{DesiredState, TaskState};
 use model::{Bytes, Level, NanoCpus, NodeId};
 
+use crate::orchestrate::is_live;
+use crate::orchestrate::joined::AT_ONCE;
 use crate::orchestrate_tests::{Sim, node, spec};
 use crate::txn::{Action, Txn};
 
@@ -433,6 +435,121 @@ fn a_rebalance_moves_as_many_as_a_new_node_lacks_a_few_at_once_and_start_first()
             0,
             "the second moves none"
         );
+    }
+}
+
+/// How many live tasks there are.
+fn live_of(sim: &Sim, service: &str) -> usize {
+    sim.tasks(service).iter().filter(|t| is_live(t)).count()
+}
+
+#[test]
+fn nodes_that_join_or_come_back_get_tasks_of_services_that_ask_for_it() {
+    let mut sim = cluster(3);
+    let asks = |name: &str| ServiceSpec {
+        rebalance: Rebalance::OnJoin,
+        ..named(name, 8)
+    };
+    sim.create(asks("web"));
+    sim.create(named("other", 8));
+    let (mut most, mut fewest) = (0, usize::MAX);
+    let mut watched = |sim: &mut Sim| {
+        for _ in 0..120 {
+            sim.settle();
+            most = most.max(live_of(sim, "web"));
+            fewest = fewest.min(sim.running().len());
+            sim.step_agents();
+        }
+    };
+    put(&mut sim, Object::Node(node(4, "n4").into()));
+    watched(&mut sim);
+    assert_eq!(counts(&sim), [2, 2, 2, 2]);
+    assert!(!on(&sim, "other").contains(&4), "nobody asked");
+    sim.node_spec(4, |n| n.availability = Availability::Drain);
+    watched(&mut sim);
+    assert_eq!(counts(&sim), [2, 3, 3]);
+    sim.node_spec(4, |n| n.availability = Availability::Active);
+    watched(&mut sim);
+    assert_eq!(counts(&sim), [2, 2, 2, 2]);
+    assert_eq!((most, fewest), (9, 8), "one at a time, start-first");
+    // Another spread is no reason.
+    let before: Vec<_> = sim.running().iter().map(|t| t.id).collect();
+    sim.node_spec(4, |n| drop(n.labels.insert("rack".into(), "r1".into())));
+    sim.run(10);
+    assert_eq!(before, sim.running().iter().map(|t| t.id).collect::<Vec<_>>());
+}
+
+#[test]
+fn a_node_that_joins_gets_tasks_of_a_few_services_at_a_time() {
+    let names = ["a", "b", "c", "d", "e", "f"];
+    let mut sim = cluster(2);
+    for name in names {
+        sim.create(ServiceSpec {
+            rebalance: Rebalance::OnJoin,
+            ..named(name, 6)
+        });
+    }
+    put(&mut sim, Object::Node(node(3, "n3").into()));
+    let mut most = 0;
+    for _ in 0..200 {
+        sim.settle();
+        most = most.max(names.iter().map(|name| live_of(&sim, name)).sum());
+        sim.step_agents();
+    }
+    assert_eq!(most, 6 * 6 + AT_ONCE);
+    for name in names {
+        assert_eq!(on(&sim, name), [1, 1, 2, 2, 3, 3], "{name}");
+    }
+}
+
+#[test]
+fn moves_that_are_called_off_at_once_are_begun_once() {
+    let mut sim = cluster(2);
+    sim.create(ServiceSpec {
+        rebalance: Rebalance::OnJoin,
+        ..named("web", 4)
+    });
+    let running: Vec<Task> = sim.running().into_iter().cloned().collect();
+    sim.run(1);
+    // The last successor of each failed.
+    for (number, task) in (900..).zip(&running) {
+        let mut failed = task.clone();
+        failed.id = model::TaskId(number);
+        failed.status.state = TaskState::Failed;
+        put(&mut sim, Object::Task(failed.into()));
+    }
+    put(&mut sim, Object::Node(node(3, "n3").into()));
+    sim.run(5);
+    let after: Vec<_> = sim.running().iter().map(|t| t.id).collect();
+    assert_eq!(after, running.iter().map(|t| t.id).collect::<Vec<_>>());
+    assert!(sim.tasks("web").iter().all(|t| t.moving == 0));
+}
+
+#[test]
+fn what_cannot_be_spread_anew_is_refused() {
+    let mut sim = cluster(1);
+    let asks = |mode, strategy| {
+        let mut spec = ServiceSpec {
+            rebalance: Rebalance::OnJoin,
+            mode,
+            ..named("x", 1)
+        };
+        spec.task.placement.strategy = strategy;
+        spec
+    };
+    let replicated = ServiceMode::Replicated { replicas: 1 };
+    for (spec, part) in [
+        (
+            asks(ServiceMode::Global, PlacementStrategy::Spread),
+            "needs mode replicated",
+        ),
+        (
+            asks(replicated, PlacementStrategy::Binpack),
+            "does not go with the strategy binpack",
+        ),
+    ] {
+        let refused = crate::admit::create_service(&sim.state, spec, sim.now, &mut sim.ids).expect_err(part);
+        assert!(refused.to_string().contains(part), "{refused}");
     }
 }
 

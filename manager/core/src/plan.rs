@@ -26,6 +26,8 @@ pub struct Dirty {
     freed: bool,
     /// Room may have appeared: tasks without a node or an address are tried again.
     room: bool,
+    /// A node takes tasks that took none, or a task that moved made way for another service's.
+    joined: bool,
     all: bool,
 }
 
@@ -41,6 +43,11 @@ impl Dirty {
     /// Whether there is nothing to look at.
     pub fn is_empty(&self) -> bool {
         *self == Self::default()
+    }
+
+    /// Adds everything to what is known.
+    pub fn add_everything(&mut self) {
+        self.all = true;
     }
 
     /// Adds a service whose time has come (see [`Plan::wake`]).
@@ -65,6 +72,7 @@ impl Dirty {
                 Key::Node(id) => {
                     self.nodes.insert(id);
                     self.room = true;
+                    self.joined |= joins(change.before.as_ref(), change.after.as_ref());
                 }
                 Key::Network(_) | Key::Cluster => self.room = true,
                 Key::Task(_) => {
@@ -75,6 +83,7 @@ impl Dirty {
                     }
                     self.add_task(change.before.as_ref(), change.after.as_ref());
                     self.room |= freed(change.before.as_ref(), change.after.as_ref());
+                    self.joined |= moved(change.before.as_ref(), change.after.as_ref());
                 }
                 Key::Secret(_) | Key::Config(_) => {}
             }
@@ -107,10 +116,29 @@ impl Dirty {
         self.room = true;
     }
 
+    /// A node may have joined unseen, as before an election.
+    pub fn add_joined(&mut self) {
+        self.joined = true;
+    }
+
     /// Takes it, leaving nothing.
     pub fn take(&mut self) -> Self {
         std::mem::take(self)
     }
+}
+
+/// Whether a node takes tasks, and took none or was not reached before.
+fn joins(before: Option<&Object>, after: Option<&Object>) -> bool {
+    let takes = |o: Option<&Object>| matches!(o, Some(Object::Node(n)) if schedule::filter::takes(n) && n.status.unreached.is_empty());
+    !takes(before) && takes(after)
+}
+
+/// Whether a task that was to move did.
+fn moved(before: Option<&Object>, after: Option<&Object>) -> bool {
+    let live =
+        |o: Option<&Object>| matches!(o, Some(Object::Task(t)) if t.moving > 0 && orchestrate::is_live(t));
+    let stays = |o: Option<&Object>| matches!(o, Some(Object::Task(t)) if t.moving == 0);
+    live(before) && !live(after) && !stays(after)
 }
 
 /// Whether a task gave back what it held of a node or a network.
@@ -185,6 +213,8 @@ pub fn plan(state: &State, dirty: &Dirty, unheard: &Unheard, now: Timestamp, ids
     let mut wake = BTreeMap::new();
     let mut report = BTreeMap::new();
     let room = dirty.room || dirty.all;
+    // Once: a move that is called off at once, as its last successor failed, is not begun again.
+    let mut joined = dirty.joined;
     loop {
         for id in &services {
             let touched = scratch.touched();
@@ -204,6 +234,13 @@ pub fn plan(state: &State, dirty: &Dirty, unheard: &Unheard, now: Timestamp, ids
         }
         // Those that make room get successors, which must not wait for the next entry to be told why they have none.
         services = schedule::schedule(&mut scratch, &open, &unheard.nodes, now, &mut report);
+        // Where everybody may be placed on: else a task would be moved where its successor cannot be.
+        if std::mem::take(&mut joined)
+            && unheard.nodes.is_empty()
+            && !scratch.unplaced().any(|t| t.spec.priority > 0)
+        {
+            services.extend(orchestrate::joined::spread(&mut scratch));
+        }
         if services.is_empty() {
             break;
         }

@@ -48,6 +48,7 @@ async fn lead(writer: &Writer, dispatcher: &Dispatcher) {
     let log = &writer.log;
     let mut subscription = log.subscribe();
     let mut dirty = Dirty::everything();
+    dirty.add_joined();
     let mut timers: BTreeMap<ServiceId, Timestamp> = BTreeMap::new();
     let mut heard = dispatcher.heard();
     let mut unheard = Unheard::default();
@@ -82,6 +83,7 @@ async fn lead(writer: &Writer, dispatcher: &Dispatcher) {
             if newest != unheard {
                 unheard = newest;
                 dirty.add_room();
+                dirty.add_joined();
             }
         }
         ring(&mut timers, &mut dirty, log.now());
@@ -128,7 +130,7 @@ async fn lead(writer: &Writer, dispatcher: &Dispatcher) {
 fn add(dirty: &mut Dirty, event: Event) {
     match event {
         Event::Applied(changes) => dirty.add(&changes),
-        Event::Replaced => *dirty = Dirty::everything(),
+        Event::Replaced => dirty.add_everything(),
     }
 }
 

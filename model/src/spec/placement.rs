@@ -49,6 +49,39 @@ impl std::str::FromStr for PlacementStrategy {
     }
 }
 
+/// When the tasks of a service are spread anew over the nodes there are, without being asked.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum Rebalance {
+    /// Never: they stay where they are.
+    #[default]
+    Never,
+    /// When a node joins, comes back or takes tasks again.
+    OnJoin,
+}
+
+impl Rebalance {
+    /// Its name.
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            Self::Never => "never",
+            Self::OnJoin => "on-join",
+        }
+    }
+}
+
+impl std::str::FromStr for Rebalance {
+    type Err = String;
+    fn from_str(text: &str) -> Result<Self, String> {
+        match text {
+            "never" => Ok(Self::Never),
+            "on-join" => Ok(Self::OnJoin),
+            other => Err(format!(
+                "there is no time {other} to rebalance: use never or on-join"
+            )),
+        }
+    }
+}
+
 /// Highest priority of a task. It is 0 where none is given.
 pub const PRIORITY_MAX: u32 = 100;
 

@@ -2,7 +2,7 @@
 
 use super::{
     Autoscale, ContainerSpec, Dependency, EndpointSpec, Labels, LogDriver, NetworkAttachment, OnDisconnect,
-    Placement, Resources, RestartPolicy, Schedule, UpdateConfig,
+    Placement, Rebalance, Resources, RestartPolicy, Schedule, UpdateConfig,
 };
 
 /// A service as the user wants it.
@@ -26,6 +26,8 @@ pub struct ServiceSpec {
     pub schedule: Option<Schedule>,
     /// By what the cluster chooses the replicas; absent: they are as many as were asked for.
     pub autoscale: Option<Autoscale>,
+    /// When its tasks are spread anew without being asked. No part of what a task runs: a change of it restarts none.
+    pub rebalance: Rebalance,
 }
 
 impl ServiceSpec {

@@ -39,6 +39,7 @@ impl From<&m::ServiceSpec> for w::ServiceSpec {
                 scale_down_after_ns: nanos(a.scale_down_after),
             }),
             schedule: s.schedule.as_ref().map(Into::into),
+            rebalance_on_join: s.rebalance == m::Rebalance::OnJoin,
         }
     }
 }
@@ -70,6 +71,11 @@ impl TryFrom<w::ServiceSpec> for m::ServiceSpec {
                 scale_down_after: Duration::from_nanos(a.scale_down_after_ns),
             }),
             schedule: s.schedule.map(Into::into),
+            rebalance: if s.rebalance_on_join {
+                m::Rebalance::OnJoin
+            } else {
+                m::Rebalance::Never
+            },
         })
     }
 }

@@ -6,8 +6,8 @@ use std::time::Duration;
 use model::ids::IdSource;
 use model::object::{Endpoint, Key, Meta, Object, Service};
 use model::spec::{
-    OnDisconnect, PROGRESS_DEADLINE, PlacementStrategy, PortSpec, PublishMode, REPLICAS_MAX, RestartPolicy,
-    ServiceMode, ServiceSpec, UpdateConfig, UpdateOrder,
+    OnDisconnect, PROGRESS_DEADLINE, PlacementStrategy, PortSpec, PublishMode, REPLICAS_MAX, Rebalance,
+    RestartPolicy, ServiceMode, ServiceSpec, UpdateConfig, UpdateOrder,
 };
 use model::units::format_duration;
 use model::{ConfigId, Level, NetworkId, SecretId, ServiceId, Timestamp};
@@ -135,6 +135,7 @@ fn placement_beyond(spec: &ServiceSpec) -> Option<&'static str> {
             "a generic resource",
         ),
         (task.priority > 0, "a priority"),
+        (spec.rebalance != Rebalance::Never, "a rebalance"),
     ];
     beyond.into_iter().find_map(|(is, what)| is.then_some(what))
 }

@@ -5,8 +5,8 @@ use std::time::Duration;
 use model::object::Cluster;
 use model::spec::{
     Autoscale, CPU_MIN, ContainerSpec, IMAGE_MAX, ImageRef, KINDS_MAX, Labels, MEMORY_MIN, Mount, MountKind,
-    OnDisconnect, PRIORITY_MAX, Protocol, PublishMode, REPLICAS_MAX, STOP_AFTER_MAX, STOP_AFTER_MIN,
-    ServiceMode, ServiceSpec, UpdateConfig, check_name, parse_amount,
+    OnDisconnect, PRIORITY_MAX, PlacementStrategy, Protocol, PublishMode, REPLICAS_MAX, Rebalance,
+    STOP_AFTER_MAX, STOP_AFTER_MIN, ServiceMode, ServiceSpec, UpdateConfig, check_name, parse_amount,
 };
 use model::units::format_duration;
 use model::{Bytes, NanoCpus};
@@ -64,6 +64,7 @@ pub(super) fn service(spec: &ServiceSpec) -> Result<(), Refusal> {
     if let Some(rule) = &spec.autoscale {
         autoscale(spec, rule).map_err(at)?;
     }
+    rebalance(spec).map_err(at)?;
     job::check(spec).map_err(at)?;
     container(&spec.task.container).map_err(at)?;
     resources(spec).map_err(at)?;
@@ -335,6 +336,21 @@ fn resources(spec: &ServiceSpec) -> Result<(), String> {
     }
     for (kind, count) in &reserved.generic {
         parse_amount(&format!("{kind}={count}"))?;
+    }
+    Ok(())
+}
+
+fn rebalance(spec: &ServiceSpec) -> Result<(), String> {
+    if spec.rebalance == Rebalance::Never {
+        return Ok(());
+    }
+    if !matches!(spec.mode, ServiceMode::Replicated { .. }) {
+        return Err("rebalance needs mode replicated: the tasks of others stay where they are".into());
+    }
+    if spec.task.placement.strategy == PlacementStrategy::Binpack {
+        return Err(
+            "rebalance does not go with the strategy binpack, which wants the tasks on few nodes".into(),
+        );
     }
     Ok(())
 }

@@ -104,7 +104,8 @@ pub(super) fn check_by(state: &State, node: &Node, task: &Task, asked: &Asked) -
     (most > 0 && others_there(state, node, task) >= most).then_some(Refused::MaxReplicas)
 }
 
-fn takes(node: &Node) -> bool {
+/// Whether a node takes tasks.
+pub fn takes(node: &Node) -> bool {
     node.status.state == NodeState::Ready && node.spec.availability == Availability::Active
 }
 

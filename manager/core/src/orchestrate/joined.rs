@@ -1,0 +1,67 @@
+//! Services that ask for it use nodes that joined or came back: a task at a time, each once its successor runs.
+
+use std::collections::BTreeSet;
+
+use model::ServiceId;
+use model::object::{Node, Service};
+use model::spec::{PlacementStrategy, Rebalance, ServiceMode};
+
+use super::is_live;
+use crate::schedule::{self, filter};
+use crate::state::{Scratch, State};
+
+/// Most services that give tasks to new nodes at a time: each has one task more than was asked for meanwhile.
+pub(crate) const AT_ONCE: usize = 4;
+
+/// Marks the tasks of services that are to move, of the first that have some; answers which these are. Whose turn it is not is
+/// looked at again when a task has moved.
+pub(crate) fn spread(scratch: &mut Scratch) -> BTreeSet<ServiceId> {
+    let asking: Vec<ServiceId> = scratch.services().filter(|s| asks(s)).map(|s| s.id).collect();
+    let (busy, free): (Vec<ServiceId>, Vec<ServiceId>) =
+        asking.into_iter().partition(|id| moves(scratch, *id));
+    let mut begun = BTreeSet::new();
+    for id in free {
+        if busy.len() + begun.len() >= AT_ONCE {
+            break;
+        }
+        if !is_uneven(scratch, id) {
+            continue;
+        }
+        for task in schedule::rebalance::moves(scratch, id) {
+            scratch.edit_task(task.id, |t| t.moving = 1);
+            begun.insert(id);
+        }
+    }
+    begun
+}
+
+fn asks(service: &Service) -> bool {
+    let spec = &service.spec;
+    spec.rebalance == Rebalance::OnJoin
+        && matches!(spec.mode, ServiceMode::Replicated { .. })
+        && spec.task.placement.strategy == PlacementStrategy::Spread
+        && !service.update.as_ref().is_some_and(|u| u.state.is_active())
+}
+
+fn moves(state: &State, id: ServiceId) -> bool {
+    state.tasks_of_service(id).any(|t| t.moving > 0 && is_live(t))
+}
+
+/// Whether a look at every node may pay: some node that takes tasks has two fewer than another.
+fn is_uneven(state: &State, id: ServiceId) -> bool {
+    let Some(service) = state.service(id) else {
+        return false;
+    };
+    let there = |node: &Node| {
+        let tasks = state.tasks_of_node(node.id);
+        tasks.filter(|t| t.service == id && is_live(t)).count()
+    };
+    // Labels by which tasks are spread may be uneven where nodes are not.
+    let spreads = !service.spec.task.placement.spread.is_empty();
+    let mut counts = (state.nodes())
+        .filter(|n| filter::takes(n) && filter::suits(n, &service.spec.task))
+        .map(|n| there(n));
+    let Some(first) = counts.next() else { return false };
+    let (least, most) = counts.fold((first, first), |(least, most), n| (least.min(n), most.max(n)));
+    spreads || most >= least + 2
+}
