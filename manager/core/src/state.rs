@@ -4,6 +4,7 @@ mod apply;
 mod find;
 mod load;
 mod order;
+mod places;
 mod scratch;
 
 use std::net::IpAddr;
@@ -38,7 +39,7 @@ pub struct State {
     // Whatever is written copies a leaf of each map it touches, so keys that lie at random hold nothing that is counted.
     names: OrdMap<NameKey, u128>,
     by_service: OrdSet<(ServiceId, SlotKey, TaskId)>,
-    by_node: OrdSet<(NodeId, TaskId)>,
+    by_node: places::Index,
     unplaced: OrdSet<TaskId>,
     order: order::Index,
     loads: load::Loads,
@@ -239,9 +240,7 @@ impl State {
 
     /// Tasks of a node, finished ones included.
     pub fn tasks_of_node(&self, id: NodeId) -> impl Iterator<Item = &Arc<Task>> {
-        self.by_node
-            .range((id, TaskId(0))..=(id, TaskId(u128::MAX)))
-            .filter_map(|(_, task)| self.tasks.get(task))
+        self.by_node.of(id).filter_map(|task| self.tasks.get(&task))
     }
 
     /// Unfinished tasks without a node.
@@ -291,6 +290,14 @@ impl State {
         before: Option<(Fullness, NodeId)>,
     ) -> Option<(Fullness, NodeId)> {
         self.loads.before(class, before)
+    }
+
+    /// A copy to be changed much before it is thrown away.
+    fn aside(&self) -> Self {
+        Self {
+            by_node: self.by_node.aside(),
+            ..self.clone()
+        }
     }
 
     /// How it would be without some tasks and with others.
@@ -394,7 +401,11 @@ impl State {
         let slot = |t: &Task| (t.service, t.slot, t.id);
         between(old.map(slot), new.map(slot), &mut self.by_service);
         let place = |t: &Task| t.node.map(|node| (node, t.id));
-        between(old.and_then(place), new.and_then(place), &mut self.by_node);
+        let (was, is) = (old.and_then(place), new.and_then(place));
+        if was != is {
+            was.iter().for_each(|was| self.by_node.remove(was));
+            is.into_iter().for_each(|is| self.by_node.insert(is));
+        }
         let waits = |t: &Task| (t.node.is_none() && !t.status.state.is_terminal()).then_some(t.id);
         between(old.and_then(waits), new.and_then(waits), &mut self.unplaced);
         let (was, is) = (old.map_or(&[][..], held), new.map_or(&[][..], held));

@@ -31,7 +31,7 @@ impl Deref for Scratch {
 impl Scratch {
     pub(crate) fn new(state: &State) -> Self {
         Self {
-            now: state.clone(),
+            now: state.aside(),
             origin: state.clone(),
             touched: BTreeMap::new(),
             relied: BTreeSet::new(),
