@@ -30,21 +30,18 @@ const FAILURE_WINDOW_MS: u64 = 300_000;
 /// Who is `unheard` gets none. Answers the services of which tasks were told to make room.
 pub(crate) fn schedule(
     scratch: &mut Scratch,
-    open: &[TaskId],
+    open: Vec<Arc<Task>>,
     unheard: &BTreeSet<NodeId>,
     now: Timestamp,
     report: &mut BTreeMap<TaskId, String>,
 ) -> BTreeSet<ServiceId> {
     let mut room = preempt::Room::default();
-    let mut pending = pending(scratch, open);
+    let mut pending = pending(open);
     loop {
         let count = pending.len();
         place(scratch, &pending, unheard, now, &mut room);
         // What was placed may be the company that others waited for.
-        pending.retain(|t| {
-            let waits = scratch.task(t.id).is_some_and(|t| t.node.is_none());
-            waits && !room.waits(t.id)
-        });
+        pending.retain(|t| room.unplaced.contains_key(&t.id) && !room.waits(t.id));
         let placed = pending.len() < count;
         pending.retain(|t| affinity::wants_company(t));
         if !placed || pending.is_empty() {
@@ -62,13 +59,14 @@ fn say_why(
     room: &preempt::Room,
     report: &mut BTreeMap<TaskId, String>,
 ) {
-    let ids: Vec<TaskId> = room.unplaced.keys().copied().collect();
+    let ids = room.unplaced.keys();
+    let unplaced = ids.filter_map(|id| scratch.task(*id)).cloned().collect();
     let closed = Closed {
         unheard,
         kept: &room.kept,
     };
     let mut like: Option<(Arc<Task>, String)> = None;
-    for task in pending(scratch, &ids) {
+    for task in pending(unplaced) {
         let known = like.take().filter(|(known, _)| {
             let any = |t: &Task| matches!(t.slot, SlotKey::Replica(_)) && t.desired != DesiredState::Ready;
             known.service == task.service && any(known) && any(&task) && alike(known, &task)
@@ -80,7 +78,7 @@ fn say_why(
             |host| format!("{text}; it waits for room that is made on {host}"),
         );
         if task.status.error != why {
-            scratch.edit_task(task.id, |t| t.status.error.clone_from(&why));
+            scratch.change_task(&task, |t| t.status.error.clone_from(&why));
         }
         report.insert(task.id, why);
         like = Some((task, text));
@@ -98,15 +96,10 @@ fn no_node(state: &State, closed: Closed<'_>, task: &Task) -> String {
 }
 
 /// Tasks that wait for a node, in an order in which the same tasks always meet the same nodes.
-fn pending(scratch: &Scratch, open: &[TaskId]) -> Vec<Arc<Task>> {
-    let mut pending: Vec<Arc<Task>> = open
-        .iter()
-        .filter_map(|id| scratch.task(*id))
-        .filter(|t| t.status.state == TaskState::Pending && t.node.is_none())
-        .cloned()
-        .collect();
-    pending.sort_by_key(|t| (std::cmp::Reverse(t.spec.priority), t.service, t.slot, t.id));
-    pending
+fn pending(mut open: Vec<Arc<Task>>) -> Vec<Arc<Task>> {
+    open.retain(|t| t.status.state == TaskState::Pending && t.node.is_none());
+    open.sort_by_key(|t| (std::cmp::Reverse(t.spec.priority), t.service, t.slot, t.id));
+    open
 }
 
 fn place(
@@ -136,7 +129,7 @@ fn place(
                 Some(node) => {
                     load.put(task.slot, node);
                     let granted = scratch.node(node).map(|n| generic::grant(scratch, n, task));
-                    scratch.edit_task(task.id, |t| {
+                    scratch.change_task(task, |t| {
                         t.node = Some(node);
                         t.granted = granted.unwrap_or_default();
                         t.status.state = TaskState::Assigned;

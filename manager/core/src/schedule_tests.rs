@@ -255,7 +255,8 @@ proptest! {
         let mut simple = Scratch::new(&state);
         let expected = one_by_one(&mut simple, &open, &unheard, now);
         let (mut scratch, mut report) = (Scratch::new(&state), BTreeMap::new());
-        schedule(&mut scratch, &open, &unheard, now, &mut report);
+        let tasks = open.iter().filter_map(|id| state.task(*id)).cloned().collect();
+        schedule(&mut scratch, tasks, &unheard, now, &mut report);
         for id in &open {
             let found = match scratch.task(*id).and_then(|t| t.node) {
                 Some(node) => Ok(node),

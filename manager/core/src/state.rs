@@ -335,7 +335,16 @@ impl State {
 
     /// Version of an object; 0: there is none.
     pub fn version(&self, key: Key) -> u64 {
-        self.object(key).map_or(0, |o| o.meta().version)
+        let version = match key {
+            Key::Cluster => self.cluster.as_ref().map(|o| o.meta.version),
+            Key::Node(id) => self.nodes.get(&id).map(|o| o.meta.version),
+            Key::Service(id) => self.services.get(&id).map(|o| o.meta.version),
+            Key::Task(id) => self.tasks.get(&id).map(|o| o.meta.version),
+            Key::Network(id) => self.networks.get(&id).map(|o| o.meta.version),
+            Key::Secret(id) => self.secrets.get(&id).map(|o| o.meta.version),
+            Key::Config(id) => self.configs.get(&id).map(|o| o.meta.version),
+        };
+        version.unwrap_or(0)
     }
 
     /// An object by its key.
