@@ -41,6 +41,7 @@ pub struct State {
     by_service: OrdSet<(ServiceId, SlotKey, TaskId)>,
     by_node: places::Index,
     unplaced: OrdSet<TaskId>,
+    choosy: OrdSet<ServiceId>,
     order: order::Index,
     loads: load::Loads,
     // With the holder: within one entry the next holder may be written before the last one lets go.
@@ -259,6 +260,11 @@ impl State {
         !self.order.is_empty()
     }
 
+    /// Services that want others beside them, or not.
+    pub(crate) fn choosy(&self) -> impl Iterator<Item = &Arc<Service>> {
+        self.choosy.iter().filter_map(|id| self.services.get(id))
+    }
+
     /// What the unfinished tasks of a node take of it.
     pub fn usage(&self, id: NodeId) -> Usage {
         self.loads.usage(id)
@@ -377,6 +383,9 @@ impl State {
                     self.addresses.insert(*vip, o.id.0);
                 }
                 self.order.put_service(&o);
+                if !o.spec.task.placement.affinity.is_empty() {
+                    self.choosy.insert(o.id);
+                }
                 self.services.insert(o.id, o);
             }
             Object::Task(o) => {
@@ -476,6 +485,7 @@ impl State {
             Key::Service(id) => {
                 if let Some(old) = self.services.get(&id).cloned() {
                     self.order.remove_service(&old);
+                    self.choosy.remove(&id);
                     release(&mut self.names, &name_key(Kind::Service, &old.spec.name), &id.0);
                     for port in old
                         .endpoint
@@ -543,6 +553,7 @@ impl State {
         if rebuilt.by_service != self.by_service
             || rebuilt.by_node != self.by_node
             || rebuilt.unplaced != self.unplaced
+            || rebuilt.choosy != self.choosy
             || rebuilt.order != self.order
             || !rebuilt.loads.agrees(&self.loads)
             || rebuilt.addresses != self.addresses

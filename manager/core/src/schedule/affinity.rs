@@ -54,7 +54,7 @@ pub(super) struct Neighbours {
 impl Neighbours {
     pub(super) fn of(state: &State, task: &Task) -> Self {
         let shuns = |text: &String| parse(text).is_ok_and(|a| !a.together && a.service == task.service_name);
-        let services = state.services().filter(|s| s.id != task.service);
+        let services = state.choosy().filter(|s| s.id != task.service);
         Self {
             // One that cannot be read is refused by admission.
             asked: task
