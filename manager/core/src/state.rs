@@ -20,7 +20,7 @@ use crate::txn::Answer;
 
 pub use find::{FindError, Kind};
 pub use load::Usage;
-pub(crate) use load::{Class, Fullness};
+pub(crate) use load::{Class, Fullness, Standing};
 pub(crate) use scratch::Scratch;
 
 /// Everything the cluster remembers. A clone costs nothing and never changes.
@@ -267,12 +267,12 @@ impl State {
 
     /// What the unfinished tasks of a node take of it.
     pub fn usage(&self, id: NodeId) -> Usage {
-        self.loads.usage(id)
+        self.loads.standing(id).usage
     }
 
-    /// How full a node is.
-    pub(crate) fn fullness(&self, id: NodeId) -> Fullness {
-        self.loads.fullness(id)
+    /// What a node is used for, and its class.
+    pub(crate) fn standing(&self, id: NodeId) -> Standing {
+        self.loads.standing(id)
     }
 
     /// Every class of nodes, with one of them.

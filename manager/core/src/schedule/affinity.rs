@@ -71,9 +71,14 @@ impl Neighbours {
         }
     }
 
+    /// Whether anybody may be beside it.
+    pub(super) fn is_empty(&self) -> bool {
+        self.asked.is_empty() && self.shunned_by.is_empty()
+    }
+
     /// Whether what runs on a node, or will, is as it was asked for.
     pub(super) fn hold(&self, state: &State, node: &Node, task: &Task) -> bool {
-        if self.asked.is_empty() && self.shunned_by.is_empty() {
+        if self.is_empty() {
             return true;
         }
         // A task that is replaced goes as its successor comes.

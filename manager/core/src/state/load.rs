@@ -134,26 +134,23 @@ impl Class {
 /// The index: what nodes are used for, and every node under its class, the emptiest of each first.
 #[derive(Debug, Clone, Default)]
 pub(super) struct Loads {
-    nodes: OrdMap<NodeId, Load>,
+    nodes: OrdMap<NodeId, Standing>,
     by_class: OrdSet<(Class, Fullness, NodeId)>,
 }
 
+/// What is known of a node without looking at it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
-struct Load {
-    usage: Usage,
+pub(crate) struct Standing {
+    pub(crate) usage: Usage,
     size: Size,
-    fullness: Fullness,
+    pub(crate) fullness: Fullness,
     /// None: tasks are of it, and it is not (yet) there.
-    class: Option<Class>,
+    pub(crate) class: Option<Class>,
 }
 
 impl Loads {
-    pub(super) fn usage(&self, id: NodeId) -> Usage {
-        self.nodes.get(&id).map_or_else(Usage::default, |n| n.usage)
-    }
-
-    pub(super) fn fullness(&self, id: NodeId) -> Fullness {
-        self.nodes.get(&id).map_or_else(Fullness::default, |n| n.fullness)
+    pub(super) fn standing(&self, id: NodeId) -> Standing {
+        self.nodes.get(&id).copied().unwrap_or_default()
     }
 
     /// Every class, with one of its nodes.
@@ -216,14 +213,15 @@ impl Loads {
         self.change(node, |load| load.usage.remove(task));
     }
 
-    fn change(&mut self, id: NodeId, change: impl FnOnce(&mut Load)) {
-        let load = self.nodes.entry(id).or_default();
-        let was = *load;
-        change(load);
-        load.fullness = Fullness::of(&load.usage, load.size);
-        let is = *load;
+    fn change(&mut self, id: NodeId, change: impl FnOnce(&mut Standing)) {
+        let was = self.standing(id);
+        let mut is = was;
+        change(&mut is);
+        is.fullness = Fullness::of(&is.usage, is.size);
         if is.class.is_none() && is.usage.tasks == 0 {
             self.nodes.remove(&id);
+        } else {
+            self.nodes.insert(id, is);
         }
         if (was.class, was.fullness) == (is.class, is.fullness) {
             return;
