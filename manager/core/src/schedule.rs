@@ -19,7 +19,7 @@ use model::{NodeId, ServiceId, TaskId, Timestamp};
 
 pub(crate) use preempt::PREEMPTED;
 
-use crate::state::{Class, Fullness, Scratch, Standing, State};
+use crate::state::{Class, Fullness, Scratch, State};
 
 /// Ended tasks of a service on a node within [`FAILURE_WINDOW_MS`] that make the node a last resort.
 const FAILURES_MAX: usize = 5;
@@ -224,15 +224,13 @@ struct Rank {
 }
 
 impl Rank {
-    fn of(id: NodeId, standing: &Standing, kind: &Kind, task: &Task, load: &Load) -> Self {
-        let (share, tasks) = (
-            u64::from(standing.fullness.share),
-            u64::from(standing.fullness.tasks),
-        );
+    /// Of a node with so many `others` of the service.
+    fn of((id, others): (NodeId, usize), fullness: Fullness, kind: &Kind, task: &Task, load: &Load) -> Self {
+        let (share, tasks) = (u64::from(fullness.share), u64::from(fullness.tasks));
         let (others, full, turned) = match task.spec.placement.strategy {
             PlacementStrategy::Spread => {
                 let then = share + u64::from(kind.share);
-                (load.others(task.slot, id), [then, 0, tasks], id.0)
+                (others, [then, 0, tasks], id.0)
             }
             PlacementStrategy::Binpack => {
                 let size = kind.one.description.memory.0;
@@ -341,11 +339,13 @@ impl Choice {
         if closed.has(id) || self.asked.refuses_one(state, one, &kind.one, &self.task) {
             return false;
         }
+        let tasks = load.others(self.task.slot, id);
+        let fullness = standing.fullness;
         let place = Place {
             class,
-            rank: Rank::of(id, &standing, kind, &self.task, load),
-            tasks: load.others(self.task.slot, id),
-            fullness: standing.fullness,
+            rank: Rank::of((id, tasks), fullness, kind, &self.task, load),
+            tasks,
+            fullness,
             leads,
         };
         self.fits.insert(&kind.path, place.rank, place.tasks);

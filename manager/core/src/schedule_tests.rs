@@ -46,7 +46,10 @@ fn choose(state: &State, closed: Closed<'_>, task: &Task, load: &Load) -> Result
     }
     let others = |node: NodeId| load.others(task.slot, node);
     narrow(&mut fits, &task.spec.placement.spread, &others);
-    let rank = |n: &Arc<Node>| Rank::of(n.id, &state.standing(n.id), &Kind::of(n, task), task, load);
+    let rank = |n: &Arc<Node>| {
+        let fullness = state.standing(n.id).fullness;
+        Rank::of((n.id, others(n.id)), fullness, &Kind::of(n, task), task, load)
+    };
     let best = fits.into_iter().min_by_key(|n| rank(n));
     best.map(|n| n.id).ok_or_else(|| explain::no_node(&refused, task))
 }

@@ -85,9 +85,8 @@ impl Scratch {
     /// The same of a task at hand, as it is now; answers what became of it.
     pub(crate) fn change_task(&mut self, old: &Arc<Task>, edit: impl FnOnce(&mut Task)) -> Arc<Task> {
         debug_assert!(self.now.task(old.id).is_some_and(|now| Arc::ptr_eq(now, old)));
-        let mut task = (**old).clone();
-        edit(&mut task);
-        let task = Arc::new(task);
+        let mut task = old.clone();
+        edit(Arc::make_mut(&mut task));
         let is = Some(Object::Task(task.clone()));
         match self.touched.entry(Key::Task(old.id)) {
             Entry::Occupied(mut known) => known.get_mut().is = is,
@@ -118,7 +117,7 @@ impl Scratch {
         };
         let mut deletes = Vec::new();
         for (key, Touched { was, is }) in self.touched {
-            if was == is {
+            if is_same(was.as_ref(), is.as_ref()) {
                 continue;
             }
             txn.expect
@@ -139,6 +138,16 @@ impl Scratch {
         }
         txn
     }
+}
+
+/// Of tasks, where they differ most often is looked at first: names lie elsewhere in memory.
+fn is_same(was: Option<&Object>, is: Option<&Object>) -> bool {
+    if let (Some(Object::Task(was)), Some(Object::Task(is))) = (was, is)
+        && (was.node, was.desired, was.status.state) != (is.node, is.desired, is.status.state)
+    {
+        return false;
+    }
+    was == is
 }
 
 /// The specs that a service had are known where it is applied.
