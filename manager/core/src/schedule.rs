@@ -145,7 +145,7 @@ fn place(
                     }
                 }
                 None => {
-                    let host = room.make(scratch, unheard, task);
+                    let host = room.make(scratch, unheard, task, &mut choice);
                     room.unplaced.insert(task.id, host);
                 }
             }
@@ -277,6 +277,8 @@ struct Choice {
     places: BTreeMap<NodeId, Place>,
     /// Nodes that stand in no line (any more): the service is known there.
     known: BTreeSet<NodeId>,
+    /// Where room can be made, once that was looked for.
+    offers: Option<preempt::Offers>,
 }
 
 /// A node that fits.
@@ -311,6 +313,7 @@ impl Choice {
             fits: spread::Tree::new(),
             places: BTreeMap::new(),
             known: BTreeSet::new(),
+            offers: None,
             asked,
             task,
         };

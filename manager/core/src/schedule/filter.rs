@@ -74,6 +74,12 @@ impl Asked {
             || !self.constraints.as_ref().is_some_and(holds)
             || !runs_on(node, &task.spec.placement.platforms)
             || cannot_encrypt(node, task)
+            || !fits(Usage::default(), node, task)
+    }
+
+    /// Whether a node of a class that does not refuse may take the task, where all that runs there may go.
+    pub(super) fn allows(&self, node: &Node, task: &Task) -> bool {
+        self.holds(node) && generic::has_enough(node, task)
     }
 
     /// Whether a node refuses, of a class that does not: `like` is of that class.

@@ -10,6 +10,14 @@ use model::spec::Names;
 use super::filter::replaces;
 use crate::state::State;
 
+/// Whether a node has as many of each kind as a task asks for, free or not.
+pub(super) fn has_enough(node: &Node, task: &Task) -> bool {
+    let asked = &task.spec.resources.reservations.generic;
+    asked
+        .iter()
+        .all(|(kind, count)| *count <= node.description.generic.total(kind))
+}
+
 /// Whether a node has as many of each kind free as a task asks for.
 pub(super) fn has_room(state: &State, node: &Node, task: &Task) -> bool {
     let asked = &task.spec.resources.reservations.generic;
