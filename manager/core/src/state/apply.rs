@@ -99,7 +99,7 @@ impl State {
                 let old = self.nodes.get(node).cloned()?;
                 let mut new = (*old).clone();
                 if let Some(d) = description {
-                    new.description = d.clone();
+                    new.description = (**d).clone();
                 }
                 new.status = status.clone();
                 if *old == new {
