@@ -1,5 +1,7 @@
 //! Nodes by what they are and how full they are, so that whoever wants the emptiest that fits need not look at all of them.
 
+use std::num::NonZeroU128;
+
 use imbl::{OrdMap, OrdSet};
 use model::object::{Node, Task};
 use model::{Bytes, NanoCpus, NodeId};
@@ -92,7 +94,7 @@ type Size = (NanoCpus, Bytes);
 /// What nodes of a class have in common, as the first half of a SHA-256 of it: all that can speak for or against a node but its
 /// name, its address and what runs there.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
-pub(crate) struct Class(u128);
+pub(crate) struct Class(NonZeroU128);
 
 impl Class {
     fn of(node: &Node) -> Self {
@@ -123,7 +125,7 @@ impl Class {
         }
         let digest: [u8; 32] = digest.finalize().into();
         let (half, _) = digest.split_first_chunk().unwrap_or((&[0; 16], &[]));
-        Self(u128::from_be_bytes(*half))
+        Self(NonZeroU128::new(u128::from_be_bytes(*half)).unwrap_or(NonZeroU128::MAX))
     }
 
     fn next(self) -> Option<Self> {
@@ -155,7 +157,7 @@ impl Loads {
 
     /// Every class, with one of its nodes.
     pub(super) fn classes(&self) -> Vec<(Class, NodeId)> {
-        let (mut found, mut from) = (Vec::new(), Some(Class(0)));
+        let (mut found, mut from) = (Vec::new(), Some(Class(NonZeroU128::MIN)));
         // From one class to the next, not from node to node.
         while let Some(class) = from
             && let Some((class, _, id)) = self.by_class.get_next(&(class, Fullness::LEAST, NodeId(0)))
