@@ -21,32 +21,27 @@ use crate::state::{Scratch, State};
 /// Gives tasks that are New their addresses; those for which there is none say so and stay New.
 pub(crate) fn allocate(
     scratch: &mut Scratch,
-    open: &[TaskId],
+    open: &mut [Arc<Task>],
     now: Timestamp,
     report: &mut BTreeMap<TaskId, String>,
 ) {
-    for id in open {
-        let Some(task) = scratch
-            .task(*id)
-            .filter(|t| t.status.state == TaskState::New)
-            .cloned()
-        else {
-            continue;
-        };
-        let host_ports = host_ports(scratch, &task);
-        match addresses(scratch, &task) {
-            Ok(addresses) => scratch.edit_task(*id, |t| {
-                t.addresses = addresses;
-                t.host_ports = host_ports;
-                t.status.state = TaskState::Pending;
-                t.status.at = now;
-                t.status.message = "pending task scheduling".into();
-                t.status.error = String::new();
-            }),
+    for task in open.iter_mut().filter(|t| t.status.state == TaskState::New) {
+        let host_ports = host_ports(scratch, task);
+        match addresses(scratch, task) {
+            Ok(addresses) => {
+                *task = scratch.change_task(task, |t| {
+                    t.addresses = addresses;
+                    t.host_ports = host_ports;
+                    t.status.state = TaskState::Pending;
+                    t.status.at = now;
+                    t.status.message = "pending task scheduling".into();
+                    t.status.error = String::new();
+                });
+            }
             Err(problem) => {
-                report.insert(*id, problem.clone());
+                report.insert(task.id, problem.clone());
                 if task.status.error != problem {
-                    scratch.edit_task(*id, |t| t.status.error = problem);
+                    *task = scratch.change_task(task, |t| t.status.error = problem);
                 }
             }
         }

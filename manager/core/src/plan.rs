@@ -223,17 +223,17 @@ pub fn plan(state: &State, dirty: &Dirty, unheard: &Unheard, now: Timestamp, ids
             }
             rely(&mut scratch, touched, Key::Service(*id));
         }
-        let open: Vec<TaskId> = (scratch.unplaced())
+        let mut open: Vec<Arc<Task>> = (scratch.unplaced())
             .filter(|t| room || services.contains(&t.service) || looks_again(t))
             .filter(|t| t.desired.is_live())
-            .map(|t| t.id)
+            .cloned()
             .collect();
-        allocate::allocate(&mut scratch, &open, now, &mut report);
+        allocate::allocate(&mut scratch, &mut open, now, &mut report);
         if unheard.settles_at.is_some() {
             break;
         }
         // Those that make room get successors, which must not wait for the next entry to be told why they have none.
-        services = schedule::schedule(&mut scratch, &open, &unheard.nodes, now, &mut report);
+        services = schedule::schedule(&mut scratch, open, &unheard.nodes, now, &mut report);
         // Where everybody may be placed on: else a task would be moved where its successor cannot be.
         if std::mem::take(&mut joined)
             && unheard.nodes.is_empty()

@@ -30,21 +30,18 @@ const FAILURE_WINDOW_MS: u64 = 300_000;
 /// Who is `unheard` gets none. Answers the services of which tasks were told to make room.
 pub(crate) fn schedule(
     scratch: &mut Scratch,
-    open: &[TaskId],
+    open: Vec<Arc<Task>>,
     unheard: &BTreeSet<NodeId>,
     now: Timestamp,
     report: &mut BTreeMap<TaskId, String>,
 ) -> BTreeSet<ServiceId> {
     let mut room = preempt::Room::default();
-    let mut pending = pending(scratch, open);
+    let mut pending = pending(open);
     loop {
         let count = pending.len();
         place(scratch, &pending, unheard, now, &mut room);
         // What was placed may be the company that others waited for.
-        pending.retain(|t| {
-            let waits = scratch.task(t.id).is_some_and(|t| t.node.is_none());
-            waits && !room.waits(t.id)
-        });
+        pending.retain(|t| room.unplaced.contains_key(&t.id) && !room.waits(t.id));
         let placed = pending.len() < count;
         pending.retain(|t| affinity::wants_company(t));
         if !placed || pending.is_empty() {
@@ -62,13 +59,14 @@ fn say_why(
     room: &preempt::Room,
     report: &mut BTreeMap<TaskId, String>,
 ) {
-    let ids: Vec<TaskId> = room.unplaced.keys().copied().collect();
+    let ids = room.unplaced.keys();
+    let unplaced = ids.filter_map(|id| scratch.task(*id)).cloned().collect();
     let closed = Closed {
         unheard,
         kept: &room.kept,
     };
     let mut like: Option<(Arc<Task>, String)> = None;
-    for task in pending(scratch, &ids) {
+    for task in pending(unplaced) {
         let known = like.take().filter(|(known, _)| {
             let any = |t: &Task| matches!(t.slot, SlotKey::Replica(_)) && t.desired != DesiredState::Ready;
             known.service == task.service && any(known) && any(&task) && alike(known, &task)
@@ -80,7 +78,7 @@ fn say_why(
             |host| format!("{text}; it waits for room that is made on {host}"),
         );
         if task.status.error != why {
-            scratch.edit_task(task.id, |t| t.status.error.clone_from(&why));
+            scratch.change_task(&task, |t| t.status.error.clone_from(&why));
         }
         report.insert(task.id, why);
         like = Some((task, text));
@@ -98,15 +96,10 @@ fn no_node(state: &State, closed: Closed<'_>, task: &Task) -> String {
 }
 
 /// Tasks that wait for a node, in an order in which the same tasks always meet the same nodes.
-fn pending(scratch: &Scratch, open: &[TaskId]) -> Vec<Arc<Task>> {
-    let mut pending: Vec<Arc<Task>> = open
-        .iter()
-        .filter_map(|id| scratch.task(*id))
-        .filter(|t| t.status.state == TaskState::Pending && t.node.is_none())
-        .cloned()
-        .collect();
-    pending.sort_by_key(|t| (std::cmp::Reverse(t.spec.priority), t.service, t.slot, t.id));
-    pending
+fn pending(mut open: Vec<Arc<Task>>) -> Vec<Arc<Task>> {
+    open.retain(|t| t.status.state == TaskState::Pending && t.node.is_none());
+    open.sort_by_key(|t| (std::cmp::Reverse(t.spec.priority), t.service, t.slot, t.id));
+    open
 }
 
 fn place(
@@ -135,10 +128,10 @@ fn place(
             match choice.best() {
                 Some(node) => {
                     load.put(task.slot, node);
-                    let granted = scratch.node(node).map(|n| generic::grant(scratch, n, task));
-                    scratch.edit_task(task.id, |t| {
+                    let granted = generic::grant(scratch, node, task);
+                    scratch.change_task(task, |t| {
                         t.node = Some(node);
-                        t.granted = granted.unwrap_or_default();
+                        t.granted = granted;
                         t.status.state = TaskState::Assigned;
                         t.status.at = now;
                         t.status.message = "scheduler assigned task to node".into();
@@ -152,7 +145,7 @@ fn place(
                     }
                 }
                 None => {
-                    let host = room.make(scratch, unheard, task);
+                    let host = room.make(scratch, unheard, task, &mut choice);
                     room.unplaced.insert(task.id, host);
                 }
             }
@@ -167,6 +160,12 @@ struct Closed<'a> {
     unheard: &'a BTreeSet<NodeId>,
     /// Where tasks that came before wait for room.
     kept: &'a BTreeSet<NodeId>,
+}
+
+impl Closed<'_> {
+    fn has(&self, id: NodeId) -> bool {
+        self.unheard.contains(&id) || self.kept.contains(&id)
+    }
 }
 
 /// Whether a task is one of many that any node may take: of a slot that has no other task, and not one that replaces another.
@@ -225,22 +224,44 @@ struct Rank {
 }
 
 impl Rank {
-    fn of(state: &State, node: &Node, task: &Task, load: &Load) -> Self {
-        let fullness = state.fullness(node.id);
+    /// Of a node with so many `others` of the service.
+    fn of((id, others): (NodeId, usize), fullness: Fullness, kind: &Kind, task: &Task, load: &Load) -> Self {
         let (share, tasks) = (u64::from(fullness.share), u64::from(fullness.tasks));
-        let (others, full, id) = match task.spec.placement.strategy {
+        let (others, full, turned) = match task.spec.placement.strategy {
             PlacementStrategy::Spread => {
-                let then = share + u64::from(Fullness::share_of(task, node));
-                (load.others(task.slot, node.id), [then, 0, tasks], node.id.0)
+                let then = share + u64::from(kind.share);
+                (others, [then, 0, tasks], id.0)
             }
-            PlacementStrategy::Binpack => (0, [!share, !node.description.memory.0, !tasks], !node.id.0),
+            PlacementStrategy::Binpack => {
+                let size = kind.one.description.memory.0;
+                (0, [!share, !size, !tasks], !id.0)
+            }
         };
         Self {
-            fails: load.failed(task.spec_version, node.id) >= FAILURES_MAX,
-            unreached: !node.status.unreached.is_empty(),
+            fails: load.failed(task.spec_version, id) >= FAILURES_MAX,
+            unreached: !kind.one.status.unreached.is_empty(),
             others,
             full,
-            id,
+            id: turned,
+        }
+    }
+}
+
+/// What nodes of a class mean for a task.
+struct Kind {
+    /// One of them.
+    one: Arc<Node>,
+    path: spread::Path,
+    /// What the task would take of one.
+    share: u32,
+}
+
+impl Kind {
+    fn of(one: &Arc<Node>, task: &Task) -> Self {
+        Self {
+            one: one.clone(),
+            path: spread::path(one, &task.spec.placement.spread),
+            share: Fullness::share_of(task, one),
         }
     }
 }
@@ -249,71 +270,88 @@ impl Rank {
 /// looks at those where the service has tasks, and at the best of each class of the others: a line is opened as far as it is used.
 struct Choice {
     task: Arc<Task>,
+    asked: filter::Asked,
+    /// Classes that do not refuse.
+    kinds: BTreeMap<Class, Kind>,
     fits: spread::Tree<Rank>,
     places: BTreeMap<NodeId, Place>,
     /// Nodes that stand in no line (any more): the service is known there.
     known: BTreeSet<NodeId>,
-    asked: filter::Asked,
+    /// Where room can be made, once that was looked for.
+    offers: Option<preempt::Offers>,
 }
 
 /// A node that fits.
 struct Place {
-    node: Arc<Node>,
+    class: Class,
     rank: Rank,
     /// Tasks of the service there.
     tasks: usize,
     fullness: Fullness,
     /// Whether it stands for the nodes of its class that come after it.
-    line: Option<Class>,
+    leads: bool,
 }
 
 impl Choice {
     fn of(state: &State, closed: Closed<'_>, task: Arc<Task>, load: &Load) -> Self {
+        let asked = filter::Asked::of(state, &task);
+        let classes = match task.slot {
+            SlotKey::Node(own) => state
+                .standing(own)
+                .class
+                .map(|class| (class, own))
+                .into_iter()
+                .collect(),
+            SlotKey::Replica(_) => state.classes(),
+        };
+        let kind = |(class, one)| {
+            let one = state.node(one).filter(|one| !asked.refuses_class(one, &task))?;
+            Some((class, Kind::of(one, &task)))
+        };
         let mut choice = Self {
-            fits: spread::Tree::new(&task.spec.placement.spread),
+            kinds: classes.into_iter().filter_map(kind).collect(),
+            fits: spread::Tree::new(),
             places: BTreeMap::new(),
             known: BTreeSet::new(),
-            asked: filter::Asked::of(state, &task),
+            offers: None,
+            asked,
             task,
         };
         if let SlotKey::Node(own) = choice.task.slot {
-            choice.add(state, closed, own, None, load);
+            choice.add(state, closed, own, false, load);
             return choice;
         }
         choice.known.extend(load.nodes());
         for id in load.nodes() {
-            choice.add(state, closed, id, None, load);
+            choice.add(state, closed, id, false, load);
         }
-        for (class, one) in state.classes() {
-            let refuses = |node: &Arc<Node>| choice.asked.refuses_class(node, &choice.task);
-            if !state.node(one).is_none_or(refuses) {
-                choice.open(state, closed, class, None, load);
-            }
+        let classes: Vec<Class> = choice.kinds.keys().copied().collect();
+        for class in classes {
+            choice.open(state, closed, class, None, load);
         }
         choice
     }
 
     /// Adds a node, if it fits.
-    fn add(
-        &mut self,
-        state: &State,
-        closed: Closed<'_>,
-        id: NodeId,
-        line: Option<Class>,
-        load: &Load,
-    ) -> bool {
-        let Some(node) = state.node(id) else { return false };
-        if refusal(state, node, closed, (&self.task, &self.asked)).is_some() {
+    fn add(&mut self, state: &State, closed: Closed<'_>, id: NodeId, leads: bool, load: &Load) -> bool {
+        let standing = state.standing(id);
+        let Some((class, kind)) = standing.class.and_then(|c| Some((c, self.kinds.get(&c)?))) else {
+            return false;
+        };
+        let one = (id, standing.usage);
+        if closed.has(id) || self.asked.refuses_one(state, one, &kind.one, &self.task) {
             return false;
         }
+        let tasks = load.others(self.task.slot, id);
+        let fullness = standing.fullness;
         let place = Place {
-            node: node.clone(),
-            rank: Rank::of(state, node, &self.task, load),
-            tasks: load.others(self.task.slot, id),
-            fullness: state.fullness(id),
-            line,
+            class,
+            rank: Rank::of((id, tasks), fullness, kind, &self.task, load),
+            tasks,
+            fullness,
+            leads,
         };
-        self.fits.insert(node, place.rank, place.tasks);
+        self.fits.insert(&kind.path, place.rank, place.tasks);
         self.places.insert(id, place);
         true
     }
@@ -334,7 +372,7 @@ impl Choice {
         };
         while let Some((fullness, id)) = next(after) {
             after = Some((fullness, id));
-            if !self.known.contains(&id) && self.add(state, closed, id, Some(class), load) {
+            if !self.known.contains(&id) && self.add(state, closed, id, true, load) {
                 return;
             }
         }
@@ -353,11 +391,13 @@ impl Choice {
         let Some(place) = self.places.remove(&id) else {
             return;
         };
-        self.fits.remove(&place.node, place.rank, place.tasks);
+        if let Some(kind) = self.kinds.get(&place.class) {
+            self.fits.remove(&kind.path, place.rank, place.tasks);
+        }
         self.known.insert(id);
-        self.add(state, closed, id, None, load);
-        if let Some(class) = place.line {
-            self.open(state, closed, class, Some((place.fullness, id)), load);
+        self.add(state, closed, id, false, load);
+        if place.leads {
+            self.open(state, closed, place.class, Some((place.fullness, id)), load);
         }
     }
 }

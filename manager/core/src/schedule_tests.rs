@@ -46,7 +46,11 @@ fn choose(state: &State, closed: Closed<'_>, task: &Task, load: &Load) -> Result
     }
     let others = |node: NodeId| load.others(task.slot, node);
     narrow(&mut fits, &task.spec.placement.spread, &others);
-    let best = fits.into_iter().min_by_key(|n| Rank::of(state, n, task, load));
+    let rank = |n: &Arc<Node>| {
+        let fullness = state.standing(n.id).fullness;
+        Rank::of((n.id, others(n.id)), fullness, &Kind::of(n, task), task, load)
+    };
+    let best = fits.into_iter().min_by_key(|n| rank(n));
     best.map(|n| n.id).ok_or_else(|| explain::no_node(&refused, task))
 }
 
@@ -256,7 +260,8 @@ proptest! {
         let mut simple = Scratch::new(&state);
         let expected = one_by_one(&mut simple, &open, &unheard, now);
         let (mut scratch, mut report) = (Scratch::new(&state), BTreeMap::new());
-        schedule(&mut scratch, &open, &unheard, now, &mut report);
+        let tasks = open.iter().filter_map(|id| state.task(*id)).cloned().collect();
+        schedule(&mut scratch, tasks, &unheard, now, &mut report);
         for id in &open {
             let found = match scratch.task(*id).and_then(|t| t.node) {
                 Some(node) => Ok(node),

@@ -4,6 +4,7 @@ mod apply;
 mod find;
 mod load;
 mod order;
+mod places;
 mod scratch;
 
 use std::net::IpAddr;
@@ -19,7 +20,7 @@ use crate::txn::Answer;
 
 pub use find::{FindError, Kind};
 pub use load::Usage;
-pub(crate) use load::{Class, Fullness};
+pub(crate) use load::{Class, Fullness, Standing};
 pub(crate) use scratch::Scratch;
 
 /// Everything the cluster remembers. A clone costs nothing and never changes.
@@ -38,8 +39,9 @@ pub struct State {
     // Whatever is written copies a leaf of each map it touches, so keys that lie at random hold nothing that is counted.
     names: OrdMap<NameKey, u128>,
     by_service: OrdSet<(ServiceId, SlotKey, TaskId)>,
-    by_node: OrdSet<(NodeId, TaskId)>,
+    by_node: places::Index,
     unplaced: OrdSet<TaskId>,
+    choosy: OrdSet<ServiceId>,
     order: order::Index,
     loads: load::Loads,
     // With the holder: within one entry the next holder may be written before the last one lets go.
@@ -239,9 +241,7 @@ impl State {
 
     /// Tasks of a node, finished ones included.
     pub fn tasks_of_node(&self, id: NodeId) -> impl Iterator<Item = &Arc<Task>> {
-        self.by_node
-            .range((id, TaskId(0))..=(id, TaskId(u128::MAX)))
-            .filter_map(|(_, task)| self.tasks.get(task))
+        self.by_node.of(id).filter_map(|task| self.tasks.get(&task))
     }
 
     /// Unfinished tasks without a node.
@@ -260,14 +260,19 @@ impl State {
         !self.order.is_empty()
     }
 
-    /// What the unfinished tasks of a node take of it.
-    pub fn usage(&self, id: NodeId) -> Usage {
-        self.loads.usage(id)
+    /// Services that want others beside them, or not.
+    pub(crate) fn choosy(&self) -> impl Iterator<Item = &Arc<Service>> {
+        self.choosy.iter().filter_map(|id| self.services.get(id))
     }
 
-    /// How full a node is.
-    pub(crate) fn fullness(&self, id: NodeId) -> Fullness {
-        self.loads.fullness(id)
+    /// What the unfinished tasks of a node take of it.
+    pub fn usage(&self, id: NodeId) -> Usage {
+        self.loads.standing(id).usage
+    }
+
+    /// What a node is used for, and its class.
+    pub(crate) fn standing(&self, id: NodeId) -> Standing {
+        self.loads.standing(id)
     }
 
     /// Every class of nodes, with one of them.
@@ -291,6 +296,14 @@ impl State {
         before: Option<(Fullness, NodeId)>,
     ) -> Option<(Fullness, NodeId)> {
         self.loads.before(class, before)
+    }
+
+    /// A copy to be changed much before it is thrown away.
+    fn aside(&self) -> Self {
+        Self {
+            by_node: self.by_node.aside(),
+            ..self.clone()
+        }
     }
 
     /// How it would be without some tasks and with others.
@@ -328,7 +341,16 @@ impl State {
 
     /// Version of an object; 0: there is none.
     pub fn version(&self, key: Key) -> u64 {
-        self.object(key).map_or(0, |o| o.meta().version)
+        let version = match key {
+            Key::Cluster => self.cluster.as_ref().map(|o| o.meta.version),
+            Key::Node(id) => self.nodes.get(&id).map(|o| o.meta.version),
+            Key::Service(id) => self.services.get(&id).map(|o| o.meta.version),
+            Key::Task(id) => self.tasks.get(&id).map(|o| o.meta.version),
+            Key::Network(id) => self.networks.get(&id).map(|o| o.meta.version),
+            Key::Secret(id) => self.secrets.get(&id).map(|o| o.meta.version),
+            Key::Config(id) => self.configs.get(&id).map(|o| o.meta.version),
+        };
+        version.unwrap_or(0)
     }
 
     /// An object by its key.
@@ -361,6 +383,9 @@ impl State {
                     self.addresses.insert(*vip, o.id.0);
                 }
                 self.order.put_service(&o);
+                if !o.spec.task.placement.affinity.is_empty() {
+                    self.choosy.insert(o.id);
+                }
                 self.services.insert(o.id, o);
             }
             Object::Task(o) => {
@@ -394,7 +419,11 @@ impl State {
         let slot = |t: &Task| (t.service, t.slot, t.id);
         between(old.map(slot), new.map(slot), &mut self.by_service);
         let place = |t: &Task| t.node.map(|node| (node, t.id));
-        between(old.and_then(place), new.and_then(place), &mut self.by_node);
+        let (was, is) = (old.and_then(place), new.and_then(place));
+        if was != is {
+            was.iter().for_each(|was| self.by_node.remove(was));
+            is.into_iter().for_each(|is| self.by_node.insert(is));
+        }
         let waits = |t: &Task| (t.node.is_none() && !t.status.state.is_terminal()).then_some(t.id);
         between(old.and_then(waits), new.and_then(waits), &mut self.unplaced);
         let (was, is) = (old.map_or(&[][..], held), new.map_or(&[][..], held));
@@ -456,6 +485,7 @@ impl State {
             Key::Service(id) => {
                 if let Some(old) = self.services.get(&id).cloned() {
                     self.order.remove_service(&old);
+                    self.choosy.remove(&id);
                     release(&mut self.names, &name_key(Kind::Service, &old.spec.name), &id.0);
                     for port in old
                         .endpoint
@@ -523,6 +553,7 @@ impl State {
         if rebuilt.by_service != self.by_service
             || rebuilt.by_node != self.by_node
             || rebuilt.unplaced != self.unplaced
+            || rebuilt.choosy != self.choosy
             || rebuilt.order != self.order
             || !rebuilt.loads.agrees(&self.loads)
             || rebuilt.addresses != self.addresses

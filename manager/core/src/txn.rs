@@ -28,8 +28,8 @@ pub enum Action {
     NodeSeen {
         /// The node.
         node: NodeId,
-        /// What it says of itself; absent: as before.
-        description: Option<NodeDescription>,
+        /// What it says of itself; absent: as before. Apart, as most actions are small and many.
+        description: Option<Box<NodeDescription>>,
         /// What the manager sees of it.
         status: NodeStatus,
     },

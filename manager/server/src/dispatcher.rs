@@ -301,7 +301,7 @@ impl Dispatcher {
         if known.status != ready || known.description != description {
             let action = Action::NodeSeen {
                 node,
-                description: Some(description),
+                description: Some(Box::new(description)),
                 status: ready,
             };
             // Of many nodes at once this is one entry.

@@ -54,7 +54,7 @@ pub(super) struct Neighbours {
 impl Neighbours {
     pub(super) fn of(state: &State, task: &Task) -> Self {
         let shuns = |text: &String| parse(text).is_ok_and(|a| !a.together && a.service == task.service_name);
-        let services = state.services().filter(|s| s.id != task.service);
+        let services = state.choosy().filter(|s| s.id != task.service);
         Self {
             // One that cannot be read is refused by admission.
             asked: task
@@ -71,9 +71,14 @@ impl Neighbours {
         }
     }
 
+    /// Whether anybody may be beside it.
+    pub(super) fn is_empty(&self) -> bool {
+        self.asked.is_empty() && self.shunned_by.is_empty()
+    }
+
     /// Whether what runs on a node, or will, is as it was asked for.
     pub(super) fn hold(&self, state: &State, node: &Node, task: &Task) -> bool {
-        if self.asked.is_empty() && self.shunned_by.is_empty() {
+        if self.is_empty() {
             return true;
         }
         // A task that is replaced goes as its successor comes.

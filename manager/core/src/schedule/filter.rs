@@ -1,5 +1,8 @@
 //! Whether a node can take a task.
 
+use std::sync::Arc;
+
+use model::NodeId;
 use model::object::{Availability, Node, NodeState, Task};
 use model::spec::{Platform, TaskSpec};
 use model::task_state::DesiredState;
@@ -7,7 +10,7 @@ use model::task_state::DesiredState;
 use super::affinity::Neighbours;
 use super::constraint::{self, Constraint};
 use super::generic;
-use crate::state::State;
+use crate::state::{State, Usage};
 
 /// Which filter refused, in the order in which they are asked.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
@@ -41,15 +44,26 @@ pub enum Refused {
 pub(super) struct Asked {
     constraints: Option<Vec<Constraint>>,
     neighbours: Neighbours,
+    /// Nothing but CPU and memory, beyond what nodes of a class have in common.
+    is_size_alone: bool,
 }
 
 impl Asked {
     /// One that cannot be read holds nowhere; admission refuses those.
     pub(super) fn of(state: &State, task: &Task) -> Self {
         let all = task.spec.placement.constraints.iter();
+        let constraints: Option<Vec<Constraint>> = all.map(|c| constraint::parse(c).ok()).collect();
+        let neighbours = Neighbours::of(state, task);
+        let is_size_alone = constraints.iter().flatten().all(|c| !c.is_of_one())
+            && neighbours.is_empty()
+            && task.host_ports.is_empty()
+            && task.spec.resources.reservations.generic.is_empty()
+            && task.spec.placement.max_replicas_per_node == 0
+            && task.desired != DesiredState::Ready;
         Self {
-            constraints: all.map(|c| constraint::parse(c).ok()).collect(),
-            neighbours: Neighbours::of(state, task),
+            constraints,
+            neighbours,
+            is_size_alone,
         }
     }
 
@@ -60,6 +74,27 @@ impl Asked {
             || !self.constraints.as_ref().is_some_and(holds)
             || !runs_on(node, &task.spec.placement.platforms)
             || cannot_encrypt(node, task)
+            || !fits(Usage::default(), node, task)
+    }
+
+    /// Whether a node of a class that does not refuse may take the task, where all that runs there may go.
+    pub(super) fn allows(&self, node: &Node, task: &Task) -> bool {
+        self.holds(node) && generic::has_enough(node, task)
+    }
+
+    /// Whether a node refuses, of a class that does not: `like` is of that class.
+    pub(super) fn refuses_one(
+        &self,
+        state: &State,
+        (id, used): (NodeId, Usage),
+        like: &Node,
+        task: &Task,
+    ) -> bool {
+        if self.is_size_alone {
+            return !fits(used, like, task);
+        }
+        let refuses = |node: &Arc<Node>| check_by(state, node, task, self).is_some();
+        state.node(id).is_none_or(refuses)
     }
 
     fn holds(&self, node: &Node) -> bool {
@@ -137,7 +172,7 @@ pub(super) fn siblings<'a>(
     state: &'a State,
     node: &Node,
     task: &'a Task,
-) -> impl Iterator<Item = &'a std::sync::Arc<Task>> + 'a {
+) -> impl Iterator<Item = &'a Arc<Task>> + 'a {
     let node = node.id;
     // A node has few tasks, a service may have thousands.
     state
@@ -171,6 +206,12 @@ fn has_room(state: &State, node: &Node, task: &Task) -> bool {
             .0
             .saturating_sub(old.spec.resources.reservations.memory.0);
     }
+    fits(used, node, task)
+}
+
+/// Whether a node of which so much is used has the CPU and memory that a task reserves.
+fn fits(used: Usage, node: &Node, task: &Task) -> bool {
+    let wanted = &task.spec.resources.reservations;
     let fits = |used: u64, wanted: u64, all: u64| wanted == 0 || used.saturating_add(wanted) <= all;
     fits(used.cpu.0, wanted.cpu.0, node.description.cpus.0)
         && fits(used.memory.0, wanted.memory.0, node.description.memory.0)

@@ -3,11 +3,20 @@
 use std::collections::BTreeSet;
 use std::sync::Arc;
 
+use model::NodeId;
 use model::object::{Node, Task};
 use model::spec::Names;
 
 use super::filter::replaces;
 use crate::state::State;
+
+/// Whether a node has as many of each kind as a task asks for, free or not.
+pub(super) fn has_enough(node: &Node, task: &Task) -> bool {
+    let asked = &task.spec.resources.reservations.generic;
+    asked
+        .iter()
+        .all(|(kind, count)| *count <= node.description.generic.total(kind))
+}
 
 /// Whether a node has as many of each kind free as a task asks for.
 pub(super) fn has_room(state: &State, node: &Node, task: &Task) -> bool {
@@ -30,9 +39,15 @@ pub(super) fn has_room(state: &State, node: &Node, task: &Task) -> bool {
 
 /// Those of a node's named resources that a task gets: of each kind the first that are free. One that replaces a task of the same
 /// slot may get what that had, which is over before it begins.
-pub(super) fn grant(state: &State, node: &Node, task: &Task) -> Names {
-    let asked = task.spec.resources.reservations.generic.iter();
-    let granted = asked.filter_map(|(kind, count)| {
+pub(super) fn grant(state: &State, node: NodeId, task: &Task) -> Names {
+    let asked = &task.spec.resources.reservations.generic;
+    if asked.is_empty() {
+        return Names::new();
+    }
+    let Some(node) = state.node(node) else {
+        return Names::new();
+    };
+    let granted = asked.iter().filter_map(|(kind, count)| {
         let all = node.description.generic.named.get(kind)?;
         let taken: BTreeSet<&String> = (holders(state, node, task))
             .filter_map(|t| t.granted.get(kind))

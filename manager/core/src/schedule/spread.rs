@@ -7,10 +7,10 @@ use model::object::Node;
 
 /// Nodes by the branches they are on, each with the tasks of the service there: the branch with the fewest is found without
 /// looking at every node.
-pub(super) struct Tree<R> {
-    preferences: Vec<String>,
-    root: Branch<R>,
-}
+pub(super) struct Tree<R>(Branch<R>);
+
+/// The branches that a node is on, the outermost first.
+pub(super) type Path = Vec<Arc<str>>;
 
 struct Branch<R> {
     tasks: usize,
@@ -33,28 +33,23 @@ impl<R> Default for Branch<R> {
 }
 
 impl<R: Ord + Copy> Tree<R> {
-    pub(super) fn new(preferences: &[String]) -> Self {
-        Self {
-            preferences: preferences.to_vec(),
-            root: Branch::default(),
-        }
+    pub(super) fn new() -> Self {
+        Self(Branch::default())
     }
 
     /// Adds a node with its rank and its tasks of the service.
-    pub(super) fn insert(&mut self, node: &Node, rank: R, tasks: usize) {
-        let path: Vec<&str> = self.preferences.iter().map(|p| value(node, p)).collect();
-        self.root.insert(&path, rank, tasks);
+    pub(super) fn insert(&mut self, path: &[Arc<str>], rank: R, tasks: usize) {
+        self.0.insert(path, rank, tasks);
     }
 
     /// Takes it away, as it was added.
-    pub(super) fn remove(&mut self, node: &Node, rank: R, tasks: usize) {
-        let path: Vec<&str> = self.preferences.iter().map(|p| value(node, p)).collect();
-        self.root.remove(&path, rank, tasks);
+    pub(super) fn remove(&mut self, path: &[Arc<str>], rank: R, tasks: usize) {
+        self.0.remove(path, rank, tasks);
     }
 
     /// The best rank in the branch with the fewest tasks, preference by preference.
     pub(super) fn best(&self) -> Option<R> {
-        let mut branch = &self.root;
+        let mut branch = &self.0;
         while let Some((_, name)) = branch.order.first() {
             branch = branch.branches.get(name)?;
         }
@@ -63,34 +58,29 @@ impl<R: Ord + Copy> Tree<R> {
 }
 
 impl<R: Ord + Copy> Branch<R> {
-    fn insert(&mut self, path: &[&str], rank: R, tasks: usize) {
+    fn insert(&mut self, path: &[Arc<str>], rank: R, tasks: usize) {
         self.tasks += tasks;
         let Some((name, rest)) = path.split_first() else {
             self.nodes.insert(rank);
             return;
         };
-        let known = self.branches.get_key_value(*name).map(|(name, _)| name.clone());
-        let is_new = known.is_none();
-        let name = known.unwrap_or_else(|| Arc::from(*name));
+        let is_new = !self.branches.contains_key(name);
         let branch = self.branches.entry(name.clone()).or_default();
         let before = branch.tasks;
         branch.insert(rest, rank, tasks);
         if is_new || tasks > 0 {
             self.order.remove(&(before, name.clone()));
-            self.order.insert((branch.tasks, name));
+            self.order.insert((branch.tasks, name.clone()));
         }
     }
 
-    fn remove(&mut self, path: &[&str], rank: R, tasks: usize) {
+    fn remove(&mut self, path: &[Arc<str>], rank: R, tasks: usize) {
         self.tasks -= tasks;
         let Some((name, rest)) = path.split_first() else {
             self.nodes.remove(&rank);
             return;
         };
-        let Some(name) = self.branches.get_key_value(*name).map(|(name, _)| name.clone()) else {
-            return;
-        };
-        let Some(branch) = self.branches.get_mut(&name) else {
+        let Some(branch) = self.branches.get_mut(name) else {
             return;
         };
         let before = branch.tasks;
@@ -101,15 +91,20 @@ impl<R: Ord + Copy> Branch<R> {
         );
         // One without nodes is none.
         if is_empty {
-            self.branches.remove(&name);
+            self.branches.remove(name);
         }
         if is_empty || after != before {
             self.order.remove(&(before, name.clone()));
         }
         if !is_empty && after != before {
-            self.order.insert((after, name));
+            self.order.insert((after, name.clone()));
         }
     }
+}
+
+/// Where a node is.
+pub(super) fn path(node: &Node, preferences: &[String]) -> Path {
+    preferences.iter().map(|p| value(node, p).into()).collect()
 }
 
 /// The value of a label by which tasks are spread; a missing one is a branch of its own.

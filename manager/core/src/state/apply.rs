@@ -99,7 +99,7 @@ impl State {
                 let old = self.nodes.get(node).cloned()?;
                 let mut new = (*old).clone();
                 if let Some(d) = description {
-                    new.description = d.clone();
+                    new.description = (**d).clone();
                 }
                 new.status = status.clone();
                 if *old == new {
@@ -189,14 +189,15 @@ fn remembering(object: Object, was: Option<&Object>) -> Object {
 
 /// Gives a new task the index of its entry, and every later version of it the one it was given.
 fn fenced(object: Object, was: Option<&Object>, index: u64) -> Object {
-    let Object::Task(task) = object else { return object };
+    let Object::Task(mut task) = object else {
+        return object;
+    };
     let fence = match was {
         Some(Object::Task(old)) => old.fence,
         _ => index,
     };
-    let mut task = Arc::unwrap_or_clone(task);
-    task.fence = fence;
-    Object::Task(Arc::new(task))
+    Arc::make_mut(&mut task).fence = fence;
+    Object::Task(task)
 }
 
 fn stamped(object: Object, version: u64, created_at: Timestamp, updated_at: Timestamp) -> Object {
@@ -207,9 +208,9 @@ fn stamped(object: Object, version: u64, created_at: Timestamp, updated_at: Time
     };
     macro_rules! stamp {
         ($variant:ident, $o:expr) => {{
-            let mut inner = Arc::unwrap_or_clone($o);
-            inner.meta = meta;
-            Object::$variant(Arc::new(inner))
+            let mut object = $o;
+            Arc::make_mut(&mut object).meta = meta;
+            Object::$variant(object)
         }};
     }
     match object {

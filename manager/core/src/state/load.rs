@@ -1,5 +1,7 @@
 //! Nodes by what they are and how full they are, so that whoever wants the emptiest that fits need not look at all of them.
 
+use std::num::NonZeroU128;
+
 use imbl::{OrdMap, OrdSet};
 use model::object::{Node, Task};
 use model::{Bytes, NanoCpus, NodeId};
@@ -92,7 +94,7 @@ type Size = (NanoCpus, Bytes);
 /// What nodes of a class have in common, as the first half of a SHA-256 of it: all that can speak for or against a node but its
 /// name, its address and what runs there.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
-pub(crate) struct Class(u128);
+pub(crate) struct Class(NonZeroU128);
 
 impl Class {
     fn of(node: &Node) -> Self {
@@ -123,7 +125,7 @@ impl Class {
         }
         let digest: [u8; 32] = digest.finalize().into();
         let (half, _) = digest.split_first_chunk().unwrap_or((&[0; 16], &[]));
-        Self(u128::from_be_bytes(*half))
+        Self(NonZeroU128::new(u128::from_be_bytes(*half)).unwrap_or(NonZeroU128::MAX))
     }
 
     fn next(self) -> Option<Self> {
@@ -134,31 +136,28 @@ impl Class {
 /// The index: what nodes are used for, and every node under its class, the emptiest of each first.
 #[derive(Debug, Clone, Default)]
 pub(super) struct Loads {
-    nodes: OrdMap<NodeId, Load>,
+    nodes: OrdMap<NodeId, Standing>,
     by_class: OrdSet<(Class, Fullness, NodeId)>,
 }
 
+/// What is known of a node without looking at it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
-struct Load {
-    usage: Usage,
+pub(crate) struct Standing {
+    pub(crate) usage: Usage,
     size: Size,
-    fullness: Fullness,
+    pub(crate) fullness: Fullness,
     /// None: tasks are of it, and it is not (yet) there.
-    class: Option<Class>,
+    pub(crate) class: Option<Class>,
 }
 
 impl Loads {
-    pub(super) fn usage(&self, id: NodeId) -> Usage {
-        self.nodes.get(&id).map_or_else(Usage::default, |n| n.usage)
-    }
-
-    pub(super) fn fullness(&self, id: NodeId) -> Fullness {
-        self.nodes.get(&id).map_or_else(Fullness::default, |n| n.fullness)
+    pub(super) fn standing(&self, id: NodeId) -> Standing {
+        self.nodes.get(&id).copied().unwrap_or_default()
     }
 
     /// Every class, with one of its nodes.
     pub(super) fn classes(&self) -> Vec<(Class, NodeId)> {
-        let (mut found, mut from) = (Vec::new(), Some(Class(0)));
+        let (mut found, mut from) = (Vec::new(), Some(Class(NonZeroU128::MIN)));
         // From one class to the next, not from node to node.
         while let Some(class) = from
             && let Some((class, _, id)) = self.by_class.get_next(&(class, Fullness::LEAST, NodeId(0)))
@@ -216,14 +215,15 @@ impl Loads {
         self.change(node, |load| load.usage.remove(task));
     }
 
-    fn change(&mut self, id: NodeId, change: impl FnOnce(&mut Load)) {
-        let load = self.nodes.entry(id).or_default();
-        let was = *load;
-        change(load);
-        load.fullness = Fullness::of(&load.usage, load.size);
-        let is = *load;
+    fn change(&mut self, id: NodeId, change: impl FnOnce(&mut Standing)) {
+        let was = self.standing(id);
+        let mut is = was;
+        change(&mut is);
+        is.fullness = Fullness::of(&is.usage, is.size);
         if is.class.is_none() && is.usage.tasks == 0 {
             self.nodes.remove(&id);
+        } else {
+            self.nodes.insert(id, is);
         }
         if (was.class, was.fullness) == (is.class, is.fullness) {
             return;

@@ -1,6 +1,7 @@
 //! A copy of the state on which a decision is worked out, and the transaction that comes of it.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeMap;
+use std::collections::btree_map::Entry;
 use std::ops::Deref;
 use std::sync::Arc;
 
@@ -16,9 +17,15 @@ use crate::txn::{Action, Txn};
 pub(crate) struct Scratch {
     now: State,
     origin: State,
-    /// What was touched, as it was.
-    touched: BTreeMap<Key, Option<Object>>,
-    relied: BTreeSet<Key>,
+    touched: BTreeMap<Key, Touched>,
+    /// What was only read; the same key may be there more than once.
+    relied: Vec<Key>,
+}
+
+/// An object as it was, and as it is.
+struct Touched {
+    was: Option<Object>,
+    is: Option<Object>,
 }
 
 impl Deref for Scratch {
@@ -31,16 +38,16 @@ impl Deref for Scratch {
 impl Scratch {
     pub(crate) fn new(state: &State) -> Self {
         Self {
-            now: state.clone(),
+            now: state.aside(),
             origin: state.clone(),
             touched: BTreeMap::new(),
-            relied: BTreeSet::new(),
+            relied: Vec::new(),
         }
     }
 
     /// Makes the transaction stale when an object it only read has changed meanwhile.
     pub(crate) fn rely_on(&mut self, key: Key) {
-        self.relied.insert(key);
+        self.relied.push(key);
     }
 
     /// How many objects were touched so far.
@@ -49,27 +56,47 @@ impl Scratch {
     }
 
     pub(crate) fn put(&mut self, object: Object) {
-        self.touch(object.key());
+        self.touch(object.key(), Some(object.clone()));
         self.now.put(object);
     }
 
     pub(crate) fn delete(&mut self, key: Key) {
-        self.touch(key);
+        self.touch(key, None);
         self.now.delete(key);
     }
 
-    fn touch(&mut self, key: Key) {
-        self.touched.entry(key).or_insert_with(|| self.now.object(key));
+    fn touch(&mut self, key: Key, is: Option<Object>) {
+        match self.touched.entry(key) {
+            Entry::Occupied(mut known) => known.get_mut().is = is,
+            Entry::Vacant(new) => {
+                let was = self.now.object(key);
+                new.insert(Touched { was, is });
+            }
+        }
     }
 
     /// Changes a task in place; one that is gone stays gone.
     pub(crate) fn edit_task(&mut self, id: TaskId, edit: impl FnOnce(&mut Task)) {
         if let Some(old) = self.now.task(id).cloned() {
-            let mut task = (*old).clone();
-            edit(&mut task);
-            (self.touched.entry(Key::Task(id))).or_insert_with(|| Some(Object::Task(old.clone())));
-            self.now.put_task(Some(&old), Arc::new(task));
+            self.change_task(&old, edit);
         }
+    }
+
+    /// The same of a task at hand, as it is now; answers what became of it.
+    pub(crate) fn change_task(&mut self, old: &Arc<Task>, edit: impl FnOnce(&mut Task)) -> Arc<Task> {
+        debug_assert!(self.now.task(old.id).is_some_and(|now| Arc::ptr_eq(now, old)));
+        let mut task = old.clone();
+        edit(Arc::make_mut(&mut task));
+        let is = Some(Object::Task(task.clone()));
+        match self.touched.entry(Key::Task(old.id)) {
+            Entry::Occupied(mut known) => known.get_mut().is = is,
+            Entry::Vacant(new) => {
+                let was = Some(Object::Task(old.clone()));
+                new.insert(Touched { was, is });
+            }
+        }
+        self.now.put_task(Some(old), task.clone());
+        task
     }
 
     /// Changes a service in place; one that is gone stays gone.
@@ -84,28 +111,43 @@ impl Scratch {
     /// The transaction from the origin to here: deletions last, so that what refers goes before what is referred to
     /// never matters to a reader of the actions.
     pub(crate) fn into_txn(self) -> Txn {
-        let mut txn = Txn::default();
+        let mut txn = Txn {
+            expect: Vec::with_capacity(self.touched.len() + self.relied.len()),
+            actions: Vec::with_capacity(self.touched.len()),
+        };
         let mut deletes = Vec::new();
-        for (key, was) in &self.touched {
-            let is = self.now.object(*key);
-            if *was == is {
+        for (key, Touched { was, is }) in self.touched {
+            if is_same(was.as_ref(), is.as_ref()) {
                 continue;
             }
             txn.expect
-                .push((*key, was.as_ref().map_or(0, |o| o.meta().version)));
+                .push((key, was.as_ref().map_or(0, |o| o.meta().version)));
             match is {
                 Some(object) => txn.actions.push(Action::Put(without_history(object))),
-                None => deletes.push(Action::Delete(*key)),
+                None => deletes.push(Action::Delete(key)),
             }
         }
         txn.actions.extend(deletes);
         if !txn.is_empty() {
-            let known: BTreeSet<Key> = txn.expect.iter().map(|(key, _)| *key).collect();
-            let read = self.relied.difference(&known);
-            txn.expect.extend(read.map(|k| (*k, self.origin.version(*k))));
+            let mut read = self.relied;
+            read.sort_unstable();
+            read.dedup();
+            read.retain(|key| txn.expect.binary_search_by_key(key, |(known, _)| *known).is_err());
+            txn.expect
+                .extend(read.into_iter().map(|k| (k, self.origin.version(k))));
         }
         txn
     }
+}
+
+/// Of tasks, where they differ most often is looked at first: names lie elsewhere in memory.
+fn is_same(was: Option<&Object>, is: Option<&Object>) -> bool {
+    if let (Some(Object::Task(was)), Some(Object::Task(is))) = (was, is)
+        && (was.node, was.desired, was.status.state) != (is.node, is.desired, is.status.state)
+    {
+        return false;
+    }
+    was == is
 }
 
 /// The specs that a service had are known where it is applied.

@@ -103,7 +103,7 @@ pub(super) fn encode_txn(now: Timestamp, txn: &Txn) -> Vec<u8> {
                 status,
             } => ActionKind::NodeSeen(NodeSeenRecord {
                 node: node.to_string(),
-                description: description.as_ref().map(Into::into),
+                description: description.as_deref().map(Into::into),
                 status: Some(status.into()),
             }),
         }),
@@ -159,7 +159,7 @@ fn decode_action(record: ActionRecord) -> Result<Action, String> {
             ActionKind::Answer(r) => Action::Answer(Arc::new(r.into_answer()?.1)),
             ActionKind::NodeSeen(r) => Action::NodeSeen {
                 node: r.node.parse().map_err(|e: model::IdError| e.to_string())?,
-                description: r.description.map(Into::into),
+                description: r.description.map(|d| Box::new(d.into())),
                 status: r.status.ok_or("a node without a status")?.into(),
             },
         },
