@@ -503,6 +503,34 @@ fn a_node_that_joins_gets_tasks_of_a_few_services_at_a_time() {
 }
 
 #[test]
+fn nobody_makes_room_for_a_task_that_may_stay() {
+    let mut sim = sized(&[4, 1]);
+    let mut high = wants("web", 4);
+    high.mode = ServiceMode::Replicated { replicas: 2 };
+    high.task.priority = 50;
+    high.task.placement.constraints = vec!["node.labels.keen==1".into()];
+    sim.node_spec(1, |n| drop(n.labels.insert("keen".into(), "1".into())));
+    sim.create(high);
+    let at = |host: &str, mut spec: ServiceSpec| {
+        spec.task.placement.constraints = vec![format!("node.hostname=={host}")];
+        spec
+    };
+    sim.create(at("n2", wants("low", 4)));
+    sim.run(5);
+    assert_eq!((on(&sim, "web"), on(&sim, "low")), (vec![1, 1], vec![2]));
+    let before: Vec<_> = sim.running().iter().map(|t| t.id).collect();
+    // The second node may take them as well, and is full; the first has no room for one more.
+    sim.node_spec(2, |n| drop(n.labels.insert("keen".into(), "1".into())));
+    sim.create(at("n1", wants("beside", 8)));
+    let first = sim.tasks("web").first().map(|t| Task::clone(t)).expect("one");
+    let moving = Task { moving: 1, ..first };
+    put(&mut sim, Object::Task(moving.into()));
+    sim.run(30);
+    assert_eq!(before, sim.running().iter().map(|t| t.id).collect::<Vec<_>>());
+    assert_eq!((on(&sim, "low"), on(&sim, "beside")), (vec![2], vec![1]));
+}
+
+#[test]
 fn moves_that_are_called_off_at_once_are_begun_once() {
     let mut sim = cluster(2);
     sim.create(ServiceSpec {

@@ -225,6 +225,14 @@ impl State {
             .filter_map(|(_, _, task)| self.tasks.get(task))
     }
 
+    /// Tasks of one slot of a service.
+    pub fn tasks_of_slot(&self, id: ServiceId, slot: SlotKey) -> impl Iterator<Item = &Arc<Task>> {
+        let all = (id, slot, TaskId(0))..=(id, slot, TaskId(u128::MAX));
+        self.by_service
+            .range(all)
+            .filter_map(|(_, _, task)| self.tasks.get(task))
+    }
+
     /// Services that are gone and still have tasks.
     pub fn orphaned(&self) -> Vec<ServiceId> {
         let (mut gone, mut from) = (Vec::new(), (ServiceId(0), SlotKey::Replica(0), TaskId(0)));

@@ -9,6 +9,7 @@ use model::task_state::DesiredState;
 use model::{NodeId, ServiceId, TaskId};
 
 use super::{Choice, affinity, candidates, filter};
+use crate::orchestrate::is_live;
 use crate::state::{Scratch, State};
 
 /// What the error of a task that made room begins with; it is kept when its agent says that it ended.
@@ -54,7 +55,7 @@ impl Room {
         task: &Arc<Task>,
         choice: &mut Choice,
     ) -> Option<String> {
-        if task.spec.priority == 0 {
+        if task.spec.priority == 0 || is_of_a_move(scratch, task) {
             return None;
         }
         let known = choice.offers.take();
@@ -156,6 +157,15 @@ impl Room {
             victims: going,
         })
     }
+}
+
+/// Whether a task is to come for one that may as well stay: nobody goes for that.
+fn is_of_a_move(state: &State, task: &Task) -> bool {
+    let stays = |t: &Arc<Task>| {
+        let node = t.node.and_then(|id| state.node(id));
+        t.moving > 0 && is_live(t) && node.is_some_and(|n| filter::takes(n))
+    };
+    state.tasks_of_slot(task.service, task.slot).any(stays)
 }
 
 /// What a task says that goes for another.
