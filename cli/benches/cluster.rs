@@ -499,6 +499,7 @@ async fn serve(
             loop {
                 tokio::time::sleep(period).await;
                 let request = dispatch::HeartbeatRequest {
+                    used: None,
                     session: session.clone(),
                     unreached: None,
                 };

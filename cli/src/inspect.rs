@@ -317,6 +317,7 @@ pub(crate) fn node(n: &Node) -> Value {
         },
         "Status": {
             "State": state(n).to_lowercase(), "Message": n.status.message, "Addr": n.description.address,
+            "Used": {"CPU": n.status.used.cpu, "Memory": n.status.used.memory},
             "DataPlane": data_plane(n), "Unreached": n.status.unreached.iter().map(ToString::to_string).collect::<Vec<_>>(),
         },
         "TLSInfo": {"CertIssuer": n.identity.issuer, "CertExpiresAt": n.identity.expires_at.0},

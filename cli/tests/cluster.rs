@@ -255,6 +255,11 @@ const ALL: &[(&str, Start, Scenario)] = &[
         network::nodes_are_chosen_and_say_why_not,
     ),
     (
+        "busy hosts are spared",
+        Start::Cluster(1, 2),
+        placement::busy_hosts_are_spared,
+    ),
+    (
         "resources are given out, and taken back for who is of a higher priority",
         Start::Cluster(1, 2),
         placement::resources_are_given_out_and_taken_back,

@@ -267,6 +267,28 @@ pub struct NodeStatus {
     pub silent: Duration,
     /// Of a node that is Ready: others that it does not reach over the data plane, or they do not reach it. None: it is well.
     pub unreached: Vec<NodeId>,
+    /// What its tasks use, as it was when that last changed much.
+    pub used: NodeUse,
+}
+
+/// How much of a node is used, in thousandths of it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct NodeUse {
+    /// Of its CPUs.
+    pub cpu: u16,
+    /// Of its memory.
+    pub memory: u16,
+}
+
+impl NodeUse {
+    /// No more than there is: what is counted a moment later may be.
+    #[must_use]
+    pub fn within_bounds(self) -> Self {
+        Self {
+            cpu: self.cpu.min(1_000),
+            memory: self.memory.min(1_000),
+        }
+    }
 }
 
 impl NodeStatus {

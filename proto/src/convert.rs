@@ -147,6 +147,10 @@ mod tests {
             message: "silent".into(),
             silent: Duration::from_millis(16_500),
             unreached: vec![model::NodeId(3)],
+            used: model::object::NodeUse {
+                cpu: 7,
+                memory: 1_000,
+            },
         };
         assert_eq!(NodeStatus::from(crate::types::NodeStatus::from(&status)), status);
     }

@@ -2,7 +2,8 @@
 
 use std::collections::BTreeMap;
 
-use model::{TaskId, Timestamp};
+use model::object::NodeUse;
+use model::{Bytes, NanoCpus, TaskId, Timestamp};
 
 /// What a task used so far.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -30,9 +31,45 @@ pub fn used(
     counted.iter().filter_map(of).collect()
 }
 
+/// What all of them use together of a host that has so much.
+pub fn together(each: &[(TaskId, u64, u64)], cpus: NanoCpus, memory: Bytes) -> NodeUse {
+    let share = |used: u64, all: u64| {
+        let share = (u128::from(used) * 1_000).checked_div(all.into()).unwrap_or(0);
+        u16::try_from(share).unwrap_or(u16::MAX)
+    };
+    let sum = |of: fn(&(TaskId, u64, u64)) -> u64| each.iter().map(of).fold(0, u64::saturating_add);
+    NodeUse {
+        cpu: share(sum(|t| t.1), cpus.0),
+        memory: share(sum(|t| t.2), memory.0),
+    }
+    .within_bounds()
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn what_tasks_use_is_a_share_of_their_host() {
+        let (cpus, memory) = (NanoCpus(2_000_000_000), Bytes(1 << 30));
+        let task = |cpu, memory| (TaskId(1), cpu, memory);
+        for (each, cpu, memory_used) in [
+            (vec![], 0, 0),
+            (
+                vec![task(500_000_000, 1 << 28), task(500_000_000, 1 << 28)],
+                500,
+                500,
+            ),
+            (vec![task(u64::MAX, 1), task(5, 0)], 1_000, 0),
+        ] {
+            let expected = NodeUse {
+                cpu,
+                memory: memory_used,
+            };
+            assert_eq!(together(&each, cpus, memory), expected, "{each:?}");
+        }
+        assert_eq!(together(&[task(1, 1)], NanoCpus(0), Bytes(0)), NodeUse::default());
+    }
 
     #[test]
     fn what_is_used_is_what_was_added_over_the_time_that_passed() {

@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex};
 
 use image::ImageStore;
-use model::object::{NodeDescription, NodeRole};
+use model::object::{NodeDescription, NodeRole, NodeUse};
 use model::{Level, NodeId};
 use net::{Dataplane, DataplaneConfig, Encryption, Steering};
 use proto::host::host_server::HostServer;
@@ -102,6 +102,8 @@ pub(crate) struct Shared {
     pub(crate) kept: Kept,
     /// The managers ask what tasks use.
     pub(crate) measures: watch::Sender<bool>,
+    /// What its tasks use together, once that was measured.
+    pub(crate) node_use: watch::Sender<Option<NodeUse>>,
 }
 
 impl Agent {
@@ -142,6 +144,7 @@ impl Agent {
             contact: Contact::open(config.data_dir.join("contact")),
             kept: Kept::new(config.data_dir.join("assigned")),
             measures: watch::Sender::new(false),
+            node_use: watch::Sender::new(None),
             config,
         };
         Ok(Self {

@@ -117,9 +117,14 @@ pub(crate) async fn run(
                 .map(ToString::to_string)
                 .collect(),
         });
+        let used = shared.node_use.borrow().map(Into::into);
         let (mut client, session, line) = (lines[turn].clone(), session.clone(), turn);
         under_way.push(Box::pin(async move {
-            let request = w::HeartbeatRequest { session, unreached };
+            let request = w::HeartbeatRequest {
+                session,
+                unreached,
+                used,
+            };
             let answer = client.heartbeat(request).await;
             (now, line, answer.map(tonic::Response::into_inner))
         }));

@@ -232,6 +232,7 @@ async fn serve(shared: &Arc<Shared>, tasks: &mut Tasks, search: &mut Search, tar
         status = reports => status.into(),
         ended = assignments => ended,
         () = usage => String::from("what tasks use is not measured any more").into(),
+        () = usage::measure(shared) => String::from("what tasks use is not measured any more").into(),
         () = acknowledgements => String::from("nothing is acknowledged any more").into(),
         () = renewals => String::from("this node has no identity any more").into(),
         _ = raft_id.changed() => Ended {

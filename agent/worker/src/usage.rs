@@ -1,10 +1,10 @@
 //! What tasks use, for managers that scale services by it.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, VecDeque};
 use std::sync::Arc;
 use std::time::Duration;
 
-use agent_core::usage::{Counted, used};
+use agent_core::usage::{Counted, together, used};
 use model::TaskId;
 use proto::dispatch as w;
 use proto::dispatch::dispatcher_client::DispatcherClient;
@@ -48,6 +48,33 @@ pub(crate) async fn run(shared: &Arc<Shared>, mut client: DispatcherClient<Chann
         if let Err(status) = client.report_usage(request).await {
             tracing::debug!("what tasks use was not taken: {status}");
         }
+    }
+}
+
+/// Time between two counts of what all tasks use together, and how many counts it is measured over: half a minute.
+const TOGETHER_EVERY: Duration = Duration::from_secs(10);
+const TOGETHER_OVER: usize = 3;
+
+/// Measures what all tasks use together; never returns.
+pub(crate) async fn measure(shared: &Arc<Shared>) {
+    let mut earlier = VecDeque::new();
+    loop {
+        let counted: BTreeMap<_, _> = {
+            let now = boottime();
+            let counted = count(shared).await.into_iter();
+            counted.map(|(id, counted)| (id, (now, counted))).collect()
+        };
+        if let Some(before) = earlier.front().filter(|_| earlier.len() >= TOGETHER_OVER) {
+            let latest = counted.iter().map(|(id, (_, counted))| (*id, *counted)).collect();
+            let each = used(before, &latest, boottime());
+            let about = shared.description();
+            shared
+                .node_use
+                .send_replace(Some(together(&each, about.cpus, about.memory)));
+            earlier.pop_front();
+        }
+        earlier.push_back(counted);
+        tokio::time::sleep(TOGETHER_EVERY).await;
     }
 }
 

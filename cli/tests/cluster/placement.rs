@@ -203,3 +203,35 @@ pub(crate) fn resources_are_given_out_and_taken_back(bed: &Bed) -> Outcome {
         false,
     )
 }
+
+/// How busy a host is counts although nothing is reserved there, once it was so for half a minute.
+pub(crate) fn busy_hosts_are_spared(bed: &Bed) -> Outcome {
+    bed.ok(
+        1,
+        "service create -q -d --name burn --constraint node.hostname==h2 --limit-cpu 0.9 web:v1 sh -c 'while :; do :; done'",
+    )?;
+    bed.runs(1, "burn", 1)?;
+    let began = Instant::now();
+    let used = |host: &str| -> Result<u32, Failed> {
+        let text = bed.ok(
+            1,
+            &format!("node inspect --format '{{{{.Status.Used.CPU}}}}' {host}"),
+        )?;
+        Ok(text.trim().parse()?)
+    };
+    until("what h2 uses is known", PATIENCE * 2, || {
+        Ok(is(used("h2")? >= 150, true))
+    })?;
+    within("what h2 uses is known", began.elapsed(), Duration::from_secs(90))?;
+    equal("what h3 uses", used("h3")?, 0)?;
+    bed.ok(
+        1,
+        "service create -q -d --name cool --replicas 2 web:v1 sleep 1000000",
+    )?;
+    let there: BTreeSet<String> = bed.runs(1, "cool", 2)?.into_iter().map(|t| t.node).collect();
+    equal(
+        "where tasks run",
+        there,
+        ["h1", "h3"].map(str::to_owned).into_iter().collect(),
+    )
+}

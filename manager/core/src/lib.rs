@@ -26,6 +26,7 @@ pub mod drains;
 pub mod images;
 pub mod members;
 pub mod node_health;
+pub mod node_use;
 
 // By which clock.
 pub mod log_time;

@@ -6,7 +6,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
-use model::object::{NodeState, NodeStatus};
+use model::object::{NodeState, NodeStatus, NodeUse};
 use model::{NodeId, Timestamp};
 
 use crate::state::State;
@@ -268,6 +268,7 @@ impl Watch {
                     message: format!("silent for {:.1} s", silent.as_secs_f64()),
                     silent,
                     unreached: Vec::new(),
+                    used: NodeUse::default(),
                 };
                 if node.status.state != NodeState::Down && !self.heard.contains_key(&node.id) {
                     self.declared.insert(node.id);

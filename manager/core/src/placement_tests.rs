@@ -3,7 +3,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
-use model::object::{Availability, Key, Object, SlotKey, Task};
+use model::object::{Availability, Key, NodeUse, Object, SlotKey, Task};
 use model::spec::{GenericResources, PlacementStrategy, Rebalance, ServiceMode, ServiceSpec, UpdateOrder};
 use model::task_state::{DesiredState, TaskState};
 use model::{Bytes, Level, NanoCpus, NodeId};
@@ -390,6 +390,59 @@ mod random {
             let wanted: u32 = services.iter().map(|s| s.0).sum();
             prop_assert_eq!(slots.len(), wanted as usize, "every slot has a task");
         }
+    }
+}
+
+#[test]
+fn what_nodes_use_counts_beside_what_is_reserved() {
+    for (name, used, reserved, strategy, wanted) in [
+        ("nothing", (0, 0), 0, PlacementStrategy::Spread, 1),
+        (
+            "CPUs of the first are used",
+            (600, 0),
+            0,
+            PlacementStrategy::Spread,
+            2,
+        ),
+        (
+            "memory of the first is used",
+            (0, 600),
+            0,
+            PlacementStrategy::Spread,
+            2,
+        ),
+        (
+            "more of the second is reserved",
+            (400, 0),
+            16,
+            PlacementStrategy::Spread,
+            1,
+        ),
+        ("few nodes are wanted", (600, 0), 0, PlacementStrategy::Binpack, 1),
+        (
+            "the second is the fuller",
+            (400, 0),
+            16,
+            PlacementStrategy::Binpack,
+            2,
+        ),
+    ] {
+        let mut sim = sized(&[8, 8]);
+        let mut busy = (**sim.state.node(NodeId(1)).expect("there")).clone();
+        busy.status.used = NodeUse {
+            cpu: used.0,
+            memory: used.1,
+        };
+        put(&mut sim, Object::Node(busy.into()));
+        if reserved > 0 {
+            let mut other = wants("other", reserved);
+            other.task.placement.constraints = vec!["node.hostname==n2".into()];
+            sim.create(other);
+        }
+        let mut web = wants("web", 1);
+        web.task.placement.strategy = strategy;
+        sim.create(web);
+        assert_eq!(on(&sim, "web"), [wanted], "{name}");
     }
 }
 

@@ -4,6 +4,7 @@ mod data_plane;
 mod frames;
 mod health;
 mod images;
+mod node_use;
 mod reports;
 mod usage;
 
@@ -76,6 +77,7 @@ pub(crate) struct Dispatcher {
     drains: Mutex<Drains>,
     /// Who does not reach whom.
     unreached: Mutex<manager_core::data_plane::Watch>,
+    node_use: Mutex<manager_core::node_use::Watch>,
     scaler: Mutex<manager_core::autoscale::Scaler>,
     /// Nodes are to say what their tasks use.
     measures: AtomicBool,
@@ -169,6 +171,7 @@ impl Dispatcher {
             views: Mutex::default(),
             drains: Mutex::default(),
             unreached: Mutex::default(),
+            node_use: Mutex::default(),
             scaler: Mutex::default(),
             measures: AtomicBool::new(false),
             news: Mutex::default(),
@@ -177,6 +180,7 @@ impl Dispatcher {
         tasks.spawn(route(dispatcher.clone(), dispatcher.log.subscribe()));
         tasks.spawn(health::watch(dispatcher.clone()));
         tasks.spawn(data_plane::watch(dispatcher.clone()));
+        tasks.spawn(node_use::watch(dispatcher.clone()));
         tasks.spawn(usage::watch(dispatcher.clone()));
         dispatcher
     }
@@ -265,9 +269,10 @@ impl Dispatcher {
         }
         description.answers &= written >= Level::ENCRYPTED;
         description.tunnel_key = key.filter(|key| admit::level::may_say_key(&state, node, key));
-        // That it is heard of says nothing of its data plane.
+        // That it is heard of says nothing of its data plane, nor of what its tasks use.
         let ready = NodeStatus {
             unreached: known.status.unreached.clone(),
+            used: known.status.used,
             ..NodeStatus::ready()
         };
         let id = format!("{:032x}", RandomIds.next_id());

@@ -77,6 +77,9 @@ impl Dispatcher for DispatcherRpc {
         if let Some(unreached) = &request.unreached {
             dispatcher.unreached(node, &unreached.nodes);
         }
+        if let Some(used) = request.used {
+            dispatcher.node_uses(node, used.into());
+        }
         let heartbeat_ns = u64::try_from(period.as_nanos()).unwrap_or(u64::MAX);
         let measure = dispatcher.measures();
         Ok(Response::new(wire::HeartbeatReply {

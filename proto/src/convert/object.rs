@@ -303,7 +303,28 @@ impl From<&m::NodeStatus> for w::NodeStatus {
             message: s.message.clone(),
             silent_ns: nanos(s.silent),
             unreached: s.unreached.iter().map(ToString::to_string).collect(),
+            used: (s.used != m::NodeUse::default()).then(|| s.used.into()),
         }
+    }
+}
+
+impl From<m::NodeUse> for w::NodeUse {
+    fn from(used: m::NodeUse) -> Self {
+        Self {
+            cpu: used.cpu.into(),
+            memory: used.memory.into(),
+        }
+    }
+}
+
+impl From<w::NodeUse> for m::NodeUse {
+    fn from(used: w::NodeUse) -> Self {
+        let bounded = |n: u32| u16::try_from(n).unwrap_or(u16::MAX);
+        Self {
+            cpu: bounded(used.cpu),
+            memory: bounded(used.memory),
+        }
+        .within_bounds()
     }
 }
 
@@ -320,6 +341,7 @@ impl From<w::NodeStatus> for m::NodeStatus {
             silent: Duration::from_nanos(s.silent_ns),
             // What is no id is nobody.
             unreached: s.unreached.iter().filter_map(|id| id.parse().ok()).collect(),
+            used: s.used.map(Into::into).unwrap_or_default(),
         }
     }
 }

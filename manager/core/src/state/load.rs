@@ -52,7 +52,7 @@ fn is_bare(task: &Task) -> bool {
 /// How full a node is, the emptiest first.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Default)]
 pub(crate) struct Fullness {
-    /// Millionths of its CPUs or memory that are reserved, whichever is more. Of a node that does not say what it has: the most.
+    /// Millionths of its CPUs or memory that are reserved or used, whichever is more. Of a node that does not say what it has: the most.
     pub(crate) share: u32,
     /// Number of its tasks.
     pub(crate) tasks: u32,
@@ -70,10 +70,10 @@ impl Fullness {
     pub(crate) fn share_of(task: &Task, node: &Node) -> u32 {
         let mut usage = Usage::default();
         usage.add(task);
-        Self::of(&usage, (node.description.cpus, node.description.memory)).share
+        Self::of(&usage, (node.description.cpus, node.description.memory), 0).share
     }
 
-    fn of(usage: &Usage, size: Size) -> Self {
+    fn of(usage: &Usage, size: Size, used: u32) -> Self {
         let bare = u64::from(usage.bare);
         let share = |used: u64, bare_one: u64, all: u64, unit: u64| {
             let used = used.saturating_add(bare_one.saturating_mul(bare)) / unit;
@@ -82,7 +82,9 @@ impl Fullness {
         };
         let cpu = share(usage.cpu.0, BARE_CPU, size.0.0, 1_000);
         Self {
-            share: cpu.max(share(usage.memory.0, BARE_MEMORY, size.1.0, 1 << 10)),
+            share: cpu
+                .max(share(usage.memory.0, BARE_MEMORY, size.1.0, 1 << 10))
+                .max(used),
             tasks: usage.tasks,
         }
     }
@@ -145,6 +147,8 @@ pub(super) struct Loads {
 pub(crate) struct Standing {
     pub(crate) usage: Usage,
     size: Size,
+    /// Millionths that are used of what it has, whatever is reserved.
+    used: u32,
     pub(crate) fullness: Fullness,
     /// None: tasks are of it, and it is not (yet) there.
     pub(crate) class: Option<Class>,
@@ -200,7 +204,11 @@ impl Loads {
     pub(super) fn put_node(&mut self, node: &Node) {
         let size = (node.description.cpus, node.description.memory);
         let class = Some(Class::of(node));
-        self.change(node.id, |load| (load.size, load.class) = (size, class));
+        let used = node.status.used;
+        let used = u32::from(used.cpu.max(used.memory)) * 1_000;
+        self.change(node.id, |load| {
+            (load.size, load.class, load.used) = (size, class, used)
+        });
     }
 
     pub(super) fn remove_node(&mut self, id: NodeId) {
@@ -219,7 +227,7 @@ impl Loads {
         let was = self.standing(id);
         let mut is = was;
         change(&mut is);
-        is.fullness = Fullness::of(&is.usage, is.size);
+        is.fullness = Fullness::of(&is.usage, is.size, is.used);
         if is.class.is_none() && is.usage.tasks == 0 {
             self.nodes.remove(&id);
         } else {

@@ -6,7 +6,7 @@ use std::sync::{Arc, PoisonError};
 use manager_core::admit::level::written;
 use manager_core::data_plane::{LOOK_EVERY, SAID_MAX, Watch};
 use manager_core::{Action, State, Txn};
-use model::object::Key;
+use model::object::{Key, NodeStatus};
 use model::{Level, NodeId};
 
 use super::{Dispatcher, while_leading};
@@ -27,12 +27,7 @@ async fn lead(dispatcher: &Dispatcher) {
         if changes.is_empty() || written(&state) < Level::ENCRYPTED {
             continue;
         }
-        // What was read must stand: a node that is down meanwhile is.
-        let expect = changes
-            .iter()
-            .map(|(id, _)| (Key::Node(*id), state.version(Key::Node(*id))));
-        let expect = expect.collect();
-        let action = |(node, status): (NodeId, model::object::NodeStatus)| {
+        for (node, status) in &changes {
             match status.unreached.len() {
                 0 => tracing::info!(%node, "the data plane of the node works again"),
                 count => tracing::warn!(
@@ -41,23 +36,37 @@ async fn lead(dispatcher: &Dispatcher) {
                      4789, 4790): see rswarm node inspect"
                 ),
             }
-            Action::NodeSeen {
-                node,
-                description: None,
-                status,
-            }
+        }
+        dispatcher
+            .write_seen(&state, changes, "whose data plane is degraded")
+            .await;
+    }
+}
+
+impl Dispatcher {
+    /// Writes what was found of nodes, where they are as it was read: one that is down meanwhile is.
+    pub(super) async fn write_seen(&self, state: &State, changes: Vec<(NodeId, NodeStatus)>, what: &str) {
+        if changes.is_empty() {
+            return;
+        }
+        let expect = changes
+            .iter()
+            .map(|(id, _)| (Key::Node(*id), state.version(Key::Node(*id))));
+        let expect = expect.collect();
+        let action = |(node, status)| Action::NodeSeen {
+            node,
+            description: None,
+            status,
         };
         let txn = Txn {
             expect,
             actions: changes.into_iter().map(action).collect(),
         };
-        if let Err(error) = dispatcher.log.propose(txn).await {
-            tracing::warn!("cannot write whose data plane is degraded: {error}");
+        if let Err(error) = self.log.propose(txn).await {
+            tracing::warn!("cannot write {what}: {error}");
         }
     }
-}
 
-impl Dispatcher {
     fn who_reaches(&self) -> std::sync::MutexGuard<'_, Watch> {
         self.unreached.lock().unwrap_or_else(PoisonError::into_inner)
     }

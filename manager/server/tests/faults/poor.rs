@@ -143,6 +143,7 @@ fn heartbeats_pass_what_is_large_on_a_narrow_line() {
                 () = tokio::time::sleep(PERIOD) => {}
             }
             let request = HeartbeatRequest {
+                used: None,
                 session: session.clone(),
                 unreached: None,
             };
