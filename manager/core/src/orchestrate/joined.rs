@@ -1,10 +1,10 @@
 //! Services that ask for it use nodes that joined or came back: a task at a time, each once its successor runs.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 
-use model::ServiceId;
-use model::object::{Node, Service};
+use model::object::Service;
 use model::spec::{PlacementStrategy, Rebalance, ServiceMode};
+use model::{NodeId, ServiceId};
 
 use super::is_live;
 use crate::schedule::{self, filter};
@@ -52,15 +52,17 @@ fn is_uneven(state: &State, id: ServiceId) -> bool {
     let Some(service) = state.service(id) else {
         return false;
     };
-    let there = |node: &Node| {
-        let tasks = state.tasks_of_node(node.id);
-        tasks.filter(|t| t.service == id && is_live(t)).count()
-    };
+    let mut there: BTreeMap<NodeId, usize> = BTreeMap::new();
+    for task in state.tasks_of_service(id).filter(|t| is_live(t)) {
+        task.node
+            .iter()
+            .for_each(|node| *there.entry(*node).or_default() += 1);
+    }
     // Labels by which tasks are spread may be uneven where nodes are not.
     let spreads = !service.spec.task.placement.spread.is_empty();
     let mut counts = (state.nodes())
         .filter(|n| filter::takes(n) && filter::suits(n, &service.spec.task))
-        .map(|n| there(n));
+        .map(|n| there.get(&n.id).copied().unwrap_or(0));
     let Some(first) = counts.next() else { return false };
     let (least, most) = counts.fold((first, first), |(least, most), n| (least.min(n), most.max(n)));
     spreads || most >= least + 2
