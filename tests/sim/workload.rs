@@ -397,7 +397,9 @@ impl Cluster {
             _ => spec.task.container.image = self.image(),
         }
         let higher = |s: &Arc<Service>| s.spec.task.priority > spec.task.priority;
-        let safe = !self.state.services().any(higher);
+        // What leaves a node until a deadline stops then, whatever is under way.
+        let deadline = |n: &Arc<Node>| n.spec.drain.is_some_and(|d| d.deadline.is_some());
+        let safe = !self.state.services().any(higher) && !self.state.nodes().any(deadline);
         let well = safe && self.is_well(service) && spec.task != service.spec.task;
         let (id, name) = (service.id, spec.name.clone());
         self.disturbed_by(id);

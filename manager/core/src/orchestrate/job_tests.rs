@@ -223,6 +223,29 @@ fn a_drained_node_hands_its_slots_over_and_counts_no_attempt() {
 }
 
 #[test]
+fn a_schedule_that_is_taken_out_leaves_no_run_of_an_older_spec() {
+    let mut sim = sim(1);
+    let mut spec = job("missing", 1, 0);
+    spec.schedule = every("*/10 * * * * *", Concurrency::Forbid);
+    create(&mut sim, spec);
+    run(&mut sim, 15);
+    // What is under way goes on with what it began with: the next run has the new image, and there is none while this one lasts.
+    sim.update(|s| s.task.container.image = "exit".into());
+    run(&mut sim, 15);
+    assert_eq!((status(&sim).iteration, last(&sim).state), (1, RunState::Active));
+    sim.update(|s| s.schedule = None);
+    run(&mut sim, 15);
+    assert_eq!(
+        (status(&sim).iteration, last(&sim).state),
+        (2, RunState::Completed)
+    );
+    // Of one that is as it was asked for nothing is run again.
+    sim.update(|s| drop(s.labels.insert("team".into(), "shop".into())));
+    run(&mut sim, 15);
+    assert_eq!(status(&sim).iteration, 2);
+}
+
+#[test]
 fn a_schedule_fires_once_for_each_time_and_once_for_those_that_were_missed() {
     let mut sim = sim(2);
     let mut spec = job("exit", 2, 0);
