@@ -5,7 +5,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use agent_core::usage::{Counted, together, used};
-use model::TaskId;
+use model::{TaskId, Timestamp};
 use proto::dispatch as w;
 use proto::dispatch::dispatcher_client::DispatcherClient;
 use runtime::ContainerState;
@@ -28,10 +28,7 @@ pub(crate) async fn run(shared: &Arc<Shared>, mut client: DispatcherClient<Chann
         tokio::time::sleep(EVERY).await;
         let (now, counted) = (boottime(), count(shared).await);
         let usage = used(&before, &counted, now);
-        before = counted
-            .into_iter()
-            .map(|(id, counted)| (id, (now, counted)))
-            .collect();
+        before = dated(counted, now);
         let usage = usage
             .into_iter()
             .take(REPORT_MAX)
@@ -59,23 +56,25 @@ const TOGETHER_OVER: usize = 3;
 pub(crate) async fn measure(shared: &Arc<Shared>) {
     let mut earlier = VecDeque::new();
     loop {
-        let counted: BTreeMap<_, _> = {
-            let now = boottime();
-            let counted = count(shared).await.into_iter();
-            counted.map(|(id, counted)| (id, (now, counted))).collect()
-        };
-        if let Some(before) = earlier.front().filter(|_| earlier.len() >= TOGETHER_OVER) {
-            let latest = counted.iter().map(|(id, (_, counted))| (*id, *counted)).collect();
-            let each = used(before, &latest, boottime());
+        let (now, counted) = (boottime(), count(shared).await);
+        if earlier.len() == TOGETHER_OVER
+            && let Some(before) = earlier.pop_front()
+        {
             let about = shared.description();
-            shared
-                .node_use
-                .send_replace(Some(together(&each, about.cpus, about.memory)));
-            earlier.pop_front();
+            let together = together(&used(&before, &counted, now), about.cpus, about.memory);
+            shared.node_use.send_replace(Some(together));
         }
-        earlier.push_back(counted);
+        earlier.push_back(dated(counted, now));
         tokio::time::sleep(TOGETHER_EVERY).await;
     }
+}
+
+/// Counts with their time, for the next ones to be compared with.
+fn dated(counted: BTreeMap<TaskId, Counted>, now: Timestamp) -> BTreeMap<TaskId, (Timestamp, Counted)> {
+    counted
+        .into_iter()
+        .map(|(id, counted)| (id, (now, counted)))
+        .collect()
 }
 
 /// What the running containers have used so far.

@@ -34,8 +34,8 @@ impl Watch {
         self.said.insert(node, unreached);
     }
 
-    /// Nodes whose status is to be another, where these are heard of now. That a node is well again is only believed once those have spoken whom it did not
-    /// reach: a new leader has heard of nobody yet.
+    /// Nodes whose status is to be another, where these are heard of now. That a node is well again is only believed once those
+    /// have spoken whom it did not reach: a new leader has heard of nobody yet.
     pub fn review(&mut self, state: &State, heard: &BTreeSet<NodeId>) -> Vec<(NodeId, NodeStatus)> {
         let is_ready = |n: &Node| n.status.state == NodeState::Ready;
         let ready = |id: &NodeId| state.node(*id).is_some_and(|n| is_ready(n));
