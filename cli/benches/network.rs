@@ -1,8 +1,8 @@
 //! What networks cost: dataplanes of several hosts on one machine, and a cluster of real daemons.
 //!
 //! `cargo bench --bench network` prints one JSON object at the end; figures are of one run, ratios where they compare, each
-//! the median of rounds in which what is compared takes turns (streams: the mean, as each flow may be carried by another CPU). Needs root. `--only NAME` runs one part: overlay,
-//! encrypted (in userspace), vip, update, mesh, reach or rolling. The way that hides clients behind their host (SNAT), with which `mesh` compares, is made
+//! the median of rounds in which what is compared takes turns (streams: the mean, as each flow may be carried by another CPU). Needs root. `--only NAME,…` runs some parts: overlay,
+//! encrypted (in userspace), vip, update, mesh, reach, rolling or docker (its overlay, where Docker Engine is installed). The way that hides clients behind their host (SNAT), with which `mesh` compares, is made
 //! by one rule of `nft` (Debian: nftables). `--packet-steering sender` measures dataplanes of daemons that were started with it.
 #![allow(
     clippy::unwrap_used,
@@ -13,6 +13,8 @@
 #[path = "../tests/cluster/bed.rs"]
 #[allow(dead_code, reason = "scenarios have more")]
 mod bed;
+#[path = "network/docker.rs"]
+mod docker;
 #[path = "../tests/cluster/rolling.rs"]
 #[allow(dead_code, reason = "its scenario is not run here")]
 mod rolling;
@@ -538,7 +540,10 @@ fn main() {
         .position(|a| a == "--only")
         .and_then(|at| args.get(at + 1))
         .cloned();
-    let wanted = |part: &str| only.as_deref().is_none_or(|o| o == part);
+    let wanted = |part: &str| {
+        only.as_deref()
+            .is_none_or(|o| o.split(',').any(|one| one == part))
+    };
     let mut figures: Vec<(&str, f64)> = Vec::new();
     let parts: BTreeSet<&str> = ["overlay", "encrypted", "vip", "update", "mesh"]
         .into_iter()
@@ -588,6 +593,16 @@ fn main() {
             2 * UPDATES
         );
         figures.push(("rolling_failed_requests", failed as f64));
+    }
+    if wanted("docker") {
+        let measured = docker::overlay().unwrap_or_else(|e| stop(&e.into()));
+        if let Some(ratios) = measured {
+            figures.extend([
+                ("docker_overlay_tcp_ratio", ratios.tcp),
+                ("docker_overlay_latency_ratio", ratios.latency),
+            ]);
+            figures.extend(ratios.encrypted.map(|r| ("docker_encrypted_tcp_ratio", r)));
+        }
     }
     let text: Vec<String> = figures
         .iter()
