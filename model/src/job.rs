@@ -80,13 +80,7 @@ impl JobStatus {
         match concurrency {
             Concurrency::Forbid if active > 0 => return false,
             Concurrency::Allow if active >= RUNS_ACTIVE_MAX => return false,
-            Concurrency::Replace => {
-                for run in self.runs.iter_mut().filter(|r| r.ended_at.is_none()) {
-                    run.state = RunState::Replaced;
-                    run.ended_at = Some(now);
-                    run.completed = completed(run.iteration);
-                }
-            }
+            Concurrency::Replace => self.replace(now, |_| true, completed),
             Concurrency::Forbid | Concurrency::Allow => {}
         }
         self.iteration += 1;
@@ -98,6 +92,16 @@ impl JobStatus {
         });
         self.forget(spec);
         true
+    }
+
+    /// Ends runs under way for the sake of another one; `completed` says how many slots of each did so far.
+    pub fn replace(&mut self, now: Timestamp, which: impl Fn(u64) -> bool, completed: impl Fn(u64) -> u32) {
+        let active = self.runs.iter_mut().filter(|r| r.ended_at.is_none());
+        for run in active.filter(|r| which(r.iteration)) {
+            run.state = RunState::Replaced;
+            run.ended_at = Some(now);
+            run.completed = completed(run.iteration);
+        }
     }
 
     /// Forgets the oldest runs that ended, beyond as many as the schedule wants remembered.

@@ -27,7 +27,7 @@ pub(crate) struct JobArgs {
     #[arg(long)]
     timezone: Option<String>,
     /// When a run is due and another is under way: forbid (it is left out), allow, or replace (the other is ended) [default:
-    /// forbid].
+    /// forbid]. One that was changed since it began and of which nothing runs stands in no other one's way.
     #[arg(long)]
     concurrency: Option<String>,
     /// Runs that are remembered [default: 10].

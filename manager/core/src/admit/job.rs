@@ -4,12 +4,12 @@ use std::sync::Arc;
 
 use model::Timestamp;
 use model::job::JobStatus;
-use model::object::{Endpoint, Key, Service, Task};
+use model::object::{Endpoint, Key, Service};
 use model::spec::{Concurrency, HISTORY_MAX, RUNS_ACTIVE_MAX, RestartCondition, ServiceSpec, UpdateConfig};
 
 use super::service::{host_ports, missing};
 use super::{Admitted, Refusal, RefusalKind, validate};
-use crate::orchestrate::{is_live, job, revision};
+use crate::orchestrate::{job, revision};
 use crate::state::{Kind, Scratch, State};
 
 /// Checks what of a job does not depend on the state.
@@ -70,8 +70,10 @@ pub(super) fn change(
     // One whose schedule was taken out before it ever fired is as one that was made without.
     let never = status.runs.is_empty();
     // One that had a schedule may still run what it ran before.
-    let older = |t: &Arc<Task>| is_live(t) && t.spec_version != service.spec_version;
-    let stale = service.spec.schedule.is_some() && scratch.tasks_of_service(service.id).any(older);
+    let stale = service.spec.schedule.is_some()
+        && status
+            .active()
+            .any(|r| job::is_older(scratch, service, r.iteration));
     if spec.schedule.is_none() && (other || never || stale) {
         let done = |run| job::completed(scratch, service.id, run);
         status.begin(&spec, Concurrency::Replace, None, now, done);
@@ -107,8 +109,7 @@ pub fn run_job(state: &State, reference: &str, now: Timestamp) -> Result<Admitte
         )));
     };
     let rule = (service.spec.schedule.as_ref()).map_or(Concurrency::Forbid, |s| s.concurrency);
-    let done = |run| job::completed(state, id, run);
-    if !status.begin(&service.spec, rule, None, now, done) {
+    if !job::begin(state, service, &mut status, None, now) {
         let active: Vec<String> = status.active().map(|r| r.iteration.to_string()).collect();
         let why = match rule {
             Concurrency::Allow => format!("at most {RUNS_ACTIVE_MAX} go on at a time"),

@@ -64,6 +64,38 @@ pub(crate) fn completed(state: &State, id: ServiceId, run: u64) -> u32 {
     u32::try_from(slots.len()).unwrap_or(u32::MAX)
 }
 
+/// Begins a run, as [`JobStatus::begin`] does, but that none stands in its way which has come to nothing: one of what the job
+/// was before it was changed, and of which nothing runs.
+pub(crate) fn begin(
+    state: &State,
+    service: &Service,
+    job: &mut JobStatus,
+    due_at: Option<Timestamp>,
+    now: Timestamp,
+) -> bool {
+    let rule = (service.spec.schedule.as_ref()).map_or(Concurrency::Forbid, |s| s.concurrency);
+    let done = |run| completed(state, service.id, run);
+    if job.begin(&service.spec, rule, due_at, now, done) {
+        return true;
+    }
+    job.replace(now, |run| came_to_nothing(state, service, run), done);
+    job.begin(&service.spec, rule, due_at, now, done)
+}
+
+/// Whether a run is of an older spec of its job, and nothing of it runs: an image that cannot be had, no node for it, or it
+/// failed and waits before it is tried again.
+fn came_to_nothing(state: &State, service: &Service, run: u64) -> bool {
+    let runs =
+        |t: &Arc<Task>| t.iteration == run && holds_slot(state, t) && t.status.state >= TaskState::Starting;
+    is_older(state, service, run) && !state.tasks_of_service(service.id).any(runs)
+}
+
+/// Whether a run is of what its job was before it was changed.
+pub(crate) fn is_older(state: &State, service: &Service, run: u64) -> bool {
+    let older = |t: &Arc<Task>| t.iteration == run && t.spec_version != service.spec_version;
+    state.tasks_of_service(service.id).any(older)
+}
+
 /// Drives a job one step: begins the run that is due, ends what is wanted no more, fills slots, notices the end.
 pub(super) fn drive(
     scratch: &mut Scratch,
@@ -108,8 +140,7 @@ fn fire(scratch: &mut Scratch, id: ServiceId, now: Timestamp, wake: &mut Wake) {
     let next_at = clock.and_then(|c| c.next(now));
     let late = !schedule.starting_deadline.is_zero() && now.since(due) > schedule.starting_deadline;
     let mut job = service.job.clone().unwrap_or_default();
-    let done = |run| completed(scratch, id, run);
-    if late || !job.begin(&service.spec, schedule.concurrency, Some(due), now, done) {
+    if late || !begin(scratch, &service, &mut job, Some(due), now) {
         job.missed += 1;
     }
     job.next_at = next_at;

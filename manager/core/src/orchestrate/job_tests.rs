@@ -229,9 +229,9 @@ fn a_schedule_that_is_taken_out_leaves_no_run_of_an_older_spec() {
     spec.schedule = every("*/10 * * * * *", Concurrency::Forbid);
     create(&mut sim, spec);
     run(&mut sim, 15);
-    // What is under way goes on with what it began with: the next run has the new image, and there is none while this one lasts.
+    // What is under way goes on with what it began with: the next run has the new image.
     sim.update(|s| s.task.container.image = "exit".into());
-    run(&mut sim, 15);
+    run(&mut sim, 2);
     assert_eq!((status(&sim).iteration, last(&sim).state), (1, RunState::Active));
     sim.update(|s| s.schedule = None);
     run(&mut sim, 15);
@@ -243,6 +243,51 @@ fn a_schedule_that_is_taken_out_leaves_no_run_of_an_older_spec() {
     sim.update(|s| drop(s.labels.insert("team".into(), "shop".into())));
     run(&mut sim, 15);
     assert_eq!(status(&sim).iteration, 2);
+}
+
+#[test]
+fn a_run_that_came_to_nothing_stands_in_no_ones_way_once_its_job_was_changed() {
+    for (image, replaced) in [("missing", true), ("a", false)] {
+        let mut sim = sim(1);
+        let mut spec = job(image, 1, 0);
+        spec.schedule = every("*/10 * * * * *", Concurrency::Forbid);
+        create(&mut sim, spec);
+        run(&mut sim, 25);
+        assert_eq!(
+            (status(&sim).iteration, status(&sim).missed),
+            (1, 1),
+            "{image}: it is tried again as long as nobody changes it"
+        );
+        sim.update(|s| s.task.container.image = "exit".into());
+        run(&mut sim, 12);
+        let runs = &status(&sim).runs;
+        if replaced {
+            let states: Vec<_> = runs.iter().map(|r| r.state).collect();
+            assert_eq!(states, [RunState::Replaced, RunState::Completed], "{image}");
+        } else {
+            assert_eq!((runs.len(), last(&sim).state), (1, RunState::Active), "{image}");
+        }
+    }
+    // The same by hand, without a schedule that fires.
+    let mut sim = sim(1);
+    let mut spec = job("missing", 1, 0);
+    spec.schedule = every("0 0 1 1 *", Concurrency::Forbid);
+    create(&mut sim, spec);
+    let by_hand = |sim: &mut Sim| {
+        admit::run_job(&sim.state, "web", sim.now)
+            .map(|a| sim.commit(a.txn))
+            .is_ok()
+    };
+    assert!(by_hand(&mut sim));
+    run(&mut sim, 5);
+    assert!(!by_hand(&mut sim), "it is under way");
+    sim.update(|s| s.task.container.image = "exit".into());
+    assert!(by_hand(&mut sim));
+    run(&mut sim, 5);
+    assert_eq!(
+        (status(&sim).iteration, last(&sim).state),
+        (2, RunState::Completed)
+    );
 }
 
 #[test]
