@@ -39,8 +39,10 @@ pub(super) fn check(cluster: &Cluster) -> Result<(), String> {
         }
     }
     for ((service, key), slot) in slots {
-        // A rollout that starts first has pairs, and so have moves.
-        let most = if has_pairs(cluster, (service, key)) { 2 } else { 1 };
+        // A rollout that starts first has pairs, and so have moves of what may run twice.
+        let pairs =
+            cluster.start_first.contains(&service) || (slot.kept && cluster.moved.contains(&(service, key)));
+        let most = if pairs { 2 } else { 1 };
         if slot.known > most {
             return Err(format!(
                 "slot {key:?} of {service} has {} processes at once",

@@ -257,10 +257,11 @@ impl Cluster {
 
     /// Where it runs, beside whom, with what, and before whom.
     fn place(&mut self, spec: &mut ServiceSpec) {
+        let exclusive = spec.is_exclusive(&spec.task);
         let task = &mut spec.task;
         if self.rng.percent(30) {
             task.placement.strategy = PlacementStrategy::Binpack;
-        } else if self.rng.percent(40) && spec.mode.as_str() == "replicated" {
+        } else if self.rng.percent(40) && spec.mode.as_str() == "replicated" && !exclusive {
             spec.rebalance = Rebalance::OnJoin;
         }
         if self.rng.percent(30) {
@@ -544,8 +545,10 @@ impl Cluster {
             let node = t.node.and_then(|id| self.state.node(id));
             node.is_some_and(|n| n.status.state == NodeState::Ready)
         };
-        let well =
-            (services.iter()).filter(|s| self.is_well(s) && self.state.tasks_of_service(s.id).all(heard));
+        // What must never run twice is stopped first.
+        let single = |s: &Service| (self.state.tasks_of_service(s.id)).any(|t| s.spec.is_exclusive(&t.spec));
+        let well = (services.iter())
+            .filter(|s| !single(s) && self.is_well(s) && self.state.tasks_of_service(s.id).all(heard));
         let well: Vec<_> = well.map(|s| s.id).collect();
         self.healthy_moves.extend(well);
     }

@@ -73,7 +73,7 @@ pub(crate) enum Command {
     /// Move the tasks of a node elsewhere; `node update --availability active` calls it off and lets them come back.
     ///
     /// A task of a replicated service that is ready serves until its successor runs and is ready on another node, as many of a service
-    /// at once as its update parallelism says. Other tasks are stopped at once, as are all with `--order stop-first`, which is what Docker
+    /// at once as its update parallelism says. Other tasks (of services with `on_disconnect: stop_after`, which must never run twice, too) are stopped at once, as are all with `--order stop-first`, which is what Docker
     /// does. What no other node can take stays until the deadline: `rswarm service ps` and `rswarm service why` say why.
     Drain {
         /// `start-first` or `stop-first`.

@@ -82,7 +82,8 @@ pub(crate) struct SpecArgs {
     /// A task that ran for this long was well: the next restart waits for --restart-delay again [default: 60s].
     #[arg(long)]
     restart_reset_after: Option<String>,
-    /// What becomes of its tasks on a node that is cut off: keep, or stop-after=TIME.
+    /// What becomes of its tasks on a node that is cut off: keep, or stop-after=TIME, which is for what must never run twice: a
+    /// drain stops it before it starts elsewhere, too, unless --update-order is start-first.
     #[arg(long)]
     on_disconnect: Option<String>,
     #[arg(long)]

@@ -4,7 +4,10 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
 use model::object::{Availability, Key, NodeUse, Object, SlotKey, Task};
-use model::spec::{GenericResources, PlacementStrategy, Rebalance, ServiceMode, ServiceSpec, UpdateOrder};
+use model::spec::{
+    GenericResources, OnDisconnect, PlacementStrategy, Rebalance, ServiceMode, ServiceSpec, TaskSpec,
+    UpdateOrder,
+};
 use model::task_state::{DesiredState, TaskState};
 use model::{Bytes, Level, NanoCpus, NodeId};
 
@@ -553,6 +556,31 @@ fn a_node_that_joins_gets_tasks_of_a_few_services_at_a_time() {
     for name in names {
         assert_eq!(on(&sim, name), [1, 1, 2, 2, 3, 3], "{name}");
     }
+}
+
+#[test]
+fn what_must_never_run_twice_does_not_move_without_need() {
+    let alone = |rebalance| ServiceSpec {
+        rebalance,
+        task: TaskSpec {
+            on_disconnect: OnDisconnect::StopAfter(Duration::from_secs(30)),
+            ..named("web", 6).task
+        },
+        ..named("web", 6)
+    };
+    let mut sim = cluster(2);
+    sim.create(alone(Rebalance::Never));
+    put(&mut sim, Object::Node(node(3, "n3").into()));
+    let refused =
+        crate::admit::rebalance_service(&sim.state, "web", 1, false).expect_err("it may not run twice");
+    assert!(refused.to_string().contains("update --force"), "{refused}");
+    let refused = crate::admit::create_service(&sim.state, alone(Rebalance::OnJoin), sim.now, &mut sim.ids);
+    assert!(refused.is_err_and(|why| why.to_string().contains("stop-after")));
+    // Who says that a slot may have two while it is changed has said so of moves.
+    let mut twice = alone(Rebalance::OnJoin);
+    twice.update.order = UpdateOrder::StartFirst;
+    sim.update(|s| *s = twice);
+    assert_eq!(rebalance(&mut sim, 1, false), 2);
 }
 
 #[test]

@@ -2,7 +2,7 @@
 
 use super::{
     Autoscale, ContainerSpec, Dependency, EndpointSpec, Labels, LogDriver, NetworkAttachment, OnDisconnect,
-    Placement, Rebalance, Resources, RestartPolicy, Schedule, UpdateConfig,
+    Placement, Rebalance, Resources, RestartPolicy, Schedule, UpdateConfig, UpdateOrder,
 };
 
 /// A service as the user wants it.
@@ -31,6 +31,13 @@ pub struct ServiceSpec {
 }
 
 impl ServiceSpec {
+    /// Whether a task must have ended before another has its slot: what it runs must never run twice, and no rollout of the
+    /// service says otherwise by starting first.
+    pub fn is_exclusive(&self, task: &TaskSpec) -> bool {
+        matches!(task.on_disconnect, OnDisconnect::StopAfter(_))
+            && self.update.order == UpdateOrder::StopFirst
+    }
+
     /// Bytes it takes, roughly: of what has no small bound.
     pub fn weight(&self) -> usize {
         let c = &self.task.container;

@@ -43,6 +43,11 @@ pub fn rebalance_service(
             "service {name} has the strategy binpack, which wants its tasks on few nodes: update it with --strategy spread first"
         )));
     }
+    if service.spec.is_exclusive(&service.spec.task) {
+        return Err(Refusal::invalid(format!(
+            "service {name} has on disconnect: stop-after, so no slot of it may have two live tasks, and a task moves by starting elsewhere first: use rswarm service update --force {name}, which stops each before it starts the next"
+        )));
+    }
     if service.update.as_ref().is_some_and(|u| u.state.is_active()) {
         return Err(Refusal::invalid(format!(
             "service {name} is being updated: ask again once that has ended (rswarm service ps {name})"

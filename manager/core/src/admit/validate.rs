@@ -352,6 +352,12 @@ fn rebalance(spec: &ServiceSpec) -> Result<(), String> {
             "rebalance does not go with the strategy binpack, which wants the tasks on few nodes".into(),
         );
     }
+    if spec.is_exclusive(&spec.task) {
+        return Err(
+            "rebalance does not go with on disconnect: stop-after, as a task that moves starts elsewhere first: take out one of them, or say by update order start-first that a slot may have two"
+                .into(),
+        );
+    }
     Ok(())
 }
 

@@ -40,6 +40,7 @@ fn asks(service: &Service) -> bool {
     spec.rebalance == Rebalance::OnJoin
         && matches!(spec.mode, ServiceMode::Replicated { .. })
         && spec.task.placement.strategy == PlacementStrategy::Spread
+        && !spec.is_exclusive(&spec.task)
         && !service.update.as_ref().is_some_and(|u| u.state.is_active())
 }
 

@@ -90,6 +90,7 @@ fn relabelled(state: &State) -> Drain {
 fn serves(state: &State, service: &Service, task: &Task) -> bool {
     let down = |n: &Arc<Node>| n.status.state == NodeState::Down;
     matches!(service.spec.mode, ServiceMode::Replicated { .. })
+        && !service.spec.is_exclusive(&task.spec)
         && task.desired == DesiredState::Running
         && task.is_ready()
         && !task.node.and_then(|id| state.node(id)).is_none_or(down)

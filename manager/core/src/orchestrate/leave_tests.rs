@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use model::Level;
 use model::object::{Availability, Drain, Key, NodeState, Object};
-use model::spec::{RestartCondition, ServiceMode, UpdateOrder};
+use model::spec::{OnDisconnect, RestartCondition, ServiceMode, UpdateOrder};
 use model::task_state::TaskState;
 
 use crate::admit::{self, RefusalKind};
@@ -72,6 +72,22 @@ fn a_drain_stops_first_where_that_is_asked_for_or_the_level_knows_no_other() {
         sim.run(30);
         assert_eq!(sim.nodes(), [2, 2, 2, 3, 3, 3], "{name}");
         assert_eq!(sim.fewest, 4, "{name}");
+    }
+}
+
+#[test]
+fn what_must_never_run_twice_is_stopped_before_it_starts_elsewhere() {
+    for (order, fewest, most) in [(UpdateOrder::StopFirst, 4, 6), (UpdateOrder::StartFirst, 6, 7)] {
+        let mut sim = Sim::new(3);
+        let mut web = spec("a", 6);
+        web.task.on_disconnect = OnDisconnect::StopAfter(Duration::from_secs(30));
+        web.update.order = order;
+        sim.create(web);
+        sim.watch();
+        drain(&mut sim, 1, None);
+        sim.run(30);
+        assert_eq!(sim.nodes(), [2, 2, 2, 3, 3, 3], "{order:?}");
+        assert_eq!((sim.fewest, sim.most), (fewest, most), "{order:?}");
     }
 }
 
