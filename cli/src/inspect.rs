@@ -234,7 +234,8 @@ pub(crate) fn service(s: &Service, for_people: bool) -> Value {
     json!({
         "ID": s.id.to_string(), "Version": version, "CreatedAt": created, "UpdatedAt": updated,
         "Spec": spec(&s.spec),
-        "PreviousSpec": s.previous_spec.as_ref().map(|p| spec(p)),
+        // People compare with `service diff`.
+        "PreviousSpec": s.previous_spec.as_ref().filter(|_| !for_people).map(|p| spec(p)),
         "UpdateStatus": s.update.as_ref().map(|u| json!({
             "State": u.state.as_str(), "StartedAt": u.started_at.rfc3339(),
             "CompletedAt": u.completed_at.map(Timestamp::rfc3339), "Message": u.message,

@@ -106,48 +106,52 @@ impl Names {
 }
 
 #[cfg(test)]
-mod tests {
+pub(crate) mod tests {
     use super::*;
     use model::object::{Meta, TaskStatus};
     use model::spec::TaskSpec;
     use model::task_state::{DesiredState, TaskState};
     use model::{ServiceId, Timestamp};
 
+    /// One that runs.
+    pub(crate) fn task(slot: u32) -> Task {
+        Task {
+            id: TaskId(u128::from(slot) << 64),
+            meta: Meta::default(),
+            service: ServiceId(9),
+            service_name: "web".into(),
+            slot: SlotKey::Replica(slot),
+            spec: Arc::new(TaskSpec::default()),
+            spec_version: 1,
+            node: Some(NodeId(7)),
+            desired: DesiredState::Running,
+            run_at: Timestamp(0),
+            status: TaskStatus {
+                state: TaskState::Running,
+                at: Timestamp(0),
+                message: String::new(),
+                error: String::new(),
+                container: None,
+                unready: false,
+            },
+            running_at: None,
+            unready_at: None,
+            ended_at: None,
+            fence: 0,
+            granted: Default::default(),
+            moving: 0,
+            addresses: Vec::new(),
+            host_ports: Vec::new(),
+            iteration: 0,
+        }
+    }
+
     fn names(slots: &[u32]) -> Names {
         let mut names = Names::default();
         names.nodes.insert(NodeId(7), "h7".into());
         for slot in slots {
-            let id = TaskId(u128::from(*slot) << 64);
-            let task = Task {
-                id,
-                meta: Meta::default(),
-                service: ServiceId(9),
-                service_name: "web".into(),
-                slot: SlotKey::Replica(*slot),
-                spec: Arc::new(TaskSpec::default()),
-                spec_version: 1,
-                node: Some(NodeId(7)),
-                desired: DesiredState::Running,
-                run_at: Timestamp(0),
-                status: TaskStatus {
-                    state: TaskState::Running,
-                    at: Timestamp(0),
-                    message: String::new(),
-                    error: String::new(),
-                    container: None,
-                    unready: false,
-                },
-                running_at: None,
-                unready_at: None,
-                ended_at: None,
-                fence: 0,
-                granted: Default::default(),
-                moving: 0,
-                addresses: Vec::new(),
-                host_ports: Vec::new(),
-                iteration: 0,
-            };
-            names.tasks.insert(id, Arc::new(task));
+            let task = task(*slot);
+            names.tasks.insert(task.id, Arc::new(task));
         }
         names
     }

@@ -10,8 +10,8 @@ use std::io::IsTerminal;
 use std::time::{Duration, Instant};
 
 use indicatif::{MultiProgress, ProgressBar, ProgressDrawTarget, ProgressStyle};
-use model::object::{Object, Service, SlotKey, Task, UpdateState};
-use model::task_state::TaskState;
+use model::object::{Object, Service, SlotKey, Task, UpdateState, UpdateStatus};
+use model::task_state::{DesiredState, TaskState};
 use model::{TaskId, Timestamp};
 use proto::control::WatchRequest;
 use proto::types::Kind;
@@ -109,7 +109,7 @@ impl<'a> Display<'a> {
         service: &Service,
         tasks: &BTreeMap<TaskId, Task>,
     ) {
-        let reason = reason(service, tasks);
+        let reason = reason(service.update.as_ref(), tasks);
         match self.board {
             Board::Quiet => {}
             Board::Lines => {
@@ -262,7 +262,7 @@ pub(crate) async fn wait(
                 return Ok(service.as_ref().map_or(0, outcome));
             }
             () = &mut limit => {
-                let why = service.as_ref().map_or(String::new(), |s| reason(s, &tasks));
+                let why = service.as_ref().map_or(String::new(), |s| reason(s.update.as_ref(), &tasks));
                 display.warn(&format!("service {name} did not converge in time{why}; it goes on in the background: `rswarm service ps {name}` shows more"));
                 display.end();
                 return Ok(TIMED_OUT);
@@ -317,7 +317,11 @@ pub(crate) async fn wait(
                 if end.code == 0 {
                     display.say(&end.text);
                 } else {
-                    display.warn(&format!("service {name}: {}{}", end.text, reason(s, &tasks)));
+                    display.warn(&format!(
+                        "service {name}: {}{}",
+                        end.text,
+                        reason(s.update.as_ref(), &tasks)
+                    ));
                 }
                 display.end();
                 return Ok(end.code);
@@ -396,13 +400,27 @@ fn current(service: &Service, tasks: &BTreeMap<TaskId, Task>) -> (usize, usize) 
     (running, wanted)
 }
 
+/// Whether what a task failed of is past: one that was made for its slot since runs, or completed.
+fn is_over(failed: &Task, tasks: &BTreeMap<TaskId, Task>) -> bool {
+    let well = |t: &&Task| match t.status.state {
+        TaskState::Running => t.desired.is_live(),
+        state => state == TaskState::Complete,
+    };
+    let later = |t: &&Task| t.slot == failed.slot && t.meta.created_at > failed.meta.created_at;
+    tasks.values().filter(later).any(|t| well(&t))
+}
+
 /// The newest error of a task that is not running, or why one is not ready, so that nobody has to look for it.
-fn reason(service: &Service, tasks: &BTreeMap<TaskId, Task>) -> String {
-    let since = service.update.as_ref().map_or(Timestamp(0), |u| u.started_at);
+fn reason(update: Option<&UpdateStatus>, tasks: &BTreeMap<TaskId, Task>) -> String {
+    let since = update.map_or(Timestamp(0), |u| u.started_at);
     let failed = tasks
         .values()
         .filter(|t| {
-            !t.status.error.is_empty() && t.status.state != TaskState::Running && t.status.at >= since
+            !t.status.error.is_empty()
+                && t.status.state != TaskState::Running
+                && t.desired != DesiredState::Remove
+                && t.status.at >= since
+                && !is_over(t, tasks)
         })
         .max_by_key(|t| t.status.at);
     let unready = || {
@@ -412,13 +430,63 @@ fn reason(service: &Service, tasks: &BTreeMap<TaskId, Task>) -> String {
             .find_map(|t| Some(format!(" ({}: {})", t.name(), not_ready(t)?)))
     };
     let held = || {
-        let waits = |u: &&model::object::UpdateStatus| u.message.starts_with("waits for ");
-        let update = service.update.as_ref().filter(waits)?;
+        let waits = |u: &&UpdateStatus| u.message.starts_with("waits for ");
+        let update = update.filter(waits)?;
         Some(format!(" ({})", update.message))
     };
     failed
-        .map(|t| format!(" ({}: {})", t.name(), t.status.error))
+        .map(|t| format!(" ({}: {})", t.name(), render::one_line(&t.status.error)))
         .or_else(held)
         .or_else(unready)
         .unwrap_or_default()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::prefix::tests::task;
+
+    #[test]
+    fn an_error_is_told_until_what_followed_it_runs() {
+        let failed = |slot| {
+            let mut task = task(slot);
+            (task.status.state, task.desired) = (TaskState::Failed, DesiredState::Shutdown);
+            task.status.error = "non-zero exit (1)\nmore".into();
+            task
+        };
+        let follows = |slot, state| {
+            let mut task = task(slot);
+            (task.id, task.meta.created_at, task.status.state) = (TaskId(7), Timestamp(5), state);
+            task
+        };
+        let gone = || {
+            let mut task = failed(1);
+            task.desired = DesiredState::Remove;
+            task
+        };
+        let told = " (web.1: non-zero exit (1) more)";
+        for (name, tasks, wanted) in [
+            ("nothing followed", vec![failed(1)], told),
+            (
+                "the next one begins",
+                vec![failed(1), follows(1, TaskState::Starting)],
+                told,
+            ),
+            (
+                "another slot runs",
+                vec![failed(1), follows(2, TaskState::Running)],
+                told,
+            ),
+            ("it runs", vec![failed(1), follows(1, TaskState::Running)], ""),
+            (
+                "it completed",
+                vec![failed(1), follows(1, TaskState::Complete)],
+                "",
+            ),
+            ("its slot is gone", vec![gone()], ""),
+        ] {
+            let tasks = tasks.into_iter().map(|t| (t.id, t)).collect();
+            assert_eq!(reason(None, &tasks), wanted, "{name}");
+        }
+    }
 }

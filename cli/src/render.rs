@@ -160,8 +160,25 @@ pub(crate) fn list(rows: &[Value], columns: &[(&str, &str)], args: &ListArgs) ->
     Ok(())
 }
 
+/// A number of tasks, in words.
+pub(crate) fn tasks(count: usize) -> String {
+    let ending = if count == 1 { "" } else { "s" };
+    format!("{count} task{ending}")
+}
+
+/// A text in one line, in which nothing steers a terminal: what programs say may have any characters.
+pub(crate) fn one_line(text: &str) -> String {
+    let lines = text.split(|c: char| c.is_control()).map(str::trim);
+    lines.filter(|l| !l.is_empty()).collect::<Vec<_>>().join(" ")
+}
+
 /// Prints cells in columns, three spaces apart, as Docker does.
-pub(crate) fn table(rows: Vec<Vec<String>>) {
+pub(crate) fn table(mut rows: Vec<Vec<String>>) {
+    for cell in rows.iter_mut().flatten() {
+        if cell.contains(char::is_control) {
+            *cell = one_line(cell);
+        }
+    }
     let count = rows.iter().map(Vec::len).max().unwrap_or(0);
     let width = |c: usize| {
         rows.iter()
@@ -216,37 +233,66 @@ pub(crate) fn formatted(values: &[Value], format: Option<&str>) -> Result<(), Fa
     Ok(())
 }
 
-/// Keys and values, one a line, each level a space further in; what is empty is left out.
+/// A value that holds no others, for people: by its key a number may be a time in ns, bytes, or billionths of a CPU.
+pub(crate) fn scalar(key: &str, value: &Value) -> String {
+    const TIMES: [&str; 14] = [
+        "Delay",
+        "Interval",
+        "MaxDelay",
+        "Monitor",
+        "ProgressDeadline",
+        "ResetAfter",
+        "ScaleDownAfter",
+        "StartInterval",
+        "StartPeriod",
+        "StartingDeadline",
+        "StopAfter",
+        "StopGracePeriod",
+        "Timeout",
+        "Window",
+    ];
+    match (key, value, value.as_u64()) {
+        (_, Value::String(s), _) => s.clone(),
+        (key, _, Some(ns)) if TIMES.contains(&key) => {
+            model::units::format_duration(std::time::Duration::from_nanos(ns))
+        }
+        ("MemoryBytes" | "SizeBytes", _, Some(count)) => bytes(count, 1024, 4),
+        ("NanoCPUs", _, Some(billionths)) => format!("{} CPUs", billionths as f64 / 1e9),
+        (_, other, _) => other.to_string(),
+    }
+}
+
+/// Keys and values, one a line, each level a space further in; what is empty or no is left out, and but for numbers of
+/// replicas also what is 0.
 fn pretty(value: &Value, depth: usize) -> String {
+    fn empty(key: &str, value: &Value) -> bool {
+        match value {
+            Value::Null | Value::Bool(false) => true,
+            Value::String(s) => s.is_empty(),
+            Value::Array(a) => a.is_empty(),
+            Value::Object(o) => o.iter().all(|(key, v)| empty(key, v)),
+            Value::Bool(true) => false,
+            Value::Number(n) => n.as_f64() == Some(0.0) && key != "Replicas",
+        }
+    }
     let indent = " ".repeat(depth);
-    let empty = |v: &Value| match v {
-        Value::Null => true,
-        Value::String(s) => s.is_empty(),
-        Value::Array(a) => a.is_empty(),
-        Value::Object(o) => o.is_empty(),
-        Value::Bool(_) | Value::Number(_) => false,
-    };
-    let scalar = |v: &Value| match v {
-        Value::String(s) => s.clone(),
-        other => other.to_string(),
-    };
     match value {
         Value::Object(map) => map
             .iter()
-            .filter(|(_, v)| !empty(v))
+            .filter(|(key, v)| !empty(key, v))
             .map(|(key, v)| match v {
                 Value::Object(_) | Value::Array(_) => format!("{indent}{key}:\n{}", pretty(v, depth + 1)),
-                v => format!("{indent}{key}: {}\n", scalar(v)),
+                v => format!("{indent}{key}: {}\n", scalar(key, v)),
             })
             .collect(),
         Value::Array(list) => list
             .iter()
             .map(|v| match v {
                 Value::Object(_) | Value::Array(_) => pretty(v, depth),
-                v => format!("{indent}{}\n", scalar(v)),
+                v => format!("{indent}{}\n", scalar("", v)),
             })
             .collect(),
-        v => format!("{indent}{}\n", scalar(v)),
+        v => format!("{indent}{}\n", scalar("", v)),
     }
 }
 
@@ -326,8 +372,34 @@ mod tests {
 
     #[test]
     fn pretty_leaves_out_what_is_empty() {
-        let value = serde_json::json!({"A": 1, "B": {"C": "x", "D": "", "E": []}, "F": ["y", {"G": true}]});
-        assert_eq!(pretty(&value, 0), "A: 1\nB:\n C: x\nF:\n y\n G: true\n");
+        let value = serde_json::json!({
+            "A": 1, "B": {"C": "x", "D": "", "E": []}, "F": ["y", {"G": true}], "H": {"I": 0, "J": {"K": false}}, "Replicas": 0,
+        });
+        assert_eq!(
+            pretty(&value, 0),
+            "A: 1\nB:\n C: x\nF:\n y\n G: true\nReplicas: 0\n"
+        );
+    }
+
+    #[test]
+    fn numbers_have_their_units_for_people() {
+        let value = serde_json::json!({"Delay": 1_500_000_000, "MemoryBytes": 402_653_184, "NanoCPUs": 250_000_000, "Pids": 7});
+        assert_eq!(
+            pretty(&value, 0),
+            "Delay: 1.5s\nMemoryBytes: 384MiB\nNanoCPUs: 0.25 CPUs\nPids: 7\n"
+        );
+    }
+
+    #[test]
+    fn nothing_in_a_line_steers_a_terminal() {
+        for (text, line) in [
+            ("plain", "plain"),
+            ("404: <H1>\n<BODY>\r\n\tno\n", "404: <H1> <BODY> no"),
+            ("a\u{1b}[2Jb", "a [2Jb"),
+            ("\n", ""),
+        ] {
+            assert_eq!(one_line(text), line);
+        }
     }
 
     #[test]

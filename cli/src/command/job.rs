@@ -171,8 +171,9 @@ pub(crate) fn runs(service: &Service, format: Option<String>) -> Result<(), Fail
     };
     render::list(&rows, &columns, &how)?;
     if job.missed > 0 && how.format.is_none() {
+        let times = if job.missed == 1 { "time" } else { "times" };
         render::progress(&format!(
-            "{} times no run began: another was under way, or it was too late",
+            "no run began at {} {times} that it was due: another was under way, or it was too late",
             job.missed
         ));
     }

@@ -252,10 +252,7 @@ fn left_on(tasks: &[Object], node: NodeId) -> BTreeMap<String, usize> {
 }
 
 fn count(left: &BTreeMap<String, usize>) -> String {
-    match left.values().sum() {
-        1 => "1 task".into(),
-        n => format!("{n} tasks"),
-    }
+    render::tasks(left.values().sum())
 }
 
 /// How many of each service are left, and which of them wait for their service's update: that makes every task anew.

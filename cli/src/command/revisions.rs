@@ -135,12 +135,33 @@ fn summary(old: &ServiceSpec, new: &ServiceSpec) -> String {
     let all = differences(old, new)
         .into_iter()
         .map(|(path, old, new)| match (old, new) {
-            (Some(old), Some(new)) => format!("{}: {old} → {new}", short(&path)),
+            (Some(old), Some(new)) => {
+                let (old, new) = without_digests(&old, &new);
+                format!("{}: {old} → {new}", short(&path))
+            }
             (None, Some(new)) => format!("+{}: {new}", short(&path)),
             (Some(old), None) => format!("-{}: {old}", short(&path)),
             (None, None) => String::new(),
         });
     all.collect::<Vec<_>>().join(", ")
+}
+
+/// Two images without their digests where their names tell them apart, else with the beginnings of these; anything else as it
+/// is.
+fn without_digests(old: &str, new: &str) -> (String, String) {
+    let parts = |text: &str| {
+        let (name, digest) = text.split_once("@sha256:").unwrap_or((text, ""));
+        (name.to_owned(), render::short(digest, false))
+    };
+    let ((old_name, old_digest), (new_name, new_digest)) = (parts(old), parts(new));
+    if old_name != new_name {
+        return (old_name, new_name);
+    }
+    let whole = |digest: &str| match digest {
+        "" => old_name.clone(),
+        digest => format!("{old_name}@sha256:{digest}"),
+    };
+    (whole(&old_digest), whole(&new_digest))
 }
 
 /// Every field that differs: its path, and what it was and is.
@@ -185,7 +206,8 @@ fn flat(value: &Value) -> BTreeMap<String, String> {
                 into.insert(path.to_owned(), text.clone());
             }
             other => {
-                into.insert(path.to_owned(), other.to_string());
+                let key = path.rsplit('.').next().unwrap_or(path);
+                into.insert(path.to_owned(), render::scalar(key, other));
             }
         }
     }
@@ -196,6 +218,8 @@ fn flat(value: &Value) -> BTreeMap<String, String> {
 
 #[cfg(test)]
 mod tests {
+    use std::time::Duration;
+
     use super::*;
 
     #[test]
@@ -223,5 +247,17 @@ mod tests {
             "-A: 1, +C: 3, Image: web:1 → web:2, Parallelism: 1 → 3"
         );
         assert!(differences(&old, &old).is_empty());
+        // Of images in a line what tells them apart; the digests stand in the whole difference.
+        let digest = |c: char| format!("web:2@sha256:{}", String::from(c).repeat(64));
+        old.update.parallelism = 3;
+        old.task.container.env.clone_from(&new.task.container.env);
+        new.task.container.image = digest('a');
+        new.update.delay = Duration::from_millis(1500);
+        assert_eq!(summary(&old, &new), "Image: web:1 → web:2, Delay: 0s → 1.5s");
+        (old.task.container.image, old.update) = (digest('b'), new.update.clone());
+        assert_eq!(
+            summary(&old, &new),
+            "Image: web:2@sha256:bbbbbbbbbbbb → web:2@sha256:aaaaaaaaaaaa"
+        );
     }
 }

@@ -403,8 +403,8 @@ async fn rebalance(client: &Client, service: String, parallelism: u32, dry_run: 
         let host = host.map_or("a node that is gone", |(n, _)| n.description.hostname.as_str());
         render::line(format!("{} leaves {host}", task.name()));
     }
-    let (count, verb) = (moving.len(), if dry_run { "would move" } else { "move" });
-    render::progress(&format!("{name}: {count} tasks {verb}"));
+    let verb = if dry_run { "would move" } else { "to move" };
+    render::progress(&format!("{name}: {} {verb}", render::tasks(moving.len())));
     Ok(())
 }
 

@@ -8,6 +8,8 @@ use model::object::{Service, Task};
 use model::spec::ServiceMode;
 use model::units::format_duration;
 
+use crate::render;
+
 /// Exit code of a run that failed for good, or was replaced.
 const FAILED: u8 = 1;
 
@@ -43,13 +45,17 @@ pub(super) fn outcome(service: &Service, by_hand: bool) -> Option<Outcome> {
     let took = format_duration(ended.since(run.started_at));
     Some(match run.state {
         RunState::Completed => Outcome {
-            text: format!("job complete: {} tasks in {took}", run.completed),
+            text: format!(
+                "job complete: {} in {took}",
+                render::tasks(run.completed as usize)
+            ),
             code: 0,
         },
         RunState::Active | RunState::Failed => Outcome {
             text: format!(
-                "job failed: {} tasks completed, {} failed for good",
-                run.completed, run.failed
+                "job failed: {} completed, {} failed for good",
+                render::tasks(run.completed as usize),
+                run.failed
             ),
             code: FAILED,
         },
