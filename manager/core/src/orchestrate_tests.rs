@@ -835,6 +835,36 @@ fn every_node_says_why_it_takes_no_task_and_whether_it_takes_one_more() {
 }
 
 #[test]
+fn a_node_says_what_of_it_is_in_the_way() {
+    let mut sim = Sim::new(3);
+    let mut db = spec("a", 1);
+    db.name = "db".into();
+    db.task.resources.reservations.memory = Bytes(3 << 30);
+    db.task.placement.constraints = vec!["node.hostname==n1".into()];
+    sim.create(db);
+    sim.run(5);
+    sim.node_spec(2, |s| s.availability = Availability::Drain);
+    sim.node_spec(3, |s| s.availability = Availability::Pause);
+    let mut web = spec("a", 1);
+    web.task.resources.reservations.memory = Bytes(6 << 30);
+    sim.create(web);
+    sim.run(5);
+    let (tasks, _) = crate::schedule::explain::service_why(&sim.state, sim.web().id);
+    let nodes = tasks.iter().flat_map(|(_, nodes)| nodes);
+    let said: Vec<String> = (nodes.filter(|n| n.node != NodeId(99)))
+        .map(|n| format!("{}: {}", n.hostname, n.reason))
+        .collect();
+    assert_eq!(
+        said,
+        [
+            "n1: insufficient resources (reserves 6GiB): it has 5GiB of 8GiB free",
+            "n2: not ready, paused or drained: it is drained",
+            "n3: not ready, paused or drained: it is paused",
+        ]
+    );
+}
+
+#[test]
 fn a_node_that_others_do_not_reach_comes_last() {
     let mut sim = Sim::new(3);
     let mut alone = sim.state.node(NodeId(1)).unwrap().as_ref().clone();

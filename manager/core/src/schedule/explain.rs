@@ -2,9 +2,9 @@
 
 use std::collections::BTreeMap;
 
-use model::object::{SlotKey, Task};
+use model::object::{Availability, Node, NodeState, SlotKey, Task};
 use model::task_state::TaskState;
-use model::{ServiceId, TaskId};
+use model::{Bytes, NanoCpus, ServiceId, TaskId};
 
 use super::filter::{self, Refused};
 use crate::state::State;
@@ -88,6 +88,48 @@ fn asked_of(refused: Refused, task: &Task) -> String {
     }
 }
 
+/// What it is about a node that its filter refuses a task.
+fn of_node(state: &State, node: &Node, refused: Refused, task: &Task) -> String {
+    match refused {
+        Refused::NotReady => {
+            let is = match (node.status.state, node.spec.availability) {
+                (NodeState::Down, _) => "down",
+                (NodeState::Unknown, _) => "not heard of yet",
+                (NodeState::Ready, Availability::Drain) => "drained",
+                (NodeState::Ready, Availability::Pause) => "paused",
+                (NodeState::Ready, Availability::Active) => return String::new(),
+            };
+            format!(": it is {is}")
+        }
+        Refused::Resources => {
+            let (used, wanted) = (state.usage(node.id), &task.spec.resources.reservations);
+            let (cpus, memory) = (node.description.cpus, node.description.memory);
+            let mut free = Vec::new();
+            if wanted.cpu.0 > 0 {
+                let left = NanoCpus(cpus.0.saturating_sub(used.cpu.0));
+                free.push(format!("{left} of {cpus} CPUs"));
+            }
+            if wanted.memory.0 > 0 {
+                let left = Bytes(memory.0.saturating_sub(used.memory.0));
+                free.push(format!("{left} of {memory}"));
+            }
+            format!(": it has {} free", free.join(" and "))
+        }
+        Refused::HostPort => {
+            let holds = filter::holds_port(state, node, task);
+            holds.map_or_else(String::new, |holder| format!(": {} has it", holder.name()))
+        }
+        Refused::Constraint
+        | Refused::Platform
+        | Refused::MaxReplicas
+        | Refused::CannotEncrypt
+        | Refused::Generic
+        | Refused::Affinity
+        | Refused::Kept
+        | Refused::Unheard => String::new(),
+    }
+}
+
 /// Tasks of which it is said why they have no node; of more, it is the same again.
 pub const TASKS_MAX: usize = 5;
 
@@ -110,10 +152,18 @@ pub fn service_why(state: &State, id: ServiceId) -> (Vec<(Task, Vec<NodeReason>)
             node: n.id,
             hostname: n.description.hostname.clone(),
             reason: filter::check_by(state, n, &task, &asked)
-                .map(|r| format!("{}{}", words(r), asked_of(r, &task)))
+                .map(|r| {
+                    format!(
+                        "{}{}{}",
+                        words(r),
+                        asked_of(r, &task),
+                        of_node(state, n, r, &task)
+                    )
+                })
                 .unwrap_or_default(),
         });
-        let nodes = nodes.collect();
+        let mut nodes: Vec<NodeReason> = nodes.collect();
+        nodes.sort_by(|a, b| (&a.hostname, a.node).cmp(&(&b.hostname, b.node)));
         (task, nodes)
     });
     (said.collect(), count)

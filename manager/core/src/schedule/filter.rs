@@ -123,7 +123,7 @@ pub(super) fn check_by(state: &State, node: &Node, task: &Task, asked: &Asked) -
     if !runs_on(node, &task.spec.placement.platforms) {
         return Some(Refused::Platform);
     }
-    if port_taken(state, node, task) {
+    if holds_port(state, node, task).is_some() {
         return Some(Refused::HostPort);
     }
     if cannot_encrypt(node, task) {
@@ -235,11 +235,12 @@ fn canonical(name: &str) -> &str {
     }
 }
 
-fn port_taken(state: &State, node: &Node, task: &Task) -> bool {
+/// The task on a node that has a port which another one asks for.
+pub(super) fn holds_port<'a>(state: &'a State, node: &Node, task: &Task) -> Option<&'a Arc<Task>> {
     if task.host_ports.is_empty() {
-        return false;
+        return None;
     }
-    state.tasks_of_node(node.id).any(|t| {
+    state.tasks_of_node(node.id).find(|t| {
         !replaces(task, t)
             && !t.status.state.is_terminal()
             && t.host_ports.iter().any(|have| {
