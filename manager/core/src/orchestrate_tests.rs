@@ -858,8 +858,8 @@ fn a_node_says_what_of_it_is_in_the_way() {
         said,
         [
             "n1: insufficient resources (reserves 6GiB): it has 5GiB of 8GiB free",
-            "n2: not ready, paused or drained: it is drained",
-            "n3: not ready, paused or drained: it is paused",
+            "n2: it is drained",
+            "n3: it is paused",
         ]
     );
 }

@@ -88,8 +88,9 @@ fn asked_of(refused: Refused, task: &Task) -> String {
     }
 }
 
-/// What it is about a node that its filter refuses a task.
-fn of_node(state: &State, node: &Node, refused: Refused, task: &Task) -> String {
+/// Why one node refuses a task: what is asked of it, and what of it is in the way.
+fn reason(state: &State, node: &Node, refused: Refused, task: &Task) -> String {
+    let asked = || format!("{}{}", words(refused), asked_of(refused, task));
     match refused {
         Refused::NotReady => {
             let is = match (node.status.state, node.spec.availability) {
@@ -97,9 +98,9 @@ fn of_node(state: &State, node: &Node, refused: Refused, task: &Task) -> String 
                 (NodeState::Unknown, _) => "not heard of yet",
                 (NodeState::Ready, Availability::Drain) => "drained",
                 (NodeState::Ready, Availability::Pause) => "paused",
-                (NodeState::Ready, Availability::Active) => return String::new(),
+                (NodeState::Ready, Availability::Active) => return asked(),
             };
-            format!(": it is {is}")
+            format!("it is {is}")
         }
         Refused::Resources => {
             let (used, wanted) = (state.usage(node.id), &task.spec.resources.reservations);
@@ -113,11 +114,11 @@ fn of_node(state: &State, node: &Node, refused: Refused, task: &Task) -> String 
                 let left = Bytes(memory.0.saturating_sub(used.memory.0));
                 free.push(format!("{left} of {memory}"));
             }
-            format!(": it has {} free", free.join(" and "))
+            format!("{}: it has {} free", asked(), free.join(" and "))
         }
         Refused::HostPort => {
             let holds = filter::holds_port(state, node, task);
-            holds.map_or_else(String::new, |holder| format!(": {} has it", holder.name()))
+            holds.map_or_else(asked, |holder| format!("{}: {} has it", asked(), holder.name()))
         }
         Refused::Constraint
         | Refused::Platform
@@ -126,7 +127,7 @@ fn of_node(state: &State, node: &Node, refused: Refused, task: &Task) -> String 
         | Refused::Generic
         | Refused::Affinity
         | Refused::Kept
-        | Refused::Unheard => String::new(),
+        | Refused::Unheard => asked(),
     }
 }
 
@@ -152,14 +153,7 @@ pub fn service_why(state: &State, id: ServiceId) -> (Vec<(Task, Vec<NodeReason>)
             node: n.id,
             hostname: n.description.hostname.clone(),
             reason: filter::check_by(state, n, &task, &asked)
-                .map(|r| {
-                    format!(
-                        "{}{}{}",
-                        words(r),
-                        asked_of(r, &task),
-                        of_node(state, n, r, &task)
-                    )
-                })
+                .map(|r| reason(state, n, r, &task))
                 .unwrap_or_default(),
         });
         let mut nodes: Vec<NodeReason> = nodes.collect();
