@@ -230,7 +230,12 @@ impl Sim {
 
     fn step(&self, task: &Task) -> Option<TaskState> {
         let image = task.spec.container.image.as_str();
-        let old_enough = self.now.since(task.status.at) >= Duration::from_secs(1);
+        let image = match image.strip_prefix("fates:") {
+            Some(fates) => fate(fates, task.slot),
+            None => image,
+        };
+        let since = self.now.since(task.status.at);
+        let old_enough = since >= Duration::from_secs(1);
         if !task.desired.is_live() {
             return Some(TaskState::Shutdown);
         }
@@ -244,6 +249,9 @@ impl Sim {
             TaskState::Starting if image == "unready" => None,
             TaskState::Starting => Some(TaskState::Running),
             TaskState::Running if image == "crash" && old_enough => Some(TaskState::Failed),
+            TaskState::Running if image == "late" && since >= Duration::from_secs(6) => {
+                Some(TaskState::Failed)
+            }
             TaskState::Running if image == "exit" && old_enough => Some(TaskState::Complete),
             TaskState::Running
             | TaskState::Ready
@@ -344,6 +352,21 @@ impl Sim {
 
     pub(crate) fn rollout(&self) -> Option<UpdateState> {
         self.web().update.as_ref().map(|u| u.state)
+    }
+}
+
+/// What the task of a slot does, where each has a letter of its own.
+fn fate(fates: &str, slot: SlotKey) -> &'static str {
+    let SlotKey::Replica(number) = slot else {
+        return "a";
+    };
+    match fates.chars().nth(number as usize - 1) {
+        Some('m') => "missing",
+        Some('c') => "crash",
+        Some('l') => "late",
+        Some('u') => "unready",
+        Some('s') => "slow",
+        _ => "a",
     }
 }
 

@@ -33,7 +33,7 @@ enum Progress {
     Empty,
     /// Has none either, and is about to get one of the old spec again: the manager itself stopped the last.
     Vacant,
-    /// Has no new task that runs, and has had its time: it holds up nothing any more.
+    /// Has had its time, and its new tasks came to nothing or do not stay: it holds up nothing any more.
     GivenUp,
 }
 
@@ -273,7 +273,8 @@ fn is_late(
     tasks: &SlotTasks,
     now: Timestamp,
 ) -> bool {
-    let stands = |t: &Arc<Task>| t.status.state == TaskState::Ready || t.is_ready();
+    // One that waits for its restart's delay waits for no other task.
+    let stands = |t: &Arc<Task>| (t.status.state == TaskState::Ready && t.run_at <= now) || t.is_ready();
     let waits = (tasks.iter()).any(|t| is_live(t) && service.is_current(t) && stands(t));
     !waits && deadline_of(service, status, config, tasks).is_some_and(|at| at <= now)
 }
@@ -297,7 +298,8 @@ fn is_overdue(
     is_late(service, status, config, tasks, now) && (!ran() || unready())
 }
 
-/// Whether a slot that failed is tried no more: it has had its time.
+/// Whether a slot is waited for no more: it has had its time, and its new tasks failed, or ran long enough to be good and ended
+/// nevertheless; what becomes of it then says its restart policy. Not while the old task is about to go for a new one.
 fn is_given_up(
     service: &Service,
     status: &UpdateStatus,
@@ -306,7 +308,18 @@ fn is_given_up(
     tasks: &SlotTasks,
     now: Timestamp,
 ) -> bool {
-    status.failed_slots.contains(&slot) && is_late(service, status, config, tasks, now)
+    let live = || tasks.iter().filter(|t| is_live(t));
+    let stands = |t: &Arc<Task>| t.status.state == TaskState::Ready || t.is_ready();
+    let hands_over =
+        live().any(|t| !service.is_current(t)) && live().any(|t| service.is_current(t) && stands(t));
+    let was_good = |t: &Arc<Task>| {
+        let ran = t
+            .running_at
+            .filter(|_| of_rollout(service, t) && ended_by_itself(t));
+        ran.is_some_and(|ran| t.over_at().since(ran) > config.monitor)
+    };
+    let over = deadline_of(service, status, config, tasks).is_some_and(|at| at <= now);
+    over && !hands_over && (status.failed_slots.contains(&slot) || tasks.iter().any(was_good))
 }
 
 fn too_many_failed(status: &UpdateStatus, config: &UpdateConfig) -> bool {
@@ -593,3 +606,7 @@ fn complete(scratch: &mut Scratch, service: &Service, status: &UpdateStatus, now
         }
     });
 }
+
+#[cfg(test)]
+#[path = "update_tests.rs"]
+mod tests;
