@@ -204,6 +204,26 @@ fn a_task_that_does_not_come_up_in_time_is_a_failure() {
 }
 
 #[test]
+fn a_version_that_does_not_stay_up_is_a_failure_once_it_had_its_time() {
+    let mut sim = Sim::new(2);
+    let mut web = spec("a", 6);
+    web.task.restart.delay = Duration::from_secs(1);
+    web.update.progress_deadline = Duration::from_secs(20);
+    sim.create(web);
+    // It ends just after its monitor, again and again.
+    sim.update(image("late"));
+    sim.run(120);
+    let update = sim.web().update.clone().expect("a rollout");
+    assert_eq!((update.state, update.timed_out), (UpdateState::Paused, true));
+    assert!(
+        update.message.contains("does not stay up after 20s"),
+        "{}",
+        update.message
+    );
+    assert!(sim.images().contains(&"a"), "the rest serves: {:?}", sim.images());
+}
+
+#[test]
 fn one_node_that_does_not_come_holds_up_no_global_rollout() {
     let mut sim = Sim::new(3);
     let mut web = spec("a", 1);

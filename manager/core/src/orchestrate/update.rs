@@ -284,8 +284,11 @@ fn is_unready(service: &Service, task: &Task) -> bool {
     is_live(task) && service.is_current(task) && task.status.state == TaskState::Running && !task.is_ready()
 }
 
+/// Ends of new tasks after which a slot that has had its time, and is down, counts as one that does not stay up.
+const FALLS: usize = 2;
+
 /// Whether a slot has had its time and no new task ever ran, nor is ready and waits for the old one to stop (trap D3); or it was
-/// ready, and is not any more.
+/// ready, and is not any more; or its tasks end again and again, each after it was good.
 fn is_overdue(
     service: &Service,
     status: &UpdateStatus,
@@ -295,7 +298,15 @@ fn is_overdue(
 ) -> bool {
     let ran = || (tasks.iter()).any(|t| of_rollout(service, t) && t.running_at.is_some());
     let unready = || tasks.iter().any(|t| is_unready(service, t));
-    is_late(service, status, config, tasks, now) && (!ran() || unready())
+    let late = is_late(service, status, config, tasks, now);
+    late && (!ran() || unready() || falls(service, status, tasks) >= FALLS)
+}
+
+/// How many new tasks of a slot ended by themselves.
+fn falls(service: &Service, status: &UpdateStatus, tasks: &SlotTasks) -> usize {
+    let fell =
+        |t: &&Arc<Task>| of_rollout(service, t) && ended_by_itself(t) && t.over_at() >= status.started_at;
+    tasks.iter().filter(fell).count()
 }
 
 /// Whether a slot is waited for no more: it has had its time, and its new tasks failed, or ran long enough to be good and ended
@@ -387,14 +398,21 @@ fn late(
     let tasks = (slots.values()).find(|tasks| is_overdue(service, status, config, tasks, now))?;
     let task = (tasks.iter().rev()).find(|t| of_rollout(service, t))?;
     let within = format_duration(config.progress_deadline);
+    let ran = tasks
+        .iter()
+        .any(|t| of_rollout(service, t) && t.running_at.is_some());
     let what = if is_unready(service, task) {
         format!("was not ready for {within}: {}", task.status.message)
     } else {
-        let why = match task.status.error.as_str() {
-            "" => task.status.state.as_str(),
-            error => error,
+        let new = tasks.iter().rev().filter(|t| of_rollout(service, t));
+        let error = new.map(|t| t.status.error.as_str()).find(|e| !e.is_empty());
+        let why = error.unwrap_or(task.status.state.as_str());
+        let what = if ran {
+            "does not stay up after"
+        } else {
+            "did not run within"
         };
-        format!("did not run within {within}: {why}")
+        format!("{what} {within}: {why}")
     };
     Some(format!("because {} {what}", task.name()))
 }

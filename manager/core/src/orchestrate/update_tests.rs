@@ -65,7 +65,7 @@ impl Model {
             let come = match (is_live(task), task.status.state) {
                 (false, _) => New::Over,
                 (true, TaskState::Running) => New::Runs(task.running_at.unwrap_or(task.status.at)),
-                (true, TaskState::Ready) => New::Ready,
+                (true, TaskState::Ready) if task.run_at <= sim.now => New::Ready,
                 (true, _) => New::Comes,
             };
             if slot.new.is_none_or(|known| known == New::Over) {
@@ -76,8 +76,9 @@ impl Model {
     }
 
     /// A task that ends before it runs, or within `monitor` of that, is a failure of its slot; so is a slot in which none ran
-    /// in time.
+    /// in time, or that is down then and had two that ended.
     fn hear(&mut self, sim: &Sim) {
+        let mut ends: BTreeMap<SlotKey, usize> = BTreeMap::new();
         for task in sim
             .tasks("web")
             .into_iter()
@@ -91,6 +92,7 @@ impl Model {
             let by_itself = matches!(task.status.state, TaskState::Failed | TaskState::Rejected);
             let soon = |ran| task.status.at.since(ran) <= self.config.monitor;
             if by_itself {
+                *ends.entry(task.slot).or_default() += 1;
                 let of = if task.running_at.is_none_or(soon) {
                     &mut self.failed
                 } else {
@@ -99,8 +101,15 @@ impl Model {
                 of.insert(task.slot);
             }
         }
+        let view = self.view(sim);
         let late: Vec<SlotKey> = (self.first.keys().copied())
-            .filter(|slot| self.is_late(*slot, sim.now) && !self.ran.contains(slot))
+            .filter(|slot| self.is_late(*slot, sim.now))
+            .filter(|slot| match view.get(slot).and_then(|seen| seen.new) {
+                Some(New::Ready | New::Runs(_)) => false,
+                Some(New::Comes | New::Over) | None => {
+                    !self.ran.contains(slot) || ends.get(slot).is_some_and(|n| *n >= 2)
+                }
+            })
             .collect();
         self.failed.extend(late);
     }
