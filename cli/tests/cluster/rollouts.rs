@@ -48,7 +48,7 @@ pub(crate) fn specs_are_kept(bed: &Bed) -> Outcome {
         "+++ revision 3",
         "Env.V: 2",
         "Env.V: 3",
-        "MemoryBytes: 67108864",
+        "MemoryBytes: 64MiB",
     ] {
         contains(&diff, part)?;
     }
