@@ -47,7 +47,11 @@ impl Asker {
 
     fn sees(&self, service: &str) -> Result<View, Failed> {
         let name = format!("tasks.{service}");
-        let named = hosts::inside(&self.namespace, move || resolve(&name))??;
+        let named = match hosts::inside(&self.namespace, move || resolve(&name))? {
+            // Who answers begins anew, as after a daemon: it is asked again, as resolvers do.
+            Err(e) if e.kind() == std::io::ErrorKind::WouldBlock => usize::MAX,
+            named => named?,
+        };
         Ok((named, self.answering()?))
     }
 
