@@ -400,19 +400,24 @@ fn current(service: &Service, tasks: &BTreeMap<TaskId, Task>) -> (usize, usize) 
     (running, wanted)
 }
 
-/// Whether what a task failed of is past: one that was made for its slot since runs, or completed.
-fn is_over(failed: &Task, tasks: &BTreeMap<TaskId, Task>) -> bool {
+/// When the newest task of each slot that runs, or completed, was made: what failed there before is past.
+fn well_since(tasks: &BTreeMap<TaskId, Task>) -> BTreeMap<SlotKey, Timestamp> {
+    let mut since = BTreeMap::new();
     let well = |t: &&Task| match t.status.state {
         TaskState::Running => t.desired.is_live(),
         state => state == TaskState::Complete,
     };
-    let later = |t: &&Task| t.slot == failed.slot && t.meta.created_at > failed.meta.created_at;
-    tasks.values().filter(later).any(|t| well(&t))
+    for task in tasks.values().filter(well) {
+        let newest = since.entry(task.slot).or_insert(task.meta.created_at);
+        *newest = task.meta.created_at.max(*newest);
+    }
+    since
 }
 
 /// The newest error of a task that is not running, or why one is not ready, so that nobody has to look for it.
 fn reason(update: Option<&UpdateStatus>, tasks: &BTreeMap<TaskId, Task>) -> String {
     let since = update.map_or(Timestamp(0), |u| u.started_at);
+    let well = well_since(tasks);
     let failed = tasks
         .values()
         .filter(|t| {
@@ -420,7 +425,7 @@ fn reason(update: Option<&UpdateStatus>, tasks: &BTreeMap<TaskId, Task>) -> Stri
                 && t.status.state != TaskState::Running
                 && t.desired != DesiredState::Remove
                 && t.status.at >= since
-                && !is_over(t, tasks)
+                && well.get(&t.slot).is_none_or(|at| *at <= t.meta.created_at)
         })
         .max_by_key(|t| t.status.at);
     let unready = || {

@@ -131,19 +131,23 @@ pub(crate) async fn diff(client: &Client, args: &DiffArgs) -> Result<u8, Fail> {
 
 /// What differs, in a line.
 fn summary(old: &ServiceSpec, new: &ServiceSpec) -> String {
-    let short = |path: &str| path.rsplit('.').next().unwrap_or(path).to_owned();
     let all = differences(old, new)
         .into_iter()
         .map(|(path, old, new)| match (old, new) {
             (Some(old), Some(new)) => {
                 let (old, new) = without_digests(&old, &new);
-                format!("{}: {old} → {new}", short(&path))
+                format!("{}: {old} → {new}", key(&path))
             }
-            (None, Some(new)) => format!("+{}: {new}", short(&path)),
-            (Some(old), None) => format!("-{}: {old}", short(&path)),
+            (None, Some(new)) => format!("+{}: {new}", key(&path)),
+            (Some(old), None) => format!("-{}: {old}", key(&path)),
             (None, None) => String::new(),
         });
     all.collect::<Vec<_>>().join(", ")
+}
+
+/// The last part of a path.
+fn key(path: &str) -> &str {
+    path.rsplit('.').next().unwrap_or(path)
 }
 
 /// Two images without their digests where their names tell them apart, else with the beginnings of these; anything else as it
@@ -206,8 +210,7 @@ fn flat(value: &Value) -> BTreeMap<String, String> {
                 into.insert(path.to_owned(), text.clone());
             }
             other => {
-                let key = path.rsplit('.').next().unwrap_or(path);
-                into.insert(path.to_owned(), render::scalar(key, other));
+                into.insert(path.to_owned(), render::scalar(key(path), other));
             }
         }
     }

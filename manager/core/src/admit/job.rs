@@ -108,10 +108,9 @@ pub fn run_job(state: &State, reference: &str, now: Timestamp) -> Result<Admitte
             service.spec.mode.as_str()
         )));
     };
-    let rule = (service.spec.schedule.as_ref()).map_or(Concurrency::Forbid, |s| s.concurrency);
     if !job::begin(state, service, &mut status, None, now) {
         let active: Vec<String> = status.active().map(|r| r.iteration.to_string()).collect();
-        let why = match rule {
+        let why = match job::concurrency(&service.spec) {
             Concurrency::Allow => format!("at most {RUNS_ACTIVE_MAX} go on at a time"),
             Concurrency::Forbid | Concurrency::Replace => "its concurrency is forbid".into(),
         };

@@ -64,6 +64,11 @@ pub(crate) fn completed(state: &State, id: ServiceId, run: u64) -> u32 {
     u32::try_from(slots.len()).unwrap_or(u32::MAX)
 }
 
+/// What is done when a run is to begin and another is under way.
+pub(crate) fn concurrency(spec: &ServiceSpec) -> Concurrency {
+    (spec.schedule.as_ref()).map_or(Concurrency::Forbid, |s| s.concurrency)
+}
+
 /// Begins a run, as [`JobStatus::begin`] does, but that none stands in its way which has come to nothing: one of what the job
 /// was before it was changed, and of which nothing runs.
 pub(crate) fn begin(
@@ -73,7 +78,7 @@ pub(crate) fn begin(
     due_at: Option<Timestamp>,
     now: Timestamp,
 ) -> bool {
-    let rule = (service.spec.schedule.as_ref()).map_or(Concurrency::Forbid, |s| s.concurrency);
+    let rule = concurrency(&service.spec);
     let done = |run| completed(state, service.id, run);
     if job.begin(&service.spec, rule, due_at, now, done) {
         return true;

@@ -240,9 +240,17 @@ fn of_rollout(service: &Service, task: &Task) -> bool {
 /// Whether a task of the new spec ended before it ran, or within `monitor` of running; a canary at any time, until it is promoted.
 fn failed_in_rollout(service: &Service, status: &UpdateStatus, config: &UpdateConfig, task: &Task) -> bool {
     let watched = |ran| task.over_at().since(ran) <= config.monitor || canaries(status, config).is_some();
-    // What went wrong before it was resumed is forgiven.
-    let counts = ended_by_itself(task) && task.over_at() >= status.started_at;
-    of_rollout(service, task) && counts && task.running_at.is_none_or(watched)
+    fell(service, status, task) && task.running_at.is_none_or(watched)
+}
+
+/// Whether a task of the new spec ended by itself; what went wrong before the rollout was resumed is forgiven.
+fn fell(service: &Service, status: &UpdateStatus, task: &Task) -> bool {
+    of_rollout(service, task) && ended_by_itself(task) && task.over_at() >= status.started_at
+}
+
+/// Whether a task of the new spec ever ran in a slot.
+fn ran(service: &Service, tasks: &SlotTasks) -> bool {
+    (tasks.iter()).any(|t| of_rollout(service, t) && t.running_at.is_some())
 }
 
 /// When a slot has had its time, if it was begun and there is a bound.
@@ -296,17 +304,10 @@ fn is_overdue(
     tasks: &SlotTasks,
     now: Timestamp,
 ) -> bool {
-    let ran = || (tasks.iter()).any(|t| of_rollout(service, t) && t.running_at.is_some());
+    let falls = || tasks.iter().filter(|t| fell(service, status, t)).count();
     let unready = || tasks.iter().any(|t| is_unready(service, t));
     let late = is_late(service, status, config, tasks, now);
-    late && (!ran() || unready() || falls(service, status, tasks) >= FALLS)
-}
-
-/// How many new tasks of a slot ended by themselves.
-fn falls(service: &Service, status: &UpdateStatus, tasks: &SlotTasks) -> usize {
-    let fell =
-        |t: &&Arc<Task>| of_rollout(service, t) && ended_by_itself(t) && t.over_at() >= status.started_at;
-    tasks.iter().filter(fell).count()
+    late && (!ran(service, tasks) || unready() || falls() >= FALLS)
 }
 
 /// Whether a slot is waited for no more: it has had its time, and its new tasks failed, or ran long enough to be good and ended
@@ -398,16 +399,13 @@ fn late(
     let tasks = (slots.values()).find(|tasks| is_overdue(service, status, config, tasks, now))?;
     let task = (tasks.iter().rev()).find(|t| of_rollout(service, t))?;
     let within = format_duration(config.progress_deadline);
-    let ran = tasks
-        .iter()
-        .any(|t| of_rollout(service, t) && t.running_at.is_some());
     let what = if is_unready(service, task) {
         format!("was not ready for {within}: {}", task.status.message)
     } else {
         let new = tasks.iter().rev().filter(|t| of_rollout(service, t));
         let error = new.map(|t| t.status.error.as_str()).find(|e| !e.is_empty());
         let why = error.unwrap_or(task.status.state.as_str());
-        let what = if ran {
+        let what = if ran(service, tasks) {
             "does not stay up after"
         } else {
             "did not run within"
